@@ -1,0 +1,144 @@
+// What a grant is, and the pure rules of time and state. No clock, no store, no network: everything comes in as an argument.
+
+/** The application's own key for a user. Compared byte for byte; see {@link parseUserKey}. */
+export type UserKey = string & { readonly __brand: 'UserKey' }
+
+/** 1 to 255 characters that need no escaping in a path, a log line or a shell. */
+const USER_KEY = /^[A-Za-z0-9._~@:+-]{1,255}$/
+
+/** Keys that begin so are made by a login and cannot be named by an application. */
+export const PAGERO_USER_PREFIX = 'pagero:'
+
+/** Returns the text as a user key, or undefined if it is none. */
+export function parseUserKey(text: string): UserKey | undefined {
+  return USER_KEY.test(text) ? (text as UserKey) : undefined
+}
+
+export const GRANT_STATES = ['active', 'suspect', 'reauthentication_required', 'revoked'] as const
+export type GrantState = (typeof GRANT_STATES)[number]
+
+/** Why a grant died: told by the ledger, not guessed from an error text. */
+export const DEATH_CAUSES = [
+  'revoked_or_expired',
+  'rotation_lost',
+  'restored_database',
+  'lifetime_over',
+] as const
+export type DeathCause = (typeof DEATH_CAUSES)[number]
+
+/** Why a refresh was begun. */
+export const REFRESH_CAUSES = [
+  'expiry',
+  'min_ttl',
+  'rejected',
+  'ahead',
+  'keep_alive',
+  'import',
+  'recovery',
+] as const
+export type RefreshCause = (typeof REFRESH_CAUSES)[number]
+
+/** What came of a refresh attempt, as the ledger keeps it. */
+export const ATTEMPT_OUTCOMES = [
+  'granted',
+  'refused',
+  'rejected_client',
+  'not_processed',
+  'in_doubt',
+] as const
+export type AttemptOutcome = (typeof ATTEMPT_OUTCOMES)[number]
+
+/** One answer of the token endpoint, read leniently: whatever else was odd in it, these are what must not be lost. */
+export interface TokenSet {
+  accessToken: string | undefined
+  /** Undefined means that the server sent none: the old one stays current (RFC 6749 section 6). */
+  refreshToken: string | undefined
+  /** Life of the access token in seconds, counted from before the request was sent. */
+  expiresInSeconds: number
+  scope: string
+  idToken: string | undefined
+}
+
+/** What came of presenting a code or a refresh token. Each kind decides the grant's next state. */
+export type TokenOutcome =
+  /** Store it. */
+  | { kind: 'granted'; tokens: TokenSet; httpStatus: number }
+  /** `invalid_grant`: the code or refresh token is dead. */
+  | { kind: 'refused'; httpStatus: number }
+  /** `invalid_client` and kin: the operator's to mend, no grant is touched. */
+  | { kind: 'rejected_client'; httpStatus: number; error: string }
+  /** Surely not processed: never sent, or answered as not consumed. */
+  | {
+      kind: 'not_processed'
+      reason: string
+      httpStatus?: number
+      retryAfterSeconds?: number
+      /** The server could not be reached or did not answer sensibly; counts for the breaker. */
+      unreachable: boolean
+    }
+  /** Sent, then no trustworthy answer: the token is spent, perhaps. */
+  | { kind: 'in_doubt'; reason: string; httpStatus?: number }
+
+/** An access token as it is stored. Instants are the database's. */
+export interface SealedAccessToken {
+  sealed: Buffer
+  /** Before the request for it was sent: its life is counted from here. */
+  requestedAt: Date
+  expiresAt: Date
+  /** base64url of SHA-256 of the token, 43 characters. */
+  fingerprint: string
+}
+
+/** A grant as read from the store in one statement; `readAt` is the database clock of that statement. */
+export interface Grant {
+  user: UserKey
+  /** Changes with each login, confirmation and import; tells a late answer of a replaced login. */
+  loginId: string
+  state: GrantState
+  stateReason: string | null
+  /** Grows by one with every refresh token stored, over logins too. */
+  generation: number
+  refreshTokenSealed: Buffer | null
+  accessToken: SealedAccessToken | null
+  scope: string
+  keyId: string | null
+  pageroIssuer: string | null
+  pageroSubject: string | null
+  phase: 'idle' | 'armed'
+  attemptId: string | null
+  owner: string | null
+  ownerBoot: string | null
+  leaseUntil: Date | null
+  nextRetryAt: Date | null
+  failureCount: number
+  authenticatedAt: Date
+  rotatedAt: Date
+  lastUsedAt: Date | null
+  rollingExpiresAt: Date
+  absoluteExpiresAt: Date
+  readAt: Date
+}
+
+/** When the grant runs out by the earlier of the two readings of "rolling lifetime of three years". */
+export function grantExpiresAt(grant: Pick<Grant, 'rollingExpiresAt' | 'absoluteExpiresAt'>): Date {
+  return grant.rollingExpiresAt < grant.absoluteExpiresAt
+    ? grant.rollingExpiresAt
+    : grant.absoluteExpiresAt
+}
+
+/** Life that Pagero documents for an access token, used when an answer does not say. */
+export const DEFAULT_ACCESS_TOKEN_LIFE_SECONDS = 600
+
+/** Whole life of the stored access token in seconds; Pagero's documented one when there is none. */
+export function accessTokenLifeSeconds(grant: Pick<Grant, 'accessToken'>): number {
+  const { accessToken } = grant
+  if (accessToken === null) return DEFAULT_ACCESS_TOKEN_LIFE_SECONDS
+  return (accessToken.expiresAt.getTime() - accessToken.requestedAt.getTime()) / 1000
+}
+
+/** Life that the stored access token has left, in seconds by the database clock; 0 when there is none. */
+export function accessTokenSecondsLeft(grant: Pick<Grant, 'accessToken' | 'readAt'>): number {
+  const { accessToken, readAt } = grant
+  if (accessToken === null) return 0
+  return Math.max(0, (accessToken.expiresAt.getTime() - readAt.getTime()) / 1000)
+}

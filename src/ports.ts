@@ -1,0 +1,311 @@
+// The outside world as types. The core is written against these; adapters implement them and never call back.
+// A function's first parameter is a `Pick` of `Ports`: the list of what it can reach.
+
+import type {
+  AttemptOutcome,
+  Grant,
+  GrantState,
+  RefreshCause,
+  SealedAccessToken,
+  TokenOutcome,
+  UserKey,
+} from './grant.ts'
+
+export interface Clock {
+  /** Wall clock of this process: for texts and cookies, never for what two replicas must agree on. */
+  now(): Date
+  /** Milliseconds that only ever grow; for deadlines. */
+  monotonicMs(): number
+  /** Resolves after the delay, or at once when the signal fires. Never rejects, never keeps the process alive. */
+  sleep(delayMs: number, signal?: AbortSignal): Promise<void>
+}
+
+/** The only fields a log line may carry. What is not listed here cannot be logged. */
+export interface LogFields {
+  requestId?: string
+  method?: string
+  /** The route's pattern, never the path as sent. */
+  route?: string
+  status?: number
+  durationMs?: number
+  user?: string
+  caller?: string
+  code?: string
+  attemptId?: string
+  generation?: number
+  cause?: string
+  outcome?: string
+  reason?: string
+  state?: string
+  setting?: string
+  keyId?: string
+  address?: string
+  port?: number
+  count?: number
+  bytes?: number
+  path?: string
+  signal?: string
+  version?: string
+  upstreamStatus?: number
+  retryAfterSeconds?: number
+  /** Reduced to its class, code and stack frames; its message is kept only for the broker's own errors. */
+  error?: unknown
+}
+
+/** One event a line. The event's name is a constant in snake_case; it is never built from input. */
+export interface Log {
+  trace(event: string, fields?: LogFields): void
+  debug(event: string, fields?: LogFields): void
+  info(event: string, fields?: LogFields): void
+  warn(event: string, fields?: LogFields): void
+  error(event: string, fields?: LogFields): void
+}
+
+// ── Sealing ──────────────────────────────────────────────────────────────────────────────────────
+
+/** Where a sealed value stands. Every part is bound into it; an empty one is an error. */
+export interface SealContext {
+  table: 'grants' | 'login_transactions' | 'revocations' | 'pending_grants'
+  column: string
+  /** The row: user key, state hash, revocation id. */
+  row: string
+  /** Sets apart two lives of one row: the login id of a grant, the row again elsewhere. */
+  salt: string
+  generation: number
+}
+
+export interface Sealer {
+  /** Id of the key that seals now. */
+  readonly primaryKeyId: string
+  seal(context: SealContext, secret: string): Buffer
+  /** @throws BrokerError `integrity_failure` if the value is not this context's, was changed, or its key is missing. */
+  open(context: SealContext, sealed: Buffer): string
+  /** Keyed digest of a token for the ledger: equal tokens of one grant give equal digests, nothing else can be learnt. */
+  digest(context: SealContext, secret: string): Buffer
+}
+
+// ── Grants ───────────────────────────────────────────────────────────────────────────────────────
+
+/** Write-ahead intent: no attempt row, no call to the token endpoint. */
+export interface ArmRequest {
+  user: UserKey
+  loginId: string
+  generation: number
+  attemptId: string
+  tokenDigest: Buffer
+  cause: RefreshCause
+  replica: string
+  boot: string
+  leaseSeconds: number
+}
+
+/** A token set sealed for generation `generation`, on its way into the row. What the spool keeps. */
+export interface Successor {
+  user: UserKey
+  loginId: string
+  attemptId: string
+  /** Generation that the successor becomes: that of the presented token plus one. */
+  generation: number
+  refreshTokenSealed: Buffer
+  keyId: string
+  accessToken: SealedAccessToken | null
+  scope: string
+  httpStatus: number
+  durationMs: number
+}
+
+export type StoreResult =
+  /** The row took it now. */
+  | 'stored'
+  /** The row has it already, or a later one of the same login. */
+  | 'already_stored'
+  /** The grant was closed, replaced by another login, or is gone: the token must be revoked. */
+  | 'superseded'
+
+/** A grant that a login brought, sealed for `generation`. */
+export interface NewGrant {
+  user: UserKey
+  loginId: string
+  /** Generation of the row that this replaces, or 0 when there must be none. */
+  replaces: number
+  refreshTokenSealed: Buffer
+  keyId: string
+  accessToken: Omit<SealedAccessToken, 'requestedAt' | 'expiresAt'> | null
+  /** How long ago the token request was sent, and how long the access token lives from there, in seconds. */
+  requestedSecondsAgo: number
+  expiresInSeconds: number
+  scope: string
+  pageroIssuer: string | null
+  pageroSubject: string
+  /** The refresh token that this replaces, to be revoked at Pagero; written in the same transaction. */
+  revocation: NewRevocation | undefined
+}
+
+export interface GrantStore {
+  find(user: UserKey): Promise<Grant | undefined>
+  /** Returns the database's instant of arming, or undefined when the row is not ours to arm. One autocommit statement. */
+  arm(request: ArmRequest): Promise<{ armedAt: Date } | undefined>
+  /** Closes an attempt that brought no successor and lets the row be armed again after the back-off. */
+  disarm(end: {
+    user: UserKey
+    attemptId: string
+    outcome: Exclude<AttemptOutcome, 'granted'>
+    httpStatus: number | null
+    durationMs: number
+    retryInSeconds: number
+    /** New state of the grant, when the outcome decides one. */
+    state?: { state: GrantState; reason: string }
+    /** An attempt in doubt leaves the row armed: only the take-over rule frees it. */
+    stayArmed: boolean
+  }): Promise<void>
+  /** Compare-and-set on login and generation alone, never on owner, attempt or lease. */
+  store(successor: Successor): Promise<StoreResult>
+  /** Puts a login's grant in place of the row at `replaces`; false when the row has moved on. */
+  connect(grant: NewGrant): Promise<boolean>
+  /** Closes the grant at `generation`, ends its sessions, queues the revocation; false when the row has moved on. */
+  close(
+    user: UserKey,
+    generation: number,
+    revocation: NewRevocation | undefined,
+  ): Promise<boolean>
+  /** Notes that the grant was used, at most once a minute for a grant. */
+  touch(user: UserKey): Promise<void>
+}
+
+// ── Revocations: refresh tokens that Pagero must still be told to forget ─────────────────────────
+
+export interface NewRevocation {
+  revocationId: string
+  user: UserKey
+  tokenSealed: Buffer
+  keyId: string
+}
+
+export interface Revocation extends NewRevocation {
+  failureCount: number
+}
+
+export interface RevocationStore {
+  add(revocation: NewRevocation): Promise<void>
+  /** Takes up to `limit` due ones and hides them from others for `leaseSeconds`. */
+  take(limit: number, leaseSeconds: number): Promise<Revocation[]>
+  /** Forgets one that Pagero has confirmed. */
+  done(revocationId: string): Promise<void>
+  retryLater(revocationId: string, delaySeconds: number): Promise<void>
+}
+
+// ── Logins and sessions ──────────────────────────────────────────────────────────────────────────
+
+export interface LoginTransaction {
+  stateHash: Buffer
+  browserBindingHash: Buffer
+  codeVerifierSealed: Buffer | null
+  nonceHash: Buffer | null
+  returnTo: string
+  /** Session whose cookie came with the request that began the login; it ends when the login succeeds. */
+  replacesSessionHash: Buffer | null
+}
+
+export interface LoginTransactionStore {
+  /** Stores it and drops the oldest of this browser beyond `pendingMax`. */
+  create(
+    transaction: LoginTransaction,
+    limits: { lifetimeSeconds: number; pendingMax: number },
+  ): Promise<void>
+  /** Takes the transaction out, once: one DELETE … RETURNING that matches state and browser and has not expired. */
+  consume(stateHash: Buffer, browserBindingHash: Buffer): Promise<LoginTransaction | undefined>
+  sweep(): Promise<number>
+}
+
+export interface Session {
+  user: UserKey
+  createdAt: Date
+  idleExpiresAt: Date
+  absoluteExpiresAt: Date
+}
+
+export interface SessionLifetimes {
+  idleSeconds: number
+  absoluteSeconds: number
+}
+
+export interface SessionStore {
+  create(
+    tokenHash: Buffer,
+    user: UserKey,
+    lifetimes: SessionLifetimes,
+    options: { replaces: Buffer | null; perUserMax: number },
+  ): Promise<Session>
+  /** Returns the live session and slides its idle expiry (written at most every 30 s); undefined when ended or expired. */
+  resolve(tokenHash: Buffer, lifetimes: SessionLifetimes): Promise<Session | undefined>
+  end(tokenHash: Buffer): Promise<void>
+  endAll(user: UserKey): Promise<number>
+  sweep(): Promise<number>
+}
+
+export interface ReplicaStore {
+  heartbeat(replica: string, boot: string): Promise<void>
+  spoolDrained(replica: string, boot: string): Promise<void>
+}
+
+// ── The authorization server ─────────────────────────────────────────────────────────────────────
+
+export interface AuthorizationRequest {
+  state: string
+  nonce: string | undefined
+  codeChallenge: string | undefined
+  prompt: 'login' | undefined
+}
+
+export interface AuthorizationServer {
+  /** The URL that the browser is sent to. `redirect_uri` and scope are those configured, byte for byte. */
+  authorizationUrl(request: AuthorizationRequest): string
+  /**
+   * Checks state and issuer of an authorization response (RFC 6749 section 4.1.2, RFC 9207) and returns what it brings.
+   * @throws BrokerError `login_transaction_invalid` on a doubled or missing parameter, a wrong or missing issuer
+   */
+  readAuthorizationResponse(
+    parameters: URLSearchParams,
+    state: string,
+  ): { code: string } | { error: string }
+  /** Presents the code once. */
+  exchangeCode(code: string, codeVerifier: string | undefined): Promise<TokenOutcome>
+  /** Presents the refresh token once, on a fresh connection; `sendBeforeMs` is monotonic, later than that it is not sent. */
+  refresh(
+    refreshToken: string,
+    limits: { sendBeforeMs: number; deadlineMs: number },
+  ): Promise<TokenOutcome>
+  /** True when Pagero confirmed; false means try again later. Never throws. */
+  revoke(refreshToken: string): Promise<boolean>
+  /**
+   * Checks the claims of an ID token: `aud`, `exp`, `nonce` always, `iss` and the signature when configured.
+   * Returns them, or a sentence that says what is wrong.
+   */
+  readIdToken(
+    idToken: string,
+    nonceHash: Buffer | null,
+  ): Promise<{ claims: Readonly<Record<string, unknown>> } | { invalid: string }>
+}
+
+/** A durable place beside the database, for sealed answers on their way into it. */
+export interface Spool {
+  /** Durable when it resolves: file and directory are synced. */
+  write(successor: Successor): Promise<void>
+  remove(attemptId: string): Promise<void>
+  list(): Promise<Successor[]>
+  /** Throws when nothing could be written now. */
+  checkWritable(): Promise<void>
+}
+
+export interface Ports {
+  clock: Clock
+  log: Log
+  sealer: Sealer
+  grants: GrantStore
+  revocations: RevocationStore
+  loginTransactions: LoginTransactionStore
+  sessions: SessionStore
+  replicas: ReplicaStore
+  authorizationServer: AuthorizationServer
+  spool: Spool
+}
