@@ -44,6 +44,8 @@ export interface ProblemExtensions {
   reconnectUrl?: string
   /** The refresh attempt that the problem is about. */
   attemptId?: string
+  /** Status that Pagero's API answered a forwarded call with (`upstream_refused`); told in Proxy-Status, not in the body. */
+  receivedStatus?: number
   /** What is wrong with the request, one entry for each place (`request_invalid`). */
   errors?: ReadonlyArray<{ pointer: string; detail: string }>
 }
@@ -70,4 +72,12 @@ export class BrokerError extends Error {
     this.detail = detail
     this.extensions = extensions
   }
+}
+
+/**
+ * The one answer for a user without a grant, and for a user that the caller may not see: word for word the same,
+ * so that nobody learns from it which users there are.
+ */
+export function grantNotFound(): BrokerError {
+  return new BrokerError('grant_not_found', 'There is no grant for this user.')
 }

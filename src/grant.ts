@@ -1,5 +1,8 @@
 // What a grant is, and the pure rules of time and state. No clock, no store, no network: everything comes in as an argument.
 
+import { createHash } from 'node:crypto'
+import type { SealContext } from './ports.ts'
+
 /** The application's own key for a user. Compared byte for byte; see {@link parseUserKey}. */
 export type UserKey = string & { readonly __brand: 'UserKey' }
 
@@ -117,6 +120,25 @@ export interface Grant {
   rollingExpiresAt: Date
   absoluteExpiresAt: Date
   readAt: Date
+}
+
+/** What the sealed columns of a grant are bound to: user, login and generation. */
+export function grantSealContext(
+  column: 'refresh_token_sealed' | 'access_token_sealed',
+  grant: { user: UserKey; loginId: string; generation: number },
+): SealContext {
+  return {
+    table: 'grants',
+    column,
+    row: grant.user,
+    salt: grant.loginId,
+    generation: grant.generation,
+  }
+}
+
+/** base64url of SHA-256 of an access token, 43 characters: anyone who holds the token can compute it. */
+export function fingerprintOf(accessToken: string): string {
+  return createHash('sha256').update(accessToken).digest('base64url')
 }
 
 /** When the grant runs out by the earlier of the two readings of "rolling lifetime of three years". */

@@ -4,7 +4,6 @@
 import type {
   AttemptOutcome,
   Grant,
-  GrantState,
   RefreshCause,
   SealedAccessToken,
   TokenOutcome,
@@ -39,6 +38,8 @@ export interface LogFields {
   state?: string
   setting?: string
   keyId?: string
+  /** Of an access token: tells which was handed out without saying it. */
+  fingerprint?: string
   address?: string
   port?: number
   count?: number
@@ -141,6 +142,18 @@ export interface NewGrant {
   revocation: NewRevocation | undefined
 }
 
+/** Forensics of a refusal: why a refresh token may be dead, as far as the ledger can tell. */
+export interface Evidence {
+  /** An earlier attempt presented this very token and its end is unknown. */
+  unknownBefore: boolean
+  /** Refusals of this token so far, the newest included. */
+  refusals: number
+  /** The ledger has seen a later generation of this login than the row holds: the row was restored. */
+  laterGeneration: boolean
+  /** Either reading of the three years is over, or within a day of it. */
+  lifetimeOver: boolean
+}
+
 export interface GrantStore {
   find(user: UserKey): Promise<Grant | undefined>
   /** Returns the database's instant of arming, or undefined when the row is not ours to arm. One autocommit statement. */
@@ -153,23 +166,52 @@ export interface GrantStore {
     httpStatus: number | null
     durationMs: number
     retryInSeconds: number
-    /** New state of the grant, when the outcome decides one. */
-    state?: { state: GrantState; reason: string }
     /** An attempt in doubt leaves the row armed: only the take-over rule frees it. */
     stayArmed: boolean
   }): Promise<void>
   /** Compare-and-set on login and generation alone, never on owner, attempt or lease. */
   store(successor: Successor): Promise<StoreResult>
+  /** Ends the ledger entry of a superseded successor, once its revocation is queued. */
+  finishSuperseded(successor: Successor): Promise<void>
   /** Puts a login's grant in place of the row at `replaces`; false when the row has moved on. */
   connect(grant: NewGrant): Promise<boolean>
   /** Closes the grant at `generation`, ends its sessions, queues the revocation; false when the row has moved on. */
-  close(
+  close(user: UserKey, generation: number, revocation: NewRevocation | undefined): Promise<boolean>
+  /** Gives a verdict on the grant at `generation`: no token of it is presented any more. Nothing is deleted. */
+  condemn(
     user: UserKey,
     generation: number,
-    revocation: NewRevocation | undefined,
-  ): Promise<boolean>
-  /** Notes that the grant was used, at most once a minute for a grant. */
+    verdict: { state: 'suspect' | 'reauthentication_required'; reason: string },
+  ): Promise<void>
+  /** What the ledger knows of the presentations of one generation. */
+  evidence(user: UserKey, loginId: string, generation: number): Promise<Evidence>
+  /** Seconds since the last forced refresh of this user was armed; undefined when there was none. */
+  lastForcedSecondsAgo(user: UserKey): Promise<number | undefined>
+  /** Notes that the grant was used. */
   touch(user: UserKey): Promise<void>
+}
+
+/** One line of the ledger: a refresh token was presented, or is being presented. */
+export interface Attempt {
+  attemptId: string
+  /** Generation of the token that was presented. */
+  generation: number
+  cause: RefreshCause
+  replica: string
+  armedAt: Date
+  /** Null while the attempt runs, or when its process died in it; so is the outcome. */
+  finishedAt: Date | null
+  outcome: AttemptOutcome | null
+  httpStatus: number | null
+  durationMs: number | null
+}
+
+export interface AttemptStore {
+  /** Reads the ledger of a user, newest first, from behind the attempt `after`; undefined when that one is not this user's. */
+  list(
+    user: UserKey,
+    page: { after: string | undefined; limit: number },
+  ): Promise<Attempt[] | undefined>
 }
 
 // ── Revocations: refresh tokens that Pagero must still be told to forget ─────────────────────────
@@ -302,6 +344,7 @@ export interface Ports {
   log: Log
   sealer: Sealer
   grants: GrantStore
+  attempts: AttemptStore
   revocations: RevocationStore
   loginTransactions: LoginTransactionStore
   sessions: SessionStore

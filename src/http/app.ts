@@ -67,15 +67,11 @@ export async function buildApp(
   routes: (app: App) => void | Promise<void>,
 ): Promise<App> {
   const app = createBareApp(ports, settings)
-  const methodsOf = new Map<string, Set<string>>()
-  app.addHook('onRoute', (route) => {
-    const methods = methodsOf.get(route.url) ?? new Set()
-    for (const method of [route.method].flat()) methods.add(method)
-    methodsOf.set(route.url, methods)
-  })
+  const urls = new Set<string>()
+  app.addHook('onRoute', (route) => void urls.add(route.url))
   await routes(app)
   await app.after()
-  refuseOtherMethods(app, methodsOf, settings.listener)
+  refuseOtherMethods(app, urls, settings.listener)
   await app.ready()
   return app
 }
@@ -108,7 +104,8 @@ function createBareApp(ports: { clock: Clock; log: Log }, settings: AppSettings)
         {
           maxHeaderSize: HEADER_BYTES_MAX,
           insecureHTTPParser: false,
-          requireHostHeader: true,
+          // Checked before routing, so that its absence is answered by a problem document too.
+          requireHostHeader: false,
           headersTimeout: HEADERS_TIMEOUT_MS,
           requestTimeout: settings.requestTimeoutMs,
           keepAliveTimeout: KEEP_ALIVE_TIMEOUT_MS,
@@ -173,15 +170,13 @@ function createBareApp(ports: { clock: Clock; log: Log }, settings: AppSettings)
 }
 
 /** Gives each path the answer 405 with `Allow` for the methods that it has not got (RFC 9110 section 15.5.6). */
-function refuseOtherMethods(
-  app: App,
-  methodsOf: ReadonlyMap<string, ReadonlySet<string>>,
-  listener: Listener,
-): void {
-  for (const [url, methods] of [...methodsOf]) {
-    const others = METHODS.filter((method) => !methods.has(method))
+function refuseOtherMethods(app: App, urls: ReadonlySet<string>, listener: Listener): void {
+  for (const url of [...urls]) {
+    // The router is asked, because Fastify tells its hook of a route with and without a slash only once.
+    const present = METHODS.filter((method) => app.hasRoute({ method, url }))
+    const others = METHODS.filter((method) => !present.includes(method))
     if (others.length === 0) continue
-    const allow = [...methods].toSorted().join(', ')
+    const allow = present.toSorted().join(', ')
     app.route({
       method: others,
       url,
@@ -258,7 +253,10 @@ function refusalBeforeRouting(request: IncomingMessage): BrokerError | undefined
     if (name === 'host') hosts += 1
     else if (name === 'authorization') authorizations += 1
   }
-  if (hosts > 1) return invalid('Send exactly one Host header.')
+  // HTTP/1.0 knows no Host; probes of load balancers come so.
+  if (hosts > 1 || (hosts === 0 && httpVersion === '1.1')) {
+    return invalid('Send exactly one Host header.')
+  }
   if (authorizations > 1) return invalid('Send at most one Authorization header.')
   return undefined
 }

@@ -84,7 +84,8 @@ export const PROBLEM_KINDS: Readonly<Record<ProblemCode, ProblemKind>> = {
     status: 409,
     title: 'Connection awaits confirmation',
     meaning: 'The user has come back from Pagero, and the application has not confirmed it yet.',
-    remedy: 'Call POST /v1/users/{user}/grant/confirm with the confirmation that came to return_to.',
+    remedy:
+      'Call POST /v1/users/{user}/grant/confirm with the confirmation that came to return_to.',
   },
   reauthentication_required: {
     status: 409,
@@ -168,15 +169,13 @@ export const PROBLEM_KINDS: Readonly<Record<ProblemCode, ProblemKind>> = {
     status: 502,
     title: 'Pagero is unreachable',
     meaning: "The call to Pagero's API could not be completed: no connection, or one that broke.",
-    remedy:
-      'Try again later. A POST may have been carried out: look before you repeat it.',
+    remedy: 'Try again later. A POST may have been carried out: look before you repeat it.',
   },
   upstream_timeout: {
     status: 504,
     title: 'Pagero took too long',
     meaning: "Pagero's API did not answer within the limit.",
-    remedy:
-      'Try again later. A POST may have been carried out: look before you repeat it.',
+    remedy: 'Try again later. A POST may have been carried out: look before you repeat it.',
   },
   loop_detected: {
     status: 508,
@@ -206,14 +205,12 @@ export const ProblemSchema = Type.Object(
     type: Type.String({ description: 'Path of the page that explains this problem.' }),
     title: Type.String({ description: 'Constant for a type.' }),
     status: Type.Integer(),
-    code: Type.Enum([...PROBLEM_CODES], { description: 'The last segment of type.' }),
+    code: Type.Enum([...PROBLEM_CODES], { type: 'string', description: 'The last segment of type.' }),
     detail: Type.String({ description: 'What was wrong this time, and what to do; for a person.' }),
     instance: Type.String({ description: 'urn:uuid of the request, to be found in the log.' }),
     retry_after: Type.Optional(Type.Integer({ description: 'Seconds; as in Retry-After.' })),
     cause: Type.Optional(Type.String({ description: 'Why a grant died.' })),
-    reconnect_url: Type.Optional(
-      Type.String({ description: 'Where a person can log in again.' }),
-    ),
+    reconnect_url: Type.Optional(Type.String({ description: 'Where a person can log in again.' })),
     attempt_id: Type.Optional(
       Type.String({ description: 'The refresh attempt that the problem is about.' }),
     ),
@@ -245,7 +242,8 @@ export function problemDocument(
       ? error
       : new BrokerError('internal_error', 'The broker met something it did not expect.')
   const { code, detail, extensions } = known
-  const status = statusOf(code, request.listener)
+  // A 407 is between the broker and its upstream; to the client it is a bad gateway.
+  const status = extensions.receivedStatus === 407 ? 502 : statusOf(code, request.listener)
   const retryAfterSeconds =
     extensions.retryAfterSeconds === undefined
       ? undefined
@@ -283,7 +281,10 @@ export function sendProblem(
     requestId: request.id,
   })
   if (retryAfterSeconds !== undefined) reply.header('retry-after', String(retryAfterSeconds))
-  if (status === 401) reply.header('www-authenticate', challengeFor(listener))
+  // A challenge of ours would ask for a credential that was good; it was Pagero's API that refused.
+  if (status === 401 && document['code'] !== 'upstream_refused') {
+    reply.header('www-authenticate', challengeFor(listener))
+  }
   return reply
     .code(status)
     .header('cache-control', 'no-store')

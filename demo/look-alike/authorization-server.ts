@@ -1,0 +1,146 @@
+// A local authorization server that looks like Pagero's and is stricter than it need be: every refresh token works
+// once, and a second use ends the whole login. Tests and the demo talk to it over HTTP, as they would to Pagero.
+
+import { createServer, type Server } from 'node:http'
+import type { AddressInfo } from 'node:net'
+import type { Account } from './accounts.ts'
+import { applyFaults, type Fault } from './faults.ts'
+import { createIssuedAccessTokens } from './issued-access-tokens.ts'
+import { serveLoginPages } from './login-pages.ts'
+import {
+  answerAsPagero,
+  assumeDefaultScope,
+  createProvider,
+  presentOneAtATime,
+} from './provider.ts'
+import { PATHS, type RecordedRequest, recordRequests } from './record.ts'
+import { openStore } from './store.ts'
+
+export type { Account } from './accounts.ts'
+export type { Fault } from './faults.ts'
+export type { RecordedRequest } from './record.ts'
+
+/** The three years that Pagero documents. */
+const REFRESH_TOKEN_LIFE_SECONDS = 3 * 365 * 86_400
+/** The ten minutes that Pagero documents. */
+const ACCESS_TOKEN_LIFE_SECONDS = 600
+
+export interface AuthorizationServerOptions {
+  clientId: string
+  clientSecret: string
+  redirectUris: readonly string[]
+  /** A loopback address, or `localhost`; it is the host of the issuer. */
+  host?: string
+  /** 0, the default, is any free one. */
+  port?: number
+  accessTokenFormat?: 'jwt' | 'opaque'
+  accessTokenLifeSeconds?: number
+  refreshTokenLifeSeconds?: number
+  /** Where to keep what must outlast the process; without it nothing does. */
+  stateFile?: string
+}
+
+export interface LookAlike {
+  /** `http://host:port`. */
+  origin: string
+  issuer: string
+  authorizeUrl: string
+  tokenUrl: string
+  revokeUrl: string
+  jwksUrl: string
+  /** Every request so far, oldest first. */
+  record: RecordedRequest[]
+  /** Append to it; what is used is taken out. */
+  faults: Fault[]
+  /** Returns whose live access token this is. */
+  isActive(accessToken: string): Promise<Account | undefined>
+  /** Makes the API refuse one access token before its time. */
+  rejectAccessToken(accessToken: string): Promise<void>
+  /** Whether a refresh with this token would be granted. */
+  acceptsRefreshToken(refreshToken: string): Promise<boolean>
+  /** Ends the login that a refresh token stands for, as Pagero or the user could at any time. */
+  revokeLogin(refreshToken: string): Promise<void>
+  stop(): Promise<void>
+}
+
+/** Starts the look-alike; resolves when it listens. */
+export async function startAuthorizationServer(
+  options: AuthorizationServerOptions,
+): Promise<LookAlike> {
+  const store = await openStore(options.stateFile)
+  const server = createServer()
+  const host = options.host ?? '127.0.0.1'
+  const origin = `http://${host}:${await listen(server, host, options.port ?? 0)}`
+  const issuer = origin + PATHS.issuer
+  const provider = createProvider(
+    {
+      issuer,
+      clientId: options.clientId,
+      clientSecret: options.clientSecret,
+      redirectUris: options.redirectUris,
+      accessTokenFormat: options.accessTokenFormat ?? 'jwt',
+      accessTokenLifeSeconds: options.accessTokenLifeSeconds ?? ACCESS_TOKEN_LIFE_SECONDS,
+      refreshTokenLifeSeconds: options.refreshTokenLifeSeconds ?? REFRESH_TOKEN_LIFE_SECONDS,
+    },
+    store,
+  )
+  const issued = createIssuedAccessTokens(store.adapter('IssuedAccessToken'))
+  const record: RecordedRequest[] = []
+  const faults: Fault[] = []
+  const stopping = new AbortController()
+
+  provider.on('grant.revoked', (_context, grantId) => void issued.revokeGrant(grantId))
+  provider.use(recordRequests(record))
+  provider.use(serveLoginPages(provider))
+  provider.use(applyFaults(faults, stopping.signal))
+  provider.use(assumeDefaultScope)
+  provider.use(presentOneAtATime())
+  provider.use(answerAsPagero(issued))
+  const answer = provider.callback()
+  server.on('request', (request, response) => void answer(request, response))
+
+  return {
+    origin,
+    issuer,
+    authorizeUrl: origin + PATHS.authorize,
+    tokenUrl: origin + PATHS.token,
+    revokeUrl: origin + PATHS.revoke,
+    jwksUrl: origin + PATHS.jwks,
+    record,
+    faults,
+    isActive: (accessToken) => issued.find(accessToken),
+    rejectAccessToken: (accessToken) => issued.reject(accessToken),
+    async acceptsRefreshToken(refreshToken) {
+      const found = await provider.RefreshToken.find(refreshToken)
+      if (found?.grantId === undefined || found.consumed !== undefined) return false
+      return (await provider.Grant.find(found.grantId)) !== undefined
+    },
+    async revokeLogin(refreshToken) {
+      const grantId = (await provider.RefreshToken.find(refreshToken))?.grantId
+      if (grantId === undefined) return
+      await provider.RefreshToken.revokeByGrantId(grantId)
+      await provider.Grant.adapter.destroy(grantId)
+      await issued.revokeGrant(grantId)
+    },
+    stop: async () => {
+      stopping.abort()
+      await close(server)
+    },
+  }
+}
+
+/** Listens and returns the port. */
+export async function listen(server: Server, host: string, port: number): Promise<number> {
+  await new Promise<void>((resolve, reject) => {
+    server.once('error', reject)
+    server.listen(port, host, resolve)
+  })
+  return (server.address() as AddressInfo).port
+}
+
+/** Stops listening and cuts what is still connected. */
+export async function close(server: Server): Promise<void> {
+  const closed = new Promise<void>((resolve) => server.close(() => resolve()))
+  server.closeAllConnections()
+  await closed
+}

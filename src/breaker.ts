@@ -1,0 +1,98 @@
+// The brake toward the authorization server, one for the process. While it is open no grant is armed but for one probe
+// at a time: in a brown-out each call less is a refresh token less at risk. It never changes a grant.
+
+import { BrokerError } from './errors.ts'
+import type { TokenOutcome } from './grant.ts'
+import type { Clock, Log } from './ports.ts'
+
+/** Five failures within ten seconds: more than one grant's bad luck, less than an outage anybody has noticed. */
+const FAILURES_TO_OPEN = 5
+const FAILURE_WINDOW_MS = 10_000
+
+export interface Breaker {
+  /**
+   * Lets a call pass, or says why not.
+   * @throws BrokerError `client_rejected_by_pagero` or `temporarily_unavailable` while open
+   */
+  admit(): void
+  /** Takes note of what came of a call. */
+  report(outcome: TokenOutcome): void
+}
+
+type Fault = 'rejected_client' | 'unreachable'
+
+/** Makes a closed breaker. `probeSeconds` is the least time between two probes. */
+export function createBreaker(
+  ports: { clock: Pick<Clock, 'monotonicMs'>; log: Log },
+  settings: { breakerProbeSeconds: number },
+): Breaker {
+  const { clock, log } = ports
+  let failedAtMs: number[] = []
+  let open: { fault: Fault; nextProbeAtMs: number } | undefined
+
+  function openFor(fault: Fault): void {
+    if (open === undefined) log.error('breaker_opened', { reason: fault })
+    open = { fault, nextProbeAtMs: clock.monotonicMs() + settings.breakerProbeSeconds * 1000 }
+  }
+
+  return {
+    admit() {
+      if (open === undefined) return
+      const nowMs = clock.monotonicMs()
+      if (nowMs >= open.nextProbeAtMs) {
+        open.nextProbeAtMs = nowMs + settings.breakerProbeSeconds * 1000
+        return
+      }
+      const retryAfterSeconds = Math.max(1, (open.nextProbeAtMs - nowMs) / 1000)
+      throw open.fault === 'rejected_client'
+        ? clientRejected(retryAfterSeconds)
+        : new BrokerError(
+            'temporarily_unavailable',
+            'Pagero does not answer at the moment. The grant is intact.',
+            { retryAfterSeconds },
+          )
+    },
+
+    report(outcome) {
+      const fault = faultOf(outcome)
+      if (fault === undefined) {
+        if (open !== undefined) log.info('breaker_closed', { reason: open.fault })
+        open = undefined
+        failedAtMs = []
+        return
+      }
+      const nowMs = clock.monotonicMs()
+      failedAtMs = [...failedAtMs.filter((atMs) => atMs > nowMs - FAILURE_WINDOW_MS), nowMs]
+      if (
+        fault === 'rejected_client' ||
+        open !== undefined ||
+        failedAtMs.length >= FAILURES_TO_OPEN
+      ) {
+        openFor(fault)
+      }
+    },
+  }
+}
+
+/** The problem of a client id or secret that Pagero does not accept. */
+export function clientRejected(retryAfterSeconds: number): BrokerError {
+  return new BrokerError(
+    'client_rejected_by_pagero',
+    'Pagero does not accept the client id and secret of this broker. The grant is intact; the operator must mend the settings.',
+    { retryAfterSeconds },
+  )
+}
+
+function faultOf(outcome: TokenOutcome): Fault | undefined {
+  switch (outcome.kind) {
+    case 'granted':
+    case 'refused':
+      return undefined
+    case 'rejected_client':
+      return 'rejected_client'
+    case 'not_processed':
+      return outcome.unreachable ? 'unreachable' : undefined
+    case 'in_doubt':
+      return 'unreachable'
+  }
+}

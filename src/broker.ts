@@ -1,0 +1,261 @@
+// The composition root: every part made once, in the order of need, and taken down in the reverse. Nothing here decides
+// anything; `main.ts` reads the settings and listens to signals.
+
+import { randomUUID } from 'node:crypto'
+import { createAccessTokens } from './access-token.ts'
+import { createAntiEntropy } from './anti-entropy.ts'
+import { createCallers } from './callers.ts'
+import { systemClock } from './clock.ts'
+import type { Config, ListenerSettings } from './config.ts'
+import { createForwarder } from './forward.ts'
+import type { App } from './http/app.ts'
+import { buildInternalApp } from './http/internal-app.ts'
+import { buildPublicApp } from './http/public-app.ts'
+import { createAuthorizationServer } from './pagero.ts'
+import { startPeriodic } from './periodic.ts'
+import type { Log, Ports } from './ports.ts'
+import { createAttemptStore } from './postgres/attempt-store.ts'
+import { type Database, openDatabase } from './postgres/database.ts'
+import { readDeploymentId, readKeyIdsInUse } from './postgres/deployment.ts'
+import { startEmbeddedPostgres } from './postgres/embedded.ts'
+import { createGrantStore } from './postgres/grant-store.ts'
+import { createLoginTransactionStore } from './postgres/login-transaction-store.ts'
+import { migrate, readSchemaState } from './postgres/migrate.ts'
+import { createReplicaStore } from './postgres/replica-store.ts'
+import { createRevocationStore } from './postgres/revocation-store.ts'
+import { createSessionStore } from './postgres/session-store.ts'
+import { createRefresher } from './refresh.ts'
+import { createRevoker } from './revocation.ts'
+import { createSealer } from './seal.ts'
+import { Secret } from './secret.ts'
+import { createSpool } from './spool.ts'
+
+/** Connections to PostgreSQL. No request holds one while Pagero is called, so a few go a long way. */
+const POOL_MAX = 10
+/** Where the embedded PostgreSQL keeps its files when DATABASE_URL is not set. */
+const EMBEDDED_DIRECTORY = './data/postgres'
+/** Ended sessions and logins that nobody finished are cleared away this often. */
+const SWEEP_SECONDS = 60
+/** Names the broker in Via and Proxy-Status: the same on every replica, no version, no host. */
+const VIA_PSEUDONYM = 'pagero-token-broker'
+
+export interface Broker {
+  /** Ports that the listeners got; those of the settings, unless these were 0. */
+  publicPort: number
+  internalPort: number
+  /**
+   * Stops without losing anything: unready at once, listening for a while longer so that a balancer can move on, every
+   * accepted request answered, every rotation stored or spooled. Calling it again changes nothing.
+   */
+  stop(): Promise<void>
+}
+
+export interface BrokerOptions {
+  log: Log
+  /** Further routes of the public listener: the demonstration's page. */
+  publicRoutes?: (app: App) => void | Promise<void>
+}
+
+/**
+ * Starts a broker with both listeners.
+ * @throws Error with a sentence for the operator when the schema does not fit or a port is taken
+ */
+export async function startBroker(
+  config: Config,
+  { log, publicRoutes }: BrokerOptions,
+): Promise<Broker> {
+  const clock = systemClock
+  const identity = { replica: config.replicaName, boot: randomUUID() }
+  const closing: Array<() => Promise<unknown>> = []
+  const closeAll = async () => {
+    for (const close of closing.splice(0).toReversed()) await close()
+  }
+  try {
+    const database = await openReadyDatabase(config, log, closing)
+    const sealer = createSealer(config.encryptionKeys, await readDeploymentId(database))
+    const ports: Ports = {
+      clock,
+      log,
+      sealer,
+      grants: createGrantStore(database, {
+        refreshTokenLifetime: config.refreshTokenLifetime,
+        heartbeatStaleSeconds: config.refresh.heartbeatStaleSeconds,
+        databaseSettleSeconds: config.refresh.databaseSettleSeconds,
+      }),
+      attempts: createAttemptStore(database),
+      revocations: createRevocationStore(database.db),
+      loginTransactions: createLoginTransactionStore(database.db),
+      sessions: createSessionStore(database.db),
+      replicas: createReplicaStore(database.db),
+      authorizationServer: createAuthorizationServer(config.pagero, { clock, log }),
+      spool: await createSpool(config.spoolDir, log),
+    }
+    const missingKeys = await findMissingKeys(config, database, log)
+
+    const callers = await createCallers(config.callersFile, ports)
+    closing.push(async () => callers.close())
+    const beat = () => ports.replicas.heartbeat(identity.replica, identity.boot)
+    await beat()
+    const heartbeat = startPeriodic(ports, {
+      intervalSeconds: config.refresh.heartbeatSeconds,
+      event: 'heartbeat_failed',
+      work: beat,
+    })
+    closing.push(() => heartbeat.stop())
+    const antiEntropy = createAntiEntropy(ports, config.refresh, identity)
+    antiEntropy.start()
+    closing.push(() => antiEntropy.stop())
+    const sweep = startPeriodic(ports, {
+      intervalSeconds: SWEEP_SECONDS,
+      event: 'sweep_failed',
+      work: () => Promise.all([ports.sessions.sweep(), ports.loginTransactions.sweep()]),
+    })
+    closing.push(() => sweep.stop())
+    const revoker = createRevoker(ports)
+    revoker.start()
+    closing.push(() => revoker.stop())
+    const refresher = createRefresher(ports, config.refresh, identity)
+    closing.push(() => refresher.stop())
+    const accessTokens = createAccessTokens(ports, refresher, {
+      ...config.refresh,
+      publicUrl: config.publicUrl,
+    })
+    const forwarder = createForwarder({
+      ...config.proxy,
+      apiUrl: config.pagero.apiUrl,
+      viaPseudonym: VIA_PSEUDONYM,
+    })
+    closing.push(() => forwarder.close())
+
+    let draining = false
+    const publicApp = await buildPublicApp({
+      ports,
+      config,
+      accessTokens,
+      forwarder,
+      revoker,
+      ...(publicRoutes === undefined ? {} : { routes: publicRoutes }),
+    })
+    const internalApp = await buildInternalApp({
+      ports,
+      callers,
+      accessTokens,
+      forwarder,
+      revoker,
+      publicApp,
+      settings: {
+        publicUrl: config.publicUrl,
+        requestTimeoutMs: config.proxy.totalTimeoutMs,
+        trustedProxies: config.trustedProxies,
+      },
+      checks: {
+        database: () =>
+          beat().then(
+            () => undefined,
+            () => 'not writable',
+          ),
+        migrations: async () => {
+          const state = await readSchemaState(database)
+          return state === 'current' ? undefined : state
+        },
+        keys: async () => missingKeys,
+        spool: async () => {
+          if (!antiEntropy.drained()) return 'not drained yet'
+          return ports.spool.checkWritable().then(
+            () => undefined,
+            () => 'not writable',
+          )
+        },
+        draining: async () => (draining ? 'shutting down' : undefined),
+      },
+    })
+    closing.push(() => Promise.all([publicApp.close(), internalApp.close()]))
+    const publicPort = await listen(publicApp, config.public)
+    const internalPort = await listen(internalApp, config.internal)
+    log.info('broker_started', { port: publicPort })
+    if (config.pagero.pkce === 'off') {
+      log.warn('pkce_is_off', {
+        setting: 'PAGERO_PKCE',
+        reason: 'Pagero recommends PKCE also with a client secret: set PAGERO_PKCE=S256',
+      })
+    }
+
+    let stopped: Promise<void> | undefined
+    return {
+      publicPort,
+      internalPort,
+      stop() {
+        stopped ??= (async () => {
+          // Pauses do not keep the process alive; while it stops, something must.
+          const awake = setInterval(() => undefined, 1_000)
+          draining = true
+          log.info('broker_stopping')
+          await clock.sleep(config.shutdownListenSeconds * 1000)
+          await closeAll()
+          clearInterval(awake)
+          log.info('broker_stopped')
+        })()
+        return stopped
+      },
+    }
+  } catch (error) {
+    await closeAll()
+    throw error
+  }
+}
+
+/** Opens the database, starts the embedded one if none is configured, and brings or checks the schema. */
+async function openReadyDatabase(
+  config: Config,
+  log: Log,
+  closing: Array<() => Promise<unknown>>,
+): Promise<Database> {
+  let url = config.databaseUrl
+  if (url === undefined) {
+    const embedded = await startEmbeddedPostgres({
+      directory: EMBEDDED_DIRECTORY,
+      durable: true,
+      log,
+    })
+    closing.push(() => embedded.stop())
+    url = new Secret(embedded.url)
+  }
+  const database = openDatabase(
+    { url, poolMax: POOL_MAX, applicationName: `broker ${config.replicaName}`.slice(0, 63) },
+    log,
+  )
+  closing.push(() => database.close())
+  if (config.migrateAtStart) {
+    const { applied } = await migrate(database)
+    for (const version of applied) log.info('migration_applied', { version })
+    return database
+  }
+  const state = await readSchemaState(database)
+  if (state !== 'current') {
+    throw new Error(
+      state === 'newer'
+        ? 'The database has a newer schema than this version of the broker knows. Start the newer version.'
+        : 'The database lacks migrations and MIGRATE_AT_START is false. Run: broker migrate',
+    )
+  }
+  return database
+}
+
+/** Says which keys are missing that stored grants need. No grant is touched; it waits for its key. */
+async function findMissingKeys(
+  config: Config,
+  database: Database,
+  log: Log,
+): Promise<string | undefined> {
+  const known = new Set(config.encryptionKeys.map(({ keyId }) => keyId))
+  const missing = (await readKeyIdsInUse(database)).filter((keyId) => !known.has(keyId))
+  for (const keyId of missing) {
+    log.error('encryption_key_missing', { keyId, setting: 'ENCRYPTION_KEYS' })
+  }
+  return missing.length === 0 ? undefined : 'a key that stored grants are sealed with is missing'
+}
+
+async function listen(app: App, { host, port }: ListenerSettings): Promise<number> {
+  await app.listen({ host, port })
+  return app.addresses()[0]?.port ?? port
+}

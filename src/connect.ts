@@ -1,0 +1,172 @@
+// Putting a grant in place, and taking it away. Either way the refresh token that goes out of use is queued
+// for revocation in the same transaction, and `revocation.ts` tells Pagero. Nothing here presents a refresh token.
+
+import { randomUUID } from 'node:crypto'
+import { BrokerError } from './errors.ts'
+import {
+  fingerprintOf,
+  type Grant,
+  grantSealContext,
+  type TokenSet,
+  type UserKey,
+} from './grant.ts'
+import type { PageroAccount } from './identity.ts'
+import type { NewGrant, Ports } from './ports.ts'
+import { discardRefreshToken, sealRevocation } from './revocation.ts'
+
+/**
+ * How long a login waits for a database that is away, or for a row that others keep changing: as long as
+ * any caller is kept waiting. Its tokens are in hand and its code is spent, so giving up costs a login.
+ */
+const PATIENCE_MS = 10_000
+const PAUSE_MS = 100
+/** Rounds of reading and closing; a row moves on when a refresh stores, which is once in minutes. */
+const CLOSE_TRIES_MAX = 10
+
+export interface GrantConnection {
+  user: UserKey
+  tokens: TokenSet & { refreshToken: string }
+  /** Monotonic instant before the token request was sent: the access token's life is counted from here. */
+  requestedAtMonotonicMs: number
+  pagero: PageroAccount
+  /** False: a user connected to one Pagero account stays with it. */
+  allowAccountChange: boolean
+}
+
+/**
+ * Stores the grant that a login brought, in place of the user's older one, whose refresh token is then revoked.
+ *
+ * Safe against refreshes and other logins of the same user at the same time. A grant that surely was
+ * not stored has its refresh token revoked; one that may have been stored is left alone.
+ *
+ * @throws BrokerError `account_mismatch`, `temporarily_unavailable`
+ */
+export async function connectGrant(
+  ports: Pick<Ports, 'clock' | 'log' | 'sealer' | 'grants' | 'revocations' | 'authorizationServer'>,
+  connection: GrantConnection,
+): Promise<void> {
+  const { user, tokens } = connection
+  const loginId = randomUUID()
+  const patientUntilMs = ports.clock.monotonicMs() + PATIENCE_MS
+  let inDoubt = false
+  for (;;) {
+    try {
+      const row = await ports.grants.find(user)
+      // An earlier round was stored, and only its answer was lost.
+      if (row?.loginId === loginId) return
+      refuseOtherAccount(row, connection)
+      const grant = sealNewGrant(ports, connection, loginId, row)
+      inDoubt = true
+      if (await ports.grants.connect(grant)) return
+      inDoubt = false
+      throw movedOn()
+    } catch (error) {
+      const passing = error instanceof BrokerError && error.code === 'temporarily_unavailable'
+      if (!passing || ports.clock.monotonicMs() >= patientUntilMs) {
+        if (inDoubt) ports.log.error('login_in_doubt', { user, error })
+        else await discardRefreshToken(ports, tokens.refreshToken, user)
+        throw error
+      }
+      await ports.clock.sleep(PAUSE_MS)
+    }
+  }
+}
+
+/**
+ * Closes the user's grant, ends the sessions and queues the revocation. It is over here at once, whatever
+ * Pagero says. Returns false when there is no grant, or it was closed before.
+ *
+ * @throws BrokerError `temporarily_unavailable`
+ */
+export async function disconnectGrant(
+  ports: Pick<Ports, 'log' | 'sealer' | 'grants'>,
+  user: UserKey,
+): Promise<boolean> {
+  for (let tries = 1; tries <= CLOSE_TRIES_MAX; tries += 1) {
+    const row = await ports.grants.find(user)
+    if (row === undefined || row.state === 'revoked') return false
+    const refreshToken = openRefreshToken(ports, row)
+    const revocation =
+      refreshToken === undefined ? undefined : sealRevocation(ports, user, refreshToken)
+    if (await ports.grants.close(user, row.generation, revocation)) {
+      ports.log.info('grant_disconnected', { user, generation: row.generation })
+      return true
+    }
+  }
+  throw movedOn()
+}
+
+function refuseOtherAccount(row: Grant | undefined, connection: GrantConnection): void {
+  if (row === undefined || row.state === 'revoked' || connection.allowAccountChange) return
+  const { issuer, subject } = connection.pagero
+  const sameSubject = row.pageroSubject === null || row.pageroSubject === subject
+  // One of the two may have come without an ID token, and then without an issuer: that tells no two accounts apart.
+  const sameIssuer = row.pageroIssuer === null || issuer === null || row.pageroIssuer === issuer
+  if (sameSubject && sameIssuer) return
+  throw new BrokerError(
+    'account_mismatch',
+    'This user is connected to another Pagero account, which is kept. Log in with that one, or disconnect it first.',
+  )
+}
+
+/** Seals the tokens for the generation after the row's, and the row's own refresh token for its revocation. */
+function sealNewGrant(
+  ports: Pick<Ports, 'clock' | 'log' | 'sealer'>,
+  connection: GrantConnection,
+  loginId: string,
+  row: Grant | undefined,
+): NewGrant {
+  const { user, tokens, pagero } = connection
+  const replaces = row?.generation ?? 0
+  const sealed = { user, loginId, generation: replaces + 1 }
+  const seal = (column: Parameters<typeof grantSealContext>[0], secret: string) =>
+    ports.sealer.seal(grantSealContext(column, sealed), secret)
+  const replaced = row === undefined ? undefined : openRefreshToken(ports, row)
+  return {
+    user,
+    loginId,
+    replaces,
+    refreshTokenSealed: seal('refresh_token_sealed', tokens.refreshToken),
+    keyId: ports.sealer.primaryKeyId,
+    accessToken:
+      tokens.accessToken === undefined
+        ? null
+        : {
+            sealed: seal('access_token_sealed', tokens.accessToken),
+            fingerprint: fingerprintOf(tokens.accessToken),
+          },
+    requestedSecondsAgo: (ports.clock.monotonicMs() - connection.requestedAtMonotonicMs) / 1000,
+    expiresInSeconds: tokens.expiresInSeconds,
+    scope: tokens.scope,
+    pageroIssuer: pagero.issuer,
+    pageroSubject: pagero.subject,
+    // A server that does not rotate gives the same token again: revoking it would end the new grant.
+    revocation:
+      replaced === undefined || replaced === tokens.refreshToken
+        ? undefined
+        : sealRevocation(ports, user, replaced),
+  }
+}
+
+/**
+ * Opens the row's refresh token; undefined when there is none left to revoke. One that does not open
+ * must not keep its user from logging in again: it is reported and stays unrevoked.
+ */
+function openRefreshToken(ports: Pick<Ports, 'log' | 'sealer'>, row: Grant): string | undefined {
+  const { user, generation, refreshTokenSealed } = row
+  if (refreshTokenSealed === null || row.state === 'revoked') return undefined
+  try {
+    return ports.sealer.open(grantSealContext('refresh_token_sealed', row), refreshTokenSealed)
+  } catch (error) {
+    ports.log.error('replaced_refresh_token_unreadable', { user, generation, error })
+    return undefined
+  }
+}
+
+function movedOn(): BrokerError {
+  return new BrokerError(
+    'temporarily_unavailable',
+    'The grant of this user is being changed at this moment. Try again.',
+    { retryAfterSeconds: 1 },
+  )
+}

@@ -1,0 +1,132 @@
+// The answer on its way down: head, body and end, written onto the raw response as the upstream sends them.
+// The body is counted, never parsed, with back-pressure. Nothing here knows the client library or decides on failures.
+
+import type { IncomingMessage, ServerResponse } from 'node:http'
+import { type AnswerContext, answerFields, fieldOf } from './forward-headers.ts'
+import { hasBody } from './forward-upload.ts'
+
+/** Long enough for the client to read an early answer, too short to be fed by one that does not stop sending. */
+const LINGER_MS = 1_000
+
+export interface AnswerSettings extends Omit<AnswerContext, 'status'> {
+  bytesMax: number
+  /** How long the client may leave the broker waiting with bytes that it does not read. */
+  idleTimeoutMs: number
+}
+
+/** The upstream has more to say than this broker passes on. */
+export class AnswerTooLargeError extends Error {
+  readonly code = 'ANSWER_TOO_LARGE'
+}
+
+export interface Answer {
+  /** Undefined while nothing has been written. */
+  readonly status: number | undefined
+  /** Writes the head, unless it announces too much. @throws AnswerTooLargeError */
+  begin(status: number, rawFields: readonly string[]): void
+  /**
+   * Passes on a chunk. False means: send no more before `onReadable` is called; the client does not keep up.
+   * @throws AnswerTooLargeError
+   */
+  write(chunk: Buffer): boolean
+  /** Ends the answer, if its last byte has not done so already. */
+  end(): void
+  /** Lets go of the response. */
+  release(): void
+}
+
+/** Opens the answer to a request. `onReadable` is called when a client that was too slow has caught up. */
+export function openAnswer(
+  request: IncomingMessage,
+  response: ServerResponse,
+  settings: AnswerSettings,
+  onReadable: () => void,
+): Answer {
+  const uploading = hasBody(request)
+  let status: number | undefined
+  let bytes = 0
+  let bytesExpected: number | undefined
+  let slowReaderTimer: NodeJS.Timeout | undefined
+
+  const onDrain = () => {
+    clearTimeout(slowReaderTimer)
+    onReadable()
+  }
+  const count = (more: number) => {
+    bytes += more
+    if (bytes > settings.bytesMax) throw new AnswerTooLargeError()
+  }
+  response.on('drain', onDrain)
+
+  return {
+    get status() {
+      return status
+    },
+    begin(receivedStatus, rawFields) {
+      const fields = answerFields(rawFields, { ...settings, status: receivedStatus })
+      const length = fieldOf(fields, 'content-length')
+      bytesExpected = length === undefined ? undefined : Number(length)
+      if (request.method !== 'HEAD' && bytesExpected !== undefined) {
+        if (bytesExpected > settings.bytesMax) throw new AnswerTooLargeError()
+      }
+      // With a part of the request unread, the connection cannot be used again.
+      if (uploading && !request.complete) fields.push('connection', 'close')
+      response.writeHead(receivedStatus, fields)
+      status = receivedStatus
+      // Fields and first bytes usually come in one read, and then leave in one write.
+      queueMicrotask(() => {
+        if (bytes === 0 && !response.writableEnded) response.flushHeaders()
+      })
+    },
+    write(chunk) {
+      count(chunk.length)
+      if (bytes === bytesExpected && !uploading) {
+        response.end(chunk)
+        return true
+      }
+      if (response.write(chunk)) return true
+      clearTimeout(slowReaderTimer)
+      slowReaderTimer = setTimeout(() => response.destroy(), settings.idleTimeoutMs)
+      return false
+    },
+    end() {
+      clearTimeout(slowReaderTimer)
+      if (!response.writableEnded) endAnswer(request, response)
+    },
+    release() {
+      clearTimeout(slowReaderTimer)
+      response.off('drain', onDrain)
+    },
+  }
+}
+
+/**
+ * Ends an answer. While the client still sends its body, the end is held back until it stops, at most a second, and
+ * what it sends is thrown away: closing at once would reset the connection, and with it the answer.
+ * Such an answer must carry `Connection: close`.
+ */
+export function endAnswer(
+  request: IncomingMessage,
+  response: ServerResponse,
+  lastChunk?: string,
+): void {
+  if (!hasBody(request)) {
+    response.end(lastChunk)
+    return
+  }
+  // What is left of the body must be read, or the next request on the connection never is.
+  request.resume()
+  if (request.complete) {
+    response.end(lastChunk)
+    return
+  }
+  if (lastChunk === undefined) response.flushHeaders()
+  else response.write(lastChunk)
+  const end = () => {
+    clearTimeout(timer)
+    request.off('end', end).off('close', end)
+    response.end()
+  }
+  const timer = setTimeout(end, LINGER_MS)
+  request.on('end', end).on('close', end)
+}

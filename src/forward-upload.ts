@@ -1,0 +1,83 @@
+// The body of a request on its way up: counted, never parsed, with back-pressure.
+// The client's stream is read through a stream of ours, because whoever sends a stream on may destroy it, and destroying
+// a request closes its connection: the client would never see the answer.
+
+import type { IncomingMessage } from 'node:http'
+import { Readable } from 'node:stream'
+import { BrokerError } from './errors.ts'
+
+/** What one upload may hold in memory: as much as a socket reads at once. */
+const BUFFER_BYTES = 65_536
+
+export interface UploadLimits {
+  bytesMax: number
+  /** How long the client may send nothing while it could. */
+  idleTimeoutMs: number
+}
+
+/** Tells whether a request has a body (RFC 9112 section 6.3). */
+export function hasBody(request: IncomingMessage): boolean {
+  return (
+    request.headers['transfer-encoding'] !== undefined ||
+    Number(request.headers['content-length'] ?? 0) > 0
+  )
+}
+
+/**
+ * Returns the body of a request as a stream with back-pressure. It fails with `payload_too_large` when the body
+ * outgrows the limit, and with `request_invalid` when it stops arriving. Destroying it leaves the request alone, paused.
+ *
+ * @throws BrokerError `payload_too_large` when the announced length is over the limit
+ */
+export function openUpload(request: IncomingMessage, limits: UploadLimits): Readable {
+  const announced = Number(request.headers['content-length'] ?? 0)
+  if (announced > limits.bytesMax) throw tooLarge(limits)
+  let bytes = 0
+  let idleTimer: NodeJS.Timeout | undefined
+  const awaitClient = () => {
+    clearTimeout(idleTimer)
+    idleTimer = setTimeout(onIdle, limits.idleTimeoutMs)
+  }
+  const onIdle = () => {
+    upload.destroy(new BrokerError('request_invalid', 'The body has stopped arriving.'))
+  }
+  const onData = (chunk: Buffer) => {
+    bytes += chunk.length
+    if (bytes > limits.bytesMax) {
+      upload.destroy(tooLarge(limits))
+    } else if (upload.push(chunk)) {
+      idleTimer?.refresh()
+    } else {
+      request.pause()
+      clearTimeout(idleTimer)
+    }
+  }
+  const onEnd = () => {
+    clearTimeout(idleTimer)
+    upload.push(null)
+  }
+  const upload = new Readable({
+    highWaterMark: BUFFER_BYTES,
+    read() {
+      if (!request.isPaused() || request.readableEnded) return
+      awaitClient()
+      request.resume()
+    },
+    destroy(error, callback) {
+      clearTimeout(idleTimer)
+      request.off('data', onData).off('end', onEnd)
+      if (!request.readableEnded) request.pause()
+      callback(error)
+    },
+  })
+  awaitClient()
+  request.on('data', onData).on('end', onEnd)
+  return upload
+}
+
+function tooLarge(limits: UploadLimits): BrokerError {
+  return new BrokerError(
+    'payload_too_large',
+    `The body is larger than ${limits.bytesMax} bytes, the limit of this broker.`,
+  )
+}

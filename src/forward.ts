@@ -1,0 +1,265 @@
+// The forwarder: one request to Pagero's API and its answer, streamed both ways over undici's dispatcher.
+// It calls one origin only, follows no redirect and sends nothing twice but a refused GET or HEAD after a renewal.
+// Which header fields pass is decided in forward-headers.ts, what a failure means in forward-failure.ts.
+
+import type { IncomingMessage, ServerResponse } from 'node:http'
+import type { Readable } from 'node:stream'
+import { type Dispatcher, errors, Pool } from 'undici'
+import type { Config } from './config.ts'
+import { type AnswerSettings, openAnswer } from './forward-answer.ts'
+import { asForwardError, proxyStatusOf, upstreamRefused } from './forward-failure.ts'
+import { passedRequestFields } from './forward-headers.ts'
+import { hasBody, openUpload } from './forward-upload.ts'
+
+/** Header section of an answer: as much as the broker takes from its own clients. */
+const HEADER_BYTES_MAX = 16_384
+/** Below the idle timeout of the usual servers (5 s and more), so that a reused connection is rarely a closed one. */
+const KEEP_ALIVE_MS = 4_000
+/** What nginx logs for a client that has gone: no status of the protocol, since nobody is there to read one. */
+const CLIENT_GONE = 499
+
+export type ForwardSettings = Config['proxy'] & {
+  /** An origin: scheme, host, port. */
+  apiUrl: string
+  /** Names the broker in Via and Proxy-Status: the same on all replicas, and no host name. */
+  viaPseudonym: string
+}
+
+export interface ForwardCall {
+  method: string
+  /** Path and query as {@link readForwardTarget} of request-target.ts returns them. */
+  target: string
+  accessToken: string
+  /** Path that stands for the API's root at the broker: what a Location is rewritten to. */
+  locationPrefix: string
+  /** Fields that the broker adds to the answer, flat: security and CORS. Names are lower-case. */
+  responseHeaders: readonly string[]
+  /** Called at most once, when the token is refused and the call can be repeated. Undefined = there is no newer one. */
+  renew?: () => Promise<string | undefined>
+}
+
+export interface Forwarded {
+  status: number
+  /** `broker` when the client left before there was an answer. */
+  source: 'upstream' | 'broker'
+  /** False when the answer was cut: the client left, the upstream broke off, or a limit was reached. */
+  complete: boolean
+}
+
+export interface Forwarder {
+  /**
+   * Forwards a request and writes the answer onto the raw response. While it throws, nothing has been written; after
+   * the first byte a failure destroys the response, so that no cut answer looks whole.
+   *
+   * @throws BrokerError `request_invalid`, `loop_detected`, `payload_too_large`, `upstream_refused`,
+   *   `upstream_unreachable`, `upstream_timeout`, `temporarily_unavailable` while shutting down
+   */
+  forward(request: IncomingMessage, response: ServerResponse, call: ForwardCall): Promise<Forwarded>
+  /** The Proxy-Status of an error that the broker answers with (RFC 9209). */
+  proxyStatusOf(error: unknown): string
+  /** Resolves when all calls in flight have ended; further ones are refused. */
+  close(): Promise<void>
+}
+
+/** One client request with what its attempts share. */
+interface Exchange {
+  request: IncomingMessage
+  response: ServerResponse
+  call: ForwardCall
+  settings: ForwardSettings
+  origin: string
+  /** Fields for the upstream but Authorization. */
+  passed: readonly string[]
+  upload: Readable | undefined
+  /** By `performance.now()`. */
+  deadlineMs: number
+}
+
+type AttemptEnd = { kind: 'ended'; forwarded: Forwarded } | { kind: 'refused'; status: number }
+
+/** Creates the forwarder with its connections. Throws on an `apiUrl` that is more than an origin. */
+export function createForwarder(settings: ForwardSettings): Forwarder {
+  const { origin, pathname, search } = new URL(settings.apiUrl)
+  if (pathname !== '/' || search !== '') throw new TypeError('apiUrl must be an origin')
+  const pool = new Pool(origin, {
+    connections: settings.connections,
+    // One request on a connection at a time: undici repeats nothing then, not even a GET.
+    pipelining: 1,
+    allowH2: false,
+    keepAliveTimeout: KEEP_ALIVE_MS,
+    maxHeaderSize: HEADER_BYTES_MAX,
+    headersTimeout: settings.headersTimeoutMs,
+    bodyTimeout: settings.idleTimeoutMs,
+    strictContentLength: true,
+    connect: {
+      timeout: settings.connectTimeoutMs,
+      rejectUnauthorized: true,
+      minVersion: 'TLSv1.2',
+    },
+  })
+
+  return {
+    async forward(request, response, call) {
+      const { httpVersion, rawHeaders } = request
+      const passed = passedRequestFields(rawHeaders, settings.viaPseudonym)
+      passed.push('via', `${httpVersion} ${settings.viaPseudonym}`)
+      const exchange: Exchange = {
+        request,
+        response,
+        call,
+        settings,
+        origin,
+        passed,
+        upload: undefined,
+        deadlineMs: performance.now() + settings.totalTimeoutMs,
+      }
+      if (hasBody(request)) {
+        exchange.upload = openUpload(request, {
+          bytesMax: settings.requestBytesMax,
+          idleTimeoutMs: settings.idleTimeoutMs,
+        })
+        const length = request.headers['content-length']
+        if (length !== undefined) passed.push('content-length', String(Number(length)))
+      }
+
+      const first = await attempt(pool, exchange, call.accessToken)
+      if (first.kind === 'ended') return first.forwarded
+      const renewed = await renewedToken(exchange, first.status)
+      const second = await attempt(pool, exchange, renewed)
+      if (second.kind === 'ended') return second.forwarded
+      throw upstreamRefused(second.status)
+    },
+    proxyStatusOf: (error) => proxyStatusOf(settings.viaPseudonym, error),
+    close: () => pool.close(),
+  }
+}
+
+/**
+ * Returns another access token for a call that was refused and can be repeated.
+ * @throws BrokerError `upstream_refused` when there is none, or the call is not one to repeat
+ */
+async function renewedToken({ call, upload }: Exchange, status: number): Promise<string> {
+  const repeatable = (call.method === 'GET' || call.method === 'HEAD') && upload === undefined
+  if (status !== 401 || !repeatable || call.renew === undefined) throw upstreamRefused(status)
+  const renewed = await call.renew().catch((error: unknown) => {
+    throw upstreamRefused(status, error)
+  })
+  if (renewed === undefined) throw upstreamRefused(status)
+  return renewed
+}
+
+/**
+ * Sends the request once. Resolves when the answer is out, or cut, or the client has gone; or, with nothing written,
+ * when the upstream refuses the credential.
+ * @throws BrokerError while nothing has been written
+ */
+function attempt(pool: Pool, exchange: Exchange, accessToken: string): Promise<AttemptEnd> {
+  const { request, response, upload } = exchange
+  return new Promise((resolve, reject) => {
+    let upstream: Dispatcher.DispatchController | undefined
+    let over = false
+    const answer = openAnswer(request, response, answerSettings(exchange), () => upstream?.resume())
+
+    /** Whatever undici reports afterwards comes too late. */
+    const release = () => {
+      over = true
+      clearTimeout(totalTimer)
+      response.off('close', onClose)
+      answer.release()
+    }
+    const stop = () => {
+      upstream?.abort(new errors.RequestAbortedError())
+      upload?.destroy()
+    }
+    const fail = (failure: unknown) => {
+      if (over || response.writableEnded) return
+      if (answer.status !== undefined) {
+        response.destroy()
+        return
+      }
+      release()
+      stop()
+      reject(asForwardError(failure))
+    }
+    const onTotalTimeout = () => {
+      if (response.writableEnded) response.destroy()
+      else fail(new errors.HeadersTimeoutError('total timeout'))
+    }
+    const onClose = () => {
+      const complete = response.writableFinished
+      release()
+      if (!complete) stop()
+      resolve({ kind: 'ended', forwarded: forwardedAs(answer.status, complete) })
+    }
+    const totalTimer = setTimeout(onTotalTimeout, exchange.deadlineMs - performance.now())
+    if (response.destroyed) {
+      onClose()
+      return
+    }
+    response.on('close', onClose)
+    upload?.on('error', fail)
+
+    pool.dispatch(requestOptions(exchange, accessToken), {
+      onRequestStart(controller) {
+        upstream = controller
+        // The client left while the call waited for a connection.
+        if (over) stop()
+      },
+      onResponseStart(controller, status) {
+        // Interim answers (103 and kin) are not for the client: their fields would pass unread.
+        if (status < 200) return
+        if (status === 401 || status === 407) {
+          release()
+          stop()
+          resolve({ kind: 'refused', status })
+          return
+        }
+        answer.begin(status, rawFieldsOf(controller))
+      },
+      onResponseData(controller, chunk) {
+        if (!over && !answer.write(chunk)) controller.pause()
+      },
+      onResponseEnd() {
+        if (over) return
+        upload?.destroy()
+        answer.end()
+      },
+      onResponseError(_controller, error) {
+        fail(error)
+      },
+    })
+  })
+}
+
+function requestOptions(
+  { call, passed, upload }: Exchange,
+  accessToken: string,
+): Dispatcher.DispatchOptions {
+  return {
+    method: call.method,
+    path: call.target,
+    headers: [...passed, 'authorization', `Bearer ${accessToken}`],
+    body: upload ?? null,
+  }
+}
+
+function answerSettings({ call, settings, origin }: Exchange): AnswerSettings {
+  return {
+    viaPseudonym: settings.viaPseudonym,
+    requestUrl: origin + call.target,
+    locationPrefix: call.locationPrefix,
+    brokerFields: call.responseHeaders,
+    bytesMax: settings.responseBytesMax,
+    idleTimeoutMs: settings.idleTimeoutMs,
+  }
+}
+
+/** Bytes as they came, one character each; they leave the same way. */
+function rawFieldsOf(controller: Dispatcher.DispatchController): string[] {
+  return (controller.rawHeaders as Buffer[]).map((bytes) => bytes.toString('latin1'))
+}
+
+function forwardedAs(status: number | undefined, complete: boolean): Forwarded {
+  if (status === undefined) return { status: CLIENT_GONE, source: 'broker', complete: false }
+  return { status, source: 'upstream', complete }
+}

@@ -1,0 +1,90 @@
+// Who may call the internal listener, in the order: credential, right, user key, then (the request being valid) visibility.
+// Only the Authorization header counts. A user that the caller may not see is answered as one that has no grant.
+
+import type { FastifyReply, FastifyRequest } from 'fastify'
+import type { Caller, Callers, Right } from '../callers.ts'
+import { BrokerError, grantNotFound } from '../errors.ts'
+import type { UserKey } from '../grant.ts'
+import type { Ports } from '../ports.ts'
+import { readUserKey } from './user-parameter.ts'
+
+/** Name of the request decorator that holds the caller; `internal-app.ts` declares it. */
+export const CALLER = 'caller'
+
+export interface CallerAuth {
+  callers: Callers
+  ports: Pick<Ports, 'grants'>
+}
+
+/**
+ * Authenticates the caller and checks its right, before anything of the body is read.
+ * @throws BrokerError `caller_unauthenticated`, `caller_forbidden`
+ */
+export async function authenticateCaller(
+  { callers }: Pick<CallerAuth, 'callers'>,
+  request: FastifyRequest,
+  right: Right,
+): Promise<Caller> {
+  const caller = await callers.authenticate(request.headers.authorization)
+  if (!callers.mayUse(caller, right)) {
+    throw new BrokerError('caller_forbidden', `This caller has not the right ${right}.`)
+  }
+  return caller
+}
+
+/**
+ * Checks that the caller may see the user.
+ *
+ * One that it may not see is looked up all the same, so that neither the time taken nor the state of the database
+ * tells it from one without a grant.
+ * @throws BrokerError `grant_not_found`
+ */
+export async function requireVisibleUser(
+  { callers, ports }: CallerAuth,
+  caller: Caller,
+  user: UserKey,
+): Promise<void> {
+  if (callers.maySee(caller, user)) return
+  await ports.grants.find(user)
+  throw grantNotFound()
+}
+
+/**
+ * Hooks of a route under `/v1/users/{user}`: the caller needs the right, and to see the user.
+ * Visibility comes after the schemas, so that a malformed request is answered alike for every user.
+ */
+export function requireCaller(auth: CallerAuth, right: Right) {
+  return {
+    async onRequest(request: FastifyRequest, reply: FastifyReply): Promise<void> {
+      reply.header('cache-control', 'no-store')
+      request.setDecorator(CALLER, await authenticateCaller(auth, request, right))
+      readUserKey(request)
+    },
+    async preHandler(request: FastifyRequest): Promise<void> {
+      await requireVisibleUser(auth, callerOf(request), readUserKey(request))
+    },
+  }
+}
+
+/**
+ * Decides about a proxied call: right, user key, the caller's list of paths, and last visibility.
+ * @throws BrokerError `caller_unauthenticated`, `caller_forbidden`, `request_invalid`, `grant_not_found`
+ */
+export async function authorizeProxiedCall(
+  auth: CallerAuth,
+  request: FastifyRequest,
+  call: { method: string; path: string },
+): Promise<{ caller: Caller; user: UserKey }> {
+  const caller = await authenticateCaller(auth, request, 'proxy:call')
+  const user = readUserKey(request)
+  if (!auth.callers.mayCall(caller, call.method, call.path)) {
+    throw new BrokerError('caller_forbidden', 'This caller may not make this call to Pagero.')
+  }
+  await requireVisibleUser(auth, caller, user)
+  return { caller, user }
+}
+
+/** The caller that {@link requireCaller} has authenticated. */
+export function callerOf(request: FastifyRequest): Caller {
+  return request.getDecorator<Caller>(CALLER)
+}

@@ -1,0 +1,113 @@
+// Probes. Live: the process answers. Ready: everything of ours that a request needs is there.
+// Pagero is not asked: its outage must not take every replica out of the balancer.
+
+import Type from 'typebox'
+import type { Clock } from '../ports.ts'
+import type { App } from './app.ts'
+import { jsonAnswer } from './openapi.ts'
+
+/** Under the 5 s within which a lost database must show, and over any healthy answer. */
+const CHECK_TIMEOUT_MS = 2_000
+
+/** Resolves to what is wrong, in a few words without names of hosts or paths; undefined when all is well. */
+export type Check = () => Promise<string | undefined>
+
+const Liveness = Type.Object({ status: Type.Enum(['ok'], { type: 'string' }) }, { $id: 'Liveness' })
+
+const Readiness = Type.Object(
+  {
+    status: Type.Enum(['ok', 'unready'], { type: 'string' }),
+    checks: Type.Record(Type.String(), Type.String(), {
+      description: 'Each check by name: `ok`, or what is wrong.',
+    }),
+  },
+  { $id: 'Readiness' },
+)
+
+const HEALTHY = { database: 'ok', migrations: 'ok', keys: 'ok', spool: 'ok', draining: 'ok' }
+
+/** `GET /livez`, on either listener. */
+export function registerLivenessRoute(app: App): void {
+  app.addSchema(Liveness)
+  app.get(
+    '/livez',
+    {
+      schema: {
+        operationId: 'getLiveness',
+        summary: 'Is the process alive?',
+        description: 'Answers 200 while the process can answer at all. On both listeners.',
+        tags: ['operations'],
+        security: [],
+        response: {
+          200: jsonAnswer({
+            description: 'Alive.',
+            schema: 'Liveness',
+            example: { status: 'ok' },
+          }),
+        },
+      },
+    },
+    (_request, reply) => reply.header('cache-control', 'no-store').send({ status: 'ok' as const }),
+  )
+}
+
+/** `GET /livez` and `GET /readyz`. The checks run at the same time, two seconds each at most. */
+export function registerHealthRoutes(
+  app: App,
+  { clock, checks }: { clock: Pick<Clock, 'sleep'>; checks: Readonly<Record<string, Check>> },
+): void {
+  registerLivenessRoute(app)
+  app.addSchema(Readiness)
+  app.get(
+    '/readyz',
+    {
+      schema: {
+        operationId: 'getReadiness',
+        summary: 'May requests be sent here?',
+        description:
+          'Ready means: the database is writable and its schema current, the keys are loaded, the spool is drained and writable, and the process is not shutting down. Pagero being down does not make it unready.',
+        tags: ['operations'],
+        security: [],
+        response: {
+          200: jsonAnswer({
+            description: 'Ready.',
+            schema: 'Readiness',
+            example: { status: 'ok', checks: HEALTHY },
+          }),
+          503: jsonAnswer({
+            description: 'Not ready; `checks` says why.',
+            schema: 'Readiness',
+            example: { status: 'unready', checks: { ...HEALTHY, database: 'not writable' } },
+          }),
+        },
+      },
+    },
+    async (_request, reply) => {
+      const results = await Promise.all(
+        Object.entries(checks).map(
+          async ([name, check]) => [name, await runCheck(clock, check)] as const,
+        ),
+      )
+      const ready = results.every(([, result]) => result === 'ok')
+      return reply
+        .code(ready ? 200 : 503)
+        .header('cache-control', 'no-store')
+        .send({ status: ready ? 'ok' : 'unready', checks: Object.fromEntries(results) })
+    },
+  )
+}
+
+async function runCheck(clock: Pick<Clock, 'sleep'>, check: Check): Promise<string> {
+  const done = new AbortController()
+  const timeout = clock
+    .sleep(CHECK_TIMEOUT_MS, done.signal)
+    .then(() => `no result within ${CHECK_TIMEOUT_MS} ms`)
+  try {
+    return (await Promise.race([check(), timeout])) ?? 'ok'
+  } catch {
+    // The error may name hosts or paths; the check's own code logs what it must.
+    return 'failed'
+  } finally {
+    done.abort()
+  }
+}

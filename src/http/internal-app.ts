@@ -1,0 +1,79 @@
+// The internal listener: what backend services and operators call. No cookie counts here, and no route of the public
+// listener is served. Reads top to bottom: each line mounts one group of routes on what it needs.
+
+import type { AccessTokens } from '../access-token.ts'
+import type { Callers } from '../callers.ts'
+import type { Config } from '../config.ts'
+import type { Forwarder } from '../forward.ts'
+import type { Ports } from '../ports.ts'
+import type { Revoker } from '../revocation.ts'
+import { type App, buildApp } from './app.ts'
+import { authorizeProxiedCall, CALLER, type CallerAuth } from './caller-auth.ts'
+import { registerDocsRoutes } from './docs-routes.ts'
+import { registerGrantRoutes } from './grant-routes.ts'
+import { type Check, registerHealthRoutes } from './health-routes.ts'
+import { openApiDocument, registerOpenApi } from './openapi.ts'
+import { registerProxyRoutes } from './proxy-routes.ts'
+import { registerTokenRoutes } from './token-routes.ts'
+
+export interface InternalParts {
+  ports: Pick<Ports, 'clock' | 'log' | 'sealer' | 'grants' | 'attempts'>
+  callers: Callers
+  accessTokens: AccessTokens
+  forwarder: Forwarder
+  /** What `/readyz` asks, by name. */
+  checks: Readonly<Record<string, Check>>
+  revoker: Pick<Revoker, 'kick'>
+  /** The other listener's app, whose operations are documented here. */
+  publicApp: App
+  config: Pick<Config, 'publicUrl' | 'trustedProxies' | 'proxy'>
+}
+
+/** Builds the app of the internal listener, ready to listen. */
+export function buildInternalApp(parts: InternalParts): Promise<App> {
+  const { ports, callers, accessTokens, forwarder, config } = parts
+  const auth: CallerAuth = { callers, ports }
+  return buildApp(
+    ports,
+    {
+      listener: 'internal',
+      trustedProxies: config.trustedProxies,
+      requestTimeoutMs: config.proxy.totalTimeoutMs,
+      tls: false,
+    },
+    async (app) => {
+      app.decorateRequest(CALLER)
+      // Fastify takes text/plain for granted; every body here is JSON.
+      app.removeContentTypeParser('text/plain')
+      await registerOpenApi(app, 'internal')
+      registerTokenRoutes(app, { auth, accessTokens, log: ports.log })
+      registerGrantRoutes(app, { auth, ports, revoker: parts.revoker })
+      registerProxyRoutes(app, {
+        listener: 'internal',
+        accessTokens,
+        forwarder,
+        log: ports.log,
+        security: [{ apiKey: [] }],
+        async authorize(request, call) {
+          const { caller, user } = await authorizeProxiedCall(auth, request, call)
+          ports.log.info('call_admitted', {
+            requestId: request.id,
+            user,
+            caller: caller.name,
+            method: call.method,
+          })
+          return { user }
+        },
+      })
+      registerHealthRoutes(app, { clock: ports.clock, checks: parts.checks })
+      await registerDocsRoutes(app, {
+        document: () =>
+          openApiDocument({
+            publicApp: parts.publicApp,
+            internalApp: app,
+            publicUrl: config.publicUrl,
+          }),
+      })
+    },
+  )
+}

@@ -1,0 +1,86 @@
+// openapi.yaml without a database and without Pagero: both apps are built from parts that nobody calls,
+// since a document needs routes and not requests.
+
+import type { Config } from '../config.ts'
+import { Secret } from '../secret.ts'
+import { buildInternalApp } from './internal-app.ts'
+import { openApiDocument, toYaml } from './openapi.ts'
+import { buildPublicApp } from './public-app.ts'
+
+/** Settings that show in the document: where browsers find the broker, and the path of the callback. */
+const PUBLIC_URL = 'http://localhost:3000'
+const CALLBACK_PATH = '/auth/callback'
+
+const CONFIG: Pick<
+  Config,
+  | 'pagero'
+  | 'publicUrl'
+  | 'allowedOrigins'
+  | 'trustedProxies'
+  | 'sessions'
+  | 'subjectClaim'
+  | 'tokenCacheTrustMs'
+  | 'proxy'
+> = {
+  pagero: {
+    clientId: 'client',
+    clientSecret: new Secret(''),
+    clientSecretNext: undefined,
+    clientAuth: 'client_secret_basic',
+    redirectUri: `${PUBLIC_URL}${CALLBACK_PATH}`,
+    authorizeUrl: 'https://sso.pageroonline.com/oauth/v2/oauth-authorize',
+    tokenUrl: 'https://sso.pageroonline.com/oauth/v2/oauth-token',
+    revokeUrl: 'https://sso.pageroonline.com/oauth/v2/oauth-revoke',
+    apiUrl: 'https://api.pageroonline.com',
+    pkce: 'off',
+    scope: 'all openid',
+    issuer: undefined,
+    jwksUrl: undefined,
+  },
+  publicUrl: PUBLIC_URL,
+  allowedOrigins: [],
+  trustedProxies: [],
+  sessions: { idleSeconds: 1, absoluteSeconds: 1, perUserMax: 1 },
+  subjectClaim: 'sub',
+  tokenCacheTrustMs: 0,
+  proxy: {
+    requestBytesMax: 1,
+    responseBytesMax: 1,
+    connectTimeoutMs: 1,
+    headersTimeoutMs: 1,
+    idleTimeoutMs: 1,
+    totalTimeoutMs: 60_000,
+    connections: 1,
+  },
+}
+
+/** Returns the text of openapi.yaml: the same for the same sources, whatever the settings. */
+export async function renderOpenApi(): Promise<string> {
+  const publicApp = await buildPublicApp({
+    ports: uncalled(),
+    config: CONFIG,
+    accessTokens: uncalled(),
+    forwarder: uncalled(),
+    revoker: uncalled(),
+  })
+  const internalApp = await buildInternalApp({
+    ports: uncalled(),
+    config: CONFIG,
+    callers: uncalled(),
+    accessTokens: uncalled(),
+    forwarder: uncalled(),
+    revoker: uncalled(),
+    checks: {},
+    publicApp,
+  })
+  try {
+    return toYaml(openApiDocument({ publicApp, internalApp, publicUrl: PUBLIC_URL }))
+  } finally {
+    await Promise.all([publicApp.close(), internalApp.close()])
+  }
+}
+
+/** A part that must only be passed on: calling a function of it is a TypeError. */
+function uncalled<T extends object>(): T {
+  return {} as T
+}

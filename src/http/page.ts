@@ -1,0 +1,105 @@
+// The one page that the broker shows to a person: what went wrong with a login, and what to do now.
+// Plain HTML without a script or a reference. Every text is escaped, and none comes from the request.
+
+import { createHash } from 'node:crypto'
+import type { FastifyReply, FastifyRequest } from 'fastify'
+import Type from 'typebox'
+import type { BrokerError, ProblemCode } from '../errors.ts'
+import { PROBLEM_KINDS, problemDocument, statusOf } from './problem.ts'
+
+const STYLE = `
+:root { color-scheme: light dark; font: 1rem/1.6 system-ui, sans-serif }
+body { max-width: 36rem; margin: 15vh auto 0; padding: 0 1.5rem }
+h1 { font-size: 1.4rem; line-height: 1.3 }
+a { display: inline-block; padding: .5rem 1rem; border: 1px solid; border-radius: .4rem;
+  color: inherit; text-decoration: none }
+small { display: block; margin-top: 3rem; opacity: .7; overflow-wrap: anywhere }
+`
+
+/** Names this page's style and nothing else: even markup that got in could load and run nothing. */
+const CONTENT_SECURITY_POLICY =
+  `default-src 'none'; style-src 'sha256-${createHash('sha256').update(STYLE).digest('base64')}'; ` +
+  "base-uri 'none'; frame-ancestors 'none'; form-action 'none'"
+
+/** Answers a navigation with the page of an error, under the status that its problem document would have. */
+export function sendProblemPage(
+  reply: FastifyReply,
+  request: FastifyRequest,
+  error: BrokerError,
+): FastifyReply {
+  const { status, retryAfterSeconds } = problemDocument(error, {
+    listener: 'public',
+    requestId: request.id,
+  })
+  if (retryAfterSeconds !== undefined) reply.header('retry-after', String(retryAfterSeconds))
+  return reply
+    .code(status)
+    .header('cache-control', 'no-store')
+    .header('content-security-policy', CONTENT_SECURITY_POLICY)
+    .type('text/html; charset=utf-8')
+    .serializer(String)
+    .send(
+      renderPage({
+        title: PROBLEM_KINDS[error.code].title,
+        text: error.detail,
+        link: { text: 'Log in again', path: '/auth/login' },
+        requestId: request.id,
+      }),
+    )
+}
+
+export interface Page {
+  title: string
+  text: string
+  link: { text: string; path: string }
+  requestId: string
+}
+
+/** Returns the page as HTML. */
+export function renderPage({ title, text, link, requestId }: Page): string {
+  return `<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<title>${escapeHtml(title)}</title>
+<style>${STYLE}</style>
+</head>
+<body>
+<h1>${escapeHtml(title)}</h1>
+<p>${escapeHtml(text)}</p>
+<p><a href="${escapeHtml(link.path)}">${escapeHtml(link.text)}</a></p>
+<small>If this happens again, give this number to the operator: ${escapeHtml(requestId)}</small>
+</body>
+</html>
+`
+}
+
+const ESCAPES: Readonly<Record<string, string>> = {
+  '&': '&amp;',
+  '<': '&lt;',
+  '>': '&gt;',
+  '"': '&quot;',
+  "'": '&#39;',
+}
+
+function escapeHtml(text: string): string {
+  return text.replaceAll(/[&<>"']/g, (character) => ESCAPES[character] ?? '')
+}
+
+/** Response schemas of a route that answers its problems with this page. */
+export function pageResponses(codes: readonly ProblemCode[]): Record<number, object> {
+  const responses: Record<number, object> = {}
+  for (const status of new Set(codes.map((code) => statusOf(code, 'public')))) {
+    const here = codes.filter((code) => statusOf(code, 'public') === status)
+    responses[status] = {
+      description: here.map((code) => `\`${code}\`: ${PROBLEM_KINDS[code].meaning}`).join('\n\n'),
+      content: {
+        'text/html': {
+          schema: Type.String({ description: 'A page that says what went wrong and what to do.' }),
+        },
+      },
+    }
+  }
+  return responses
+}

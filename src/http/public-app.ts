@@ -1,0 +1,119 @@
+// The listener for browsers: login, session and the cookie-authenticated proxy. It serves nothing of the internal one.
+
+import cookie from '@fastify/cookie'
+import type { AccessTokens } from '../access-token.ts'
+import type { Config } from '../config.ts'
+import type { Forwarder } from '../forward.ts'
+import type { Ports } from '../ports.ts'
+import type { Revoker } from '../revocation.ts'
+import { createSessionReader } from '../session.ts'
+import { type App, buildApp } from './app.ts'
+import { corsHeaders, type OriginRules } from './csrf.ts'
+import { registerLivenessRoute } from './health-routes.ts'
+import { registerLoginRoutes } from './login-routes.ts'
+import { registerOpenApi } from './openapi.ts'
+import { registerProxyRoutes } from './proxy-routes.ts'
+import { createSessionAuth } from './session-cookie.ts'
+import { registerSessionRoutes } from './session-routes.ts'
+
+export interface PublicParts {
+  ports: Pick<
+    Ports,
+    | 'clock'
+    | 'log'
+    | 'sealer'
+    | 'grants'
+    | 'revocations'
+    | 'loginTransactions'
+    | 'sessions'
+    | 'authorizationServer'
+  >
+  config: Pick<
+    Config,
+    | 'pagero'
+    | 'publicUrl'
+    | 'allowedOrigins'
+    | 'trustedProxies'
+    | 'sessions'
+    | 'subjectClaim'
+    | 'tokenCacheTrustMs'
+    | 'proxy'
+  >
+  accessTokens: AccessTokens
+  forwarder: Forwarder
+  revoker: Pick<Revoker, 'kick'>
+  /** Further routes of this origin: the demonstration's page. */
+  routes?: (app: App) => void | Promise<void>
+}
+
+/** Builds the public listener's app, ready to listen or to be injected into. */
+export async function buildPublicApp(parts: PublicParts): Promise<App> {
+  const { ports, config, accessTokens, forwarder, revoker } = parts
+  const { publicUrl, allowedOrigins, pagero } = config
+  const rules: OriginRules = { ownOrigin: publicUrl, allowedOrigins }
+  const sessions = createSessionReader(ports, {
+    lifetimes: config.sessions,
+    trustMs: config.tokenCacheTrustMs,
+  })
+  const auth = createSessionAuth(sessions, rules)
+
+  return buildApp(
+    ports,
+    {
+      listener: 'public',
+      trustedProxies: config.trustedProxies,
+      requestTimeoutMs: config.proxy.totalTimeoutMs,
+      tls: publicUrl.startsWith('https:'),
+    },
+    async (app) => {
+      await registerOpenApi(app, 'public')
+      // Writes cookies alone; session-cookie.ts reads them, because this plugin would take one of two.
+      await app.register(cookie, { hook: false })
+      // Fastify takes text/plain for granted. A form on another site can send it unasked.
+      app.removeContentTypeParser('text/plain')
+      answerCors(app, rules)
+
+      registerLivenessRoute(app)
+      registerLoginRoutes(app, {
+        ports,
+        settings: {
+          pkce: pagero.pkce,
+          scope: pagero.scope,
+          redirectUri: pagero.redirectUri,
+          subjectClaim: config.subjectClaim,
+          publicUrl,
+          allowedOrigins,
+          sessions: config.sessions,
+        },
+        revoker,
+      })
+      registerSessionRoutes(app, { ports, auth, sessions, revoker })
+      registerProxyRoutes(app, {
+        listener: 'public',
+        authorize: (request) => auth.requireSession(request),
+        accessTokens,
+        forwarder,
+        log: ports.log,
+        security: [{ session: [], csrf: [] }],
+      })
+      await parts.routes?.(app)
+    },
+  )
+}
+
+/** What a page of a listed origin may fetch. Navigations need no CORS. */
+const FETCHED = /^\/(?:api\/|auth\/(?:session|logout)(?:\?|$))/
+
+/** Tells pages of the listed origins, before anything else is looked at, that they may read the answer. */
+function answerCors(app: App, rules: OriginRules): void {
+  app.addHook('onRequest', async (request, reply) => {
+    const { headers, method, url } = request
+    if (!FETCHED.test(url)) return
+    const preflight = method === 'OPTIONS' && headers['access-control-request-method'] !== undefined
+    const cors = corsHeaders(headers, { ...rules, preflight })
+    reply.headers(cors)
+    if (preflight && cors['access-control-allow-origin'] !== undefined) {
+      await reply.code(204).header('cache-control', 'no-store').send()
+    }
+  })
+}

@@ -1,0 +1,154 @@
+#!/usr/bin/env node
+// The command line, and the only file of the product that touches `process`. It reads the settings, starts what was
+// asked for, and ends it in order.
+
+import { randomBytes } from 'node:crypto'
+import { parseArgs } from 'node:util'
+import closeWithGrace from 'close-with-grace'
+import { startBroker } from './broker.ts'
+import { addCaller, parseCallers } from './callers.ts'
+import { ConfigError, readConfig } from './config.ts'
+import { renderOpenApi } from './http/render-openapi.ts'
+import { createLog } from './log.ts'
+import { openDatabase } from './postgres/database.ts'
+import { migrate } from './postgres/migrate.ts'
+import { readFile } from 'node:fs/promises'
+
+const USAGE = `broker <command>
+
+  serve                     run the broker (settings come from the environment; see README.md)
+  migrate                   bring the database's schema up to this version, and exit
+  keys generate [ID]        print a new entry for ENCRYPTION_KEYS
+  callers add NAME          add a caller to CALLERS_FILE and print its API key, once
+      --rights a,b          token:read, proxy:call, grant:read, grant:manage, ops:read
+      --users a,b           user keys it may name; * stands for any run of characters
+      --proxy-allow a,b     METHOD /path pairs; none = every path
+  callers list              list the callers of CALLERS_FILE
+  openapi                   print the OpenAPI document
+
+CALLERS_FILE may be given as --file for the callers commands.
+`
+
+/** Beyond the longest refresh a broken shutdown is cut short; the spool has what matters by then. */
+const SHUTDOWN_MARGIN_SECONDS = 10
+
+async function serve(): Promise<void> {
+  const config = readConfig(process.env)
+  const log = createLog({ level: config.logLevel, replica: config.replicaName })
+  const broker = await startBroker(config, { log })
+  const delaySeconds =
+    config.shutdownListenSeconds + config.refresh.deadlineSeconds + SHUTDOWN_MARGIN_SECONDS
+  closeWithGrace(
+    {
+      delay: delaySeconds * 1000,
+      logger: false,
+      // A second signal changes nothing: what is in flight must be stored.
+      onSecondSignal: () => log.info('shutdown_already_running'),
+      onSecondError: (error) => log.error('shutdown_error', { error }),
+    },
+    async ({ err, signal }) => {
+      if (err !== undefined) log.error('unexpected_error', { error: err })
+      else if (signal !== undefined) log.info('signal_received', { signal })
+      await broker.stop()
+      await log.flush()
+    },
+  )
+}
+
+async function migrateOnce(): Promise<void> {
+  const config = readConfig(process.env)
+  if (config.databaseUrl === undefined)
+    throw new Error('Set DATABASE_URL to the database to migrate.')
+  const log = createLog({ level: config.logLevel, replica: config.replicaName })
+  const database = openDatabase(
+    { url: config.databaseUrl, poolMax: 1, applicationName: 'broker migrate' },
+    log,
+  )
+  try {
+    const { applied } = await migrate(database)
+    print(applied.length === 0 ? 'The schema is current.' : `Applied: ${applied.join(', ')}`)
+  } finally {
+    await database.close()
+  }
+}
+
+function generateKey([
+  keyId = `k${new Date().toISOString().slice(0, 10).replaceAll('-', '')}`,
+]: string[]): void {
+  if (!/^[A-Za-z0-9_-]{1,32}$/.test(keyId)) {
+    throw new Error('A key id is 1 to 32 characters of A-Z a-z 0-9 _ -.')
+  }
+  print(`${keyId}:${randomBytes(32).toString('base64')}`)
+}
+
+async function callers(action: string | undefined, rest: string[]): Promise<void> {
+  const { values, positionals } = parseArgs({
+    args: rest,
+    allowPositionals: true,
+    options: {
+      file: { type: 'string' },
+      rights: { type: 'string' },
+      users: { type: 'string' },
+      'proxy-allow': { type: 'string' },
+    },
+  })
+  const file = values.file ?? process.env['CALLERS_FILE']
+  if (file === undefined) throw new Error('Set CALLERS_FILE, or give --file.')
+  const list = (text: string | undefined) => text?.split(',').map((part) => part.trim())
+  if (action === 'add' && positionals[0] !== undefined) {
+    const { key } = await addCaller(file, positionals[0], {
+      rights: list(values.rights) ?? ['token:read'],
+      users: list(values.users) ?? [],
+      ...(values['proxy-allow'] === undefined
+        ? {}
+        : { proxyAllow: list(values['proxy-allow']) ?? [] }),
+    })
+    print(`API key of ${positionals[0]}, shown once:\n${key}`)
+    return
+  }
+  if (action === 'list') {
+    for (const caller of parseCallers(await readFile(file, 'utf8'))) {
+      print(`${caller.name}\t${[...caller.rights].join(',')}\t${caller.users.join(',')}`)
+    }
+    return
+  }
+  throw new UsageError()
+}
+
+class UsageError extends Error {}
+
+function print(line: string): void {
+  process.stdout.write(`${line}\n`)
+}
+
+async function run([command, ...rest]: string[]): Promise<void> {
+  switch (command) {
+    case 'serve':
+      return serve()
+    case 'migrate':
+      return migrateOnce()
+    case 'keys':
+      if (rest[0] !== 'generate') throw new UsageError()
+      return generateKey(rest.slice(1))
+    case 'callers':
+      return callers(rest[0], rest.slice(1))
+    case 'openapi':
+      print((await renderOpenApi()).trimEnd())
+      return
+    case 'help':
+    case '--help':
+      print(USAGE)
+      return
+    default:
+      throw new UsageError()
+  }
+}
+
+try {
+  await run(process.argv.slice(2))
+} catch (error) {
+  process.exitCode = error instanceof UsageError ? 2 : 1
+  if (error instanceof UsageError) process.stderr.write(USAGE)
+  else if (error instanceof ConfigError) process.stderr.write(`${error.message}\n`)
+  else process.stderr.write(`broker: ${error instanceof Error ? error.message : 'failed'}\n`)
+}

@@ -1,0 +1,211 @@
+// The connection pool, and what a database error means.
+// Every store goes through `throughDatabase`, so that the core only ever hears `temporarily_unavailable`.
+// Nothing here or beside it relies on the state of a connection: PgBouncer in transaction mode serves.
+
+import { Kysely, PostgresDialect } from 'kysely'
+import type { PostgresPool, PostgresPoolClient } from 'kysely'
+import { DatabaseError, Pool, types } from 'pg'
+import type { CustomTypesConfig } from 'pg'
+
+import { BrokerError } from '../errors.ts'
+import type { Log } from '../ports.ts'
+import type { Secret } from '../secret.ts'
+import type { Tables } from './tables.ts'
+
+export type { Tables } from './tables.ts'
+
+// ── Pool ─────────────────────────────────────────────────────────────────────────────────────────
+
+export interface Database {
+  db: Kysely<Tables>
+  pool: Pool
+  /** Ends the pool after the statements in flight. May be called more than once. */
+  close(): Promise<void>
+}
+
+/** The longest a request waits for a connection before it is told `temporarily_unavailable`. */
+const CONNECTION_TIMEOUT_MS = 3_000
+
+/** Any statement of the broker touches a few rows by key: one that takes this long is lost. */
+const QUERY_TIMEOUT_MS = 10_000
+
+/** Half an hour: after a failover behind a load balancer no connection stays with the old server for longer. */
+const CONNECTION_LIFETIME_SECONDS = 1_800
+
+/**
+ * Opens a pool of at most `poolMax` connections; the first one is made by the first statement.
+ *
+ * `bigint` is read as a number, on this pool alone; one beyond 2^53 is an error, never rounded.
+ */
+export function openDatabase(
+  settings: { url: Secret; poolMax: number; applicationName: string },
+  log: Log,
+): Database {
+  const pool = new Pool({
+    connectionString: settings.url.reveal(),
+    application_name: settings.applicationName,
+    max: settings.poolMax,
+    connectionTimeoutMillis: CONNECTION_TIMEOUT_MS,
+    idleTimeoutMillis: 30_000,
+    maxLifetimeSeconds: CONNECTION_LIFETIME_SECONDS,
+    keepAlive: true,
+    keepAliveInitialDelayMillis: 10_000,
+    // statement_timeout, lock_timeout and idle_in_transaction_session_timeout stay unset: they would be
+    // startup parameters, and PgBouncer refuses a connection that sends them. The limit is kept on
+    // this side instead. Every statement is its own transaction, so none can sit idle holding a lock.
+    query_timeout: QUERY_TIMEOUT_MS,
+    types: { getTypeParser: typeParser },
+  })
+  // A backend lost while idle is reported to the pool, one lost in mid-statement to the client.
+  // An 'error' event without a listener would end the process.
+  pool.on('error', (error) => log.warn('database_connection_lost', { error }))
+  pool.on('connect', (client) => {
+    client.on('error', (error) => log.debug('database_client_error', { error }))
+  })
+  let closing: Promise<void> | undefined
+  return { db: queriesOver(pool), pool, close: () => (closing ??= pool.end()) }
+}
+
+/** Reads int8 as a number and leaves every other type to pg. */
+const typeParser: CustomTypesConfig['getTypeParser'] = (typeId, format) =>
+  typeId === types.builtins.INT8 && format !== 'binary'
+    ? parseSafeInteger
+    : (types.getTypeParser(typeId, format) as unknown)
+
+function parseSafeInteger(text: string): number {
+  const value = Number(text)
+  if (!Number.isSafeInteger(value)) throw new RangeError('a bigint is beyond the safe integers')
+  return value
+}
+
+/** Rows that one sweep deletes at most, so that a backlog never makes a long statement. */
+export const SWEEP_ROWS_MAX = 1_000
+
+/** Returns the query builder over the pool. Ending it is the pool's business. */
+export function queriesOver(pool: Pool): Kysely<Tables> {
+  return new Kysely<Tables>({ dialect: new PostgresDialect({ pool: lendFrom(pool) }) })
+}
+
+/**
+ * Lends kysely the pool's connections, and closes one that has failed instead of taking it back:
+ * after a timeout its answer may still come, and would hold up whoever borrows it next.
+ */
+function lendFrom(pool: Pool): PostgresPool {
+  const connect = async (): Promise<PostgresPoolClient> => {
+    const client = await pool.connect().catch((error: unknown) => {
+      throw error instanceof DatabaseError ? error : new ConnectionFailure(error)
+    })
+    let failed = false
+    const query = async (text: string, parameters: readonly unknown[]) => {
+      try {
+        return await client.query(text, [...parameters])
+      } catch (error) {
+        // Read-only is what a demoted primary answers; only a new connection finds the new one.
+        failed ||= !(error instanceof DatabaseError) || error.code === READ_ONLY
+        throw isProgrammerError(error) || error instanceof DatabaseError
+          ? error
+          : new ConnectionFailure(error)
+      }
+    }
+    return {
+      // Kysely's type has a second signature, for cursors, which nobody uses here.
+      query: query as unknown as PostgresPoolClient['query'],
+      release: (discard) => client.release(failed || discard === true),
+    }
+  }
+  return { connect, end: () => pool.end(), options: pool.options }
+}
+
+// ── Errors ───────────────────────────────────────────────────────────────────────────────────────
+
+/**
+ * A connection that could not be had, or was lost or given up under a statement.
+ *
+ * pg reports most of these as an `Error` with neither a class nor a code ("timeout exceeded when
+ * trying to connect", "Query read timeout"). They are told by where they come out of the driver,
+ * because their texts may change with any release.
+ */
+class ConnectionFailure extends Error {
+  constructor(cause: unknown) {
+    super('the database connection failed', { cause })
+    this.name = 'ConnectionFailure'
+  }
+}
+
+/** A value that could not be written or read: thrown by this process, whatever the connection. */
+function isProgrammerError(error: unknown): boolean {
+  return error instanceof TypeError || error instanceof RangeError || error instanceof SyntaxError
+}
+
+/** SQLSTATE read_only_sql_transaction. */
+const READ_ONLY = '25006'
+
+/** @see {@link https://www.postgresql.org/docs/current/errcodes-appendix.html PostgreSQL, Appendix A} */
+const UNAVAILABLE_STATES: ReadonlySet<string> = new Set([
+  READ_ONLY,
+  '25P03', // idle_in_transaction_session_timeout
+  '40001', // serialization_failure: distributed databases answer so under load or failover
+  '40P01', // deadlock_detected
+  '55P03', // lock_not_available
+  '57014', // query_canceled: a statement_timeout set for the role or by an administrator
+  '57P01', // admin_shutdown
+  '57P02', // crash_shutdown
+  '57P03', // cannot_connect_now
+  '57P05', // idle_session_timeout
+])
+
+/** Classes 08, connection exception (PgBouncer's own errors too), and 53, insufficient resources. */
+const UNAVAILABLE_CLASSES: ReadonlySet<string> = new Set(['08', '53'])
+
+const UNAVAILABLE_ERRNOS: ReadonlySet<string> = new Set([
+  'ECONNREFUSED',
+  'ECONNRESET',
+  'EAI_AGAIN',
+  'EHOSTUNREACH',
+  'ENETUNREACH',
+  'ENOTFOUND',
+  'EPIPE',
+  'ETIMEDOUT',
+])
+
+/** Tells whether the error says that the database cannot serve now, while the same statement may pass later. */
+export function isDatabaseUnavailable(error: unknown): boolean {
+  if (error instanceof ConnectionFailure) return true
+  const code = codeOf(error)
+  if (code === undefined) return false
+  if (!(error instanceof DatabaseError)) return UNAVAILABLE_ERRNOS.has(code)
+  return UNAVAILABLE_STATES.has(code) || UNAVAILABLE_CLASSES.has(code.slice(0, 2))
+}
+
+/** Tells whether the statement met a row that is already there (SQLSTATE 23505). */
+export function isUniqueViolation(error: unknown): boolean {
+  return error instanceof DatabaseError && error.code === '23505'
+}
+
+function codeOf(error: unknown): string | undefined {
+  if (!(error instanceof Error) || !('code' in error)) return undefined
+  return typeof error.code === 'string' ? error.code : undefined
+}
+
+/** A restart of PostgreSQL takes a second or two; a failover a little longer. */
+const RETRY_AFTER_SECONDS = 2
+
+/**
+ * Runs database work and tells the core of an absent database in its own words.
+ * Whether a statement that failed so was applied is not known.
+ *
+ * @throws BrokerError `temporarily_unavailable`, with the driver's error as its cause
+ */
+export async function throughDatabase<T>(work: () => Promise<T>): Promise<T> {
+  try {
+    return await work()
+  } catch (error) {
+    if (!isDatabaseUnavailable(error)) throw error
+    throw new BrokerError(
+      'temporarily_unavailable',
+      'The database cannot be reached at the moment. Nothing is lost; try again shortly.',
+      { retryAfterSeconds: RETRY_AFTER_SECONDS },
+      { cause: error },
+    )
+  }
+}

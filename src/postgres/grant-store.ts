@@ -1,0 +1,311 @@
+// Grants and their ledger. Every method is one statement, so that it is one transaction, needs no session and leaves
+// nothing half-written. What two replicas must agree on is decided by the database's clock inside that statement.
+
+import { type Selectable, sql } from 'kysely'
+import type { Grant } from '../grant.ts'
+import type { Evidence, GrantStore } from '../ports.ts'
+import { type Database, type Tables, throughDatabase } from './database.ts'
+
+export interface GrantStoreSettings {
+  /** ISO 8601, in calendar units: P3Y. */
+  refreshTokenLifetime: string
+  /** A replica that has not been seen for this long is taken to be gone. */
+  heartbeatStaleSeconds: number
+  /** After a start of the database, take-overs wait this long for owners to come back. */
+  databaseSettleSeconds: number
+}
+
+/** Makes the store of grants. All of its methods may be called at once, by any number of replicas. */
+export function createGrantStore(
+  { db }: Pick<Database, 'db'>,
+  settings: GrantStoreSettings,
+): GrantStore {
+  /** Calendar-exact: an interval of years added in UTC, whatever time zone the session has. */
+  const lifetimeFrom = (instant: ReturnType<typeof sql>) =>
+    sql`((${instant}) at time zone 'UTC' + ${settings.refreshTokenLifetime}::interval) at time zone 'UTC'`
+  const now = sql`clock_timestamp()`
+  const seconds = (value: number) => sql`make_interval(secs => ${value})`
+
+  /** Who may arm a row that is armed already: nobody while its owner may still hold the successor. */
+  const takeOverAllowed = (replica: string, boot: string) => sql`(
+    (g.owner = ${replica} and g.owner_boot = ${boot} and (g.lease_until < ${now} or exists (
+      select 1 from refresh_attempts a
+      where a.attempt_id = g.attempt_id and a.outcome in ('in_doubt', 'refused'))))
+    or (pg_postmaster_start_time() < ${now} - ${seconds(settings.databaseSettleSeconds)} and (
+      exists (
+        select 1 from replicas r
+        where r.name = g.owner and r.boot <> g.owner_boot and r.spool_drained_at is not null)
+      or (g.lease_until < ${now} and not exists (
+        select 1 from replicas r
+        where r.name = g.owner and r.boot = g.owner_boot
+          and r.seen_at > ${now} - ${seconds(settings.heartbeatStaleSeconds)}))))
+  )`
+
+  return {
+    find: (user) =>
+      throughDatabase(async () => {
+        const { rows } = await sql<GrantRow>`
+          select g.*, ${now} as read_at from grants g where g.user_id = ${user}`.execute(db)
+        const [row] = rows
+        return row === undefined ? undefined : grantOf(row)
+      }),
+
+    arm: (request) =>
+      throughDatabase(async () => {
+        const { rows } = await sql<{ armed_at: Date }>`
+          with armed as (
+            update grants g set
+              phase = 'armed', attempt_id = ${request.attemptId}, owner = ${request.replica},
+              owner_boot = ${request.boot}, armed_at = ${now},
+              lease_until = ${now} + ${seconds(request.leaseSeconds)}
+            where g.user_id = ${request.user} and g.login_id = ${request.loginId}
+              and g.generation = ${request.generation} and g.state in ('active', 'suspect')
+              and (g.next_retry_at is null or g.next_retry_at <= ${now})
+              and (g.phase = 'idle' or ${takeOverAllowed(request.replica, request.boot)})
+            returning g.armed_at
+          ), entry as (
+            insert into refresh_attempts
+              (attempt_id, user_id, login_id, generation, token_digest, replica, boot, cause, armed_at)
+            select ${request.attemptId}::uuid, ${request.user}, ${request.loginId}::uuid,
+              ${request.generation}::bigint, ${request.tokenDigest}::bytea, ${request.replica},
+              ${request.boot}::uuid, ${request.cause}, armed_at
+            from armed
+          )
+          select armed_at from armed`.execute(db)
+        const [row] = rows
+        return row === undefined ? undefined : { armedAt: row.armed_at }
+      }),
+
+    disarm: (end) =>
+      throughDatabase(async () => {
+        await sql`
+          with entry as (
+            update refresh_attempts set
+              finished_at = ${now}, outcome = ${end.outcome}, http_status = ${end.httpStatus},
+              duration_ms = ${Math.round(end.durationMs)}
+            where attempt_id = ${end.attemptId} and outcome is null
+          )
+          update grants set
+            phase = ${end.stayArmed ? 'armed' : 'idle'},
+            next_retry_at = ${now} + ${seconds(end.retryInSeconds)},
+            failure_count = failure_count + 1
+          where user_id = ${end.user} and attempt_id = ${end.attemptId} and phase = 'armed'`.execute(
+          db,
+        )
+      }),
+
+    store: (successor) =>
+      throughDatabase(async () => {
+        const access = successor.accessToken
+        const { rows } = await sql<{ stored: boolean; applied: boolean }>`
+          with stored as (
+            update grants set
+              generation = ${successor.generation},
+              refresh_token_sealed = ${successor.refreshTokenSealed}, key_id = ${successor.keyId},
+              access_token_sealed = ${access?.sealed ?? null},
+              access_token_requested_at = ${access?.requestedAt ?? null},
+              access_token_expires_at = ${access?.expiresAt ?? null},
+              access_token_fingerprint = ${access?.fingerprint ?? null},
+              scope = ${successor.scope}, state = 'active', state_reason = null, phase = 'idle',
+              next_retry_at = null, failure_count = 0, rotated_at = ${now},
+              rolling_expires_at = ${lifetimeFrom(now)}
+            where user_id = ${successor.user} and login_id = ${successor.loginId}
+              and generation = ${successor.generation - 1} and state <> 'revoked'
+            returning 1
+          ), entry as (
+            update refresh_attempts set
+              finished_at = ${now}, outcome = 'granted', http_status = ${successor.httpStatus},
+              duration_ms = ${Math.round(successor.durationMs)}
+            where attempt_id = ${successor.attemptId} and outcome is distinct from 'granted'
+              and exists (select 1 from stored)
+          )
+          select exists (select 1 from stored) as stored,
+            exists (
+              select 1 from grants
+              where user_id = ${successor.user} and login_id = ${successor.loginId}
+                and generation >= ${successor.generation} and state <> 'revoked'
+            ) or exists (
+              select 1 from refresh_attempts
+              where attempt_id = ${successor.attemptId} and outcome = 'granted'
+            ) as applied`.execute(db)
+        const [row] = rows
+        if (row?.stored === true) return 'stored'
+        return row?.applied === true ? 'already_stored' : 'superseded'
+      }),
+
+    finishSuperseded: (successor) =>
+      throughDatabase(async () => {
+        await sql`
+          update refresh_attempts set
+            finished_at = ${now}, outcome = 'granted', http_status = ${successor.httpStatus},
+            duration_ms = ${Math.round(successor.durationMs)}
+          where attempt_id = ${successor.attemptId}`.execute(db)
+      }),
+
+    connect: (grant) =>
+      throughDatabase(async () => {
+        const access = grant.accessToken
+        const requestedAt = sql`${now} - ${seconds(grant.requestedSecondsAgo)}`
+        const expiresAt = sql`${requestedAt} + ${seconds(grant.expiresInSeconds)}`
+        const { rows } = await sql`
+          with placed as (
+            insert into grants as g (
+              user_id, login_id, generation, refresh_token_sealed, key_id, access_token_sealed,
+              access_token_requested_at, access_token_expires_at, access_token_fingerprint, scope,
+              pagero_issuer, pagero_subject, authenticated_at, rotated_at, rolling_expires_at,
+              absolute_expires_at)
+            values (
+              ${grant.user}, ${grant.loginId}, ${grant.replaces + 1}, ${grant.refreshTokenSealed},
+              ${grant.keyId}, ${access?.sealed ?? null},
+              ${access === null ? sql`null` : requestedAt},
+              ${access === null ? sql`null` : expiresAt}, ${access?.fingerprint ?? null},
+              ${grant.scope}, ${grant.pageroIssuer}, ${grant.pageroSubject}, ${now}, ${now},
+              ${lifetimeFrom(now)}, ${lifetimeFrom(now)})
+            on conflict (user_id) do update set
+              login_id = excluded.login_id, generation = excluded.generation, state = 'active',
+              state_reason = null, refresh_token_sealed = excluded.refresh_token_sealed,
+              key_id = excluded.key_id, access_token_sealed = excluded.access_token_sealed,
+              access_token_requested_at = excluded.access_token_requested_at,
+              access_token_expires_at = excluded.access_token_expires_at,
+              access_token_fingerprint = excluded.access_token_fingerprint, scope = excluded.scope,
+              pagero_issuer = excluded.pagero_issuer, pagero_subject = excluded.pagero_subject,
+              phase = 'idle', attempt_id = null, owner = null, owner_boot = null, armed_at = null,
+              lease_until = null, next_retry_at = null, failure_count = 0,
+              authenticated_at = excluded.authenticated_at, rotated_at = excluded.rotated_at,
+              rolling_expires_at = excluded.rolling_expires_at,
+              absolute_expires_at = excluded.absolute_expires_at
+            where g.generation = ${grant.replaces}
+            returning 1
+          ), queued as (${queueRevocation(grant.revocation)})
+          select 1 from placed`.execute(db)
+        return rows.length > 0
+      }),
+
+    close: (user, generation, revocation) =>
+      throughDatabase(async () => {
+        const { rows } = await sql`
+          with placed as (
+            update grants set
+              state = 'revoked', state_reason = 'disconnected', refresh_token_sealed = null,
+              key_id = null, access_token_sealed = null, access_token_requested_at = null,
+              access_token_expires_at = null, access_token_fingerprint = null, phase = 'idle',
+              next_retry_at = null
+            where user_id = ${user} and generation = ${generation} and state <> 'revoked'
+            returning 1
+          ), ended as (
+            delete from sessions where user_id = ${user} and exists (select 1 from placed)
+          ), queued as (${queueRevocation(revocation)})
+          select 1 from placed`.execute(db)
+        return rows.length > 0
+      }),
+
+    condemn: (user, generation, verdict) =>
+      throughDatabase(async () => {
+        await sql`
+          update grants set
+            state = ${verdict.state}, state_reason = ${verdict.reason}, phase = 'idle'
+          where user_id = ${user} and generation = ${generation} and state in ('active', 'suspect')`.execute(
+          db,
+        )
+      }),
+
+    evidence: (user, loginId, generation) =>
+      throughDatabase(async () => {
+        const { rows } = await sql<Evidence>`
+          select
+            exists (
+              select 1 from refresh_attempts a
+              where a.user_id = ${user} and a.login_id = ${loginId} and a.generation = ${generation}
+                and (a.outcome = 'in_doubt' or a.outcome is null)
+                and a.armed_at < (
+                  select min(f.armed_at) from refresh_attempts f
+                  where f.user_id = ${user} and f.login_id = ${loginId}
+                    and f.generation = ${generation} and f.outcome = 'refused')
+            ) as "unknownBefore",
+            (
+              select count(*)::int from refresh_attempts a
+              where a.user_id = ${user} and a.login_id = ${loginId} and a.generation = ${generation}
+                and a.outcome = 'refused'
+            ) as refusals,
+            exists (
+              select 1 from refresh_attempts a
+              where a.user_id = ${user} and a.login_id = ${loginId}
+                and (a.generation > ${generation}
+                  or (a.generation = ${generation} and a.outcome = 'granted'))
+            ) as "laterGeneration",
+            least(g.rolling_expires_at, g.absolute_expires_at) < ${now} + interval '1 day'
+              as "lifetimeOver"
+          from grants g where g.user_id = ${user}`.execute(db)
+        return (
+          rows[0] ?? {
+            unknownBefore: false,
+            refusals: 0,
+            laterGeneration: false,
+            lifetimeOver: false,
+          }
+        )
+      }),
+
+    lastForcedSecondsAgo: (user) =>
+      throughDatabase(async () => {
+        const { rows } = await sql<{ seconds_ago: number | null }>`
+          select extract(epoch from ${now} - max(armed_at))::float8 as seconds_ago
+          from refresh_attempts where user_id = ${user} and cause = 'rejected'`.execute(db)
+        return rows[0]?.seconds_ago ?? undefined
+      }),
+
+    touch: (user) =>
+      throughDatabase(async () => {
+        await sql`update grants set last_used_at = ${now} where user_id = ${user}`.execute(db)
+      }),
+  }
+}
+
+/** Queues the revocation in the transaction that took the token out of use, and only if that happened. */
+function queueRevocation(revocation: Parameters<GrantStore['close']>[2]) {
+  return revocation === undefined
+    ? sql`select 1`
+    : sql`
+        insert into revocations (revocation_id, user_id, token_sealed, key_id)
+        select ${revocation.revocationId}::uuid, ${revocation.user}, ${revocation.tokenSealed}::bytea,
+          ${revocation.keyId}
+        from placed`
+}
+
+type GrantRow = Selectable<Tables['grants']> & { read_at: Date }
+
+function grantOf(row: GrantRow): Grant {
+  const sealed = row.access_token_sealed
+  const requestedAt = row.access_token_requested_at
+  const expiresAt = row.access_token_expires_at
+  const fingerprint = row.access_token_fingerprint
+  return {
+    user: row.user_id,
+    loginId: row.login_id,
+    state: row.state,
+    stateReason: row.state_reason,
+    generation: row.generation,
+    refreshTokenSealed: row.refresh_token_sealed,
+    accessToken:
+      sealed === null || requestedAt === null || expiresAt === null || fingerprint === null
+        ? null
+        : { sealed, requestedAt, expiresAt, fingerprint },
+    scope: row.scope,
+    keyId: row.key_id,
+    pageroIssuer: row.pagero_issuer,
+    pageroSubject: row.pagero_subject,
+    phase: row.phase,
+    attemptId: row.attempt_id,
+    owner: row.owner,
+    ownerBoot: row.owner_boot,
+    leaseUntil: row.lease_until,
+    nextRetryAt: row.next_retry_at,
+    failureCount: row.failure_count,
+    authenticatedAt: row.authenticated_at,
+    rotatedAt: row.rotated_at,
+    lastUsedAt: row.last_used_at,
+    rollingExpiresAt: row.rolling_expires_at,
+    absoluteExpiresAt: row.absolute_expires_at,
+    readAt: row.read_at,
+  }
+}

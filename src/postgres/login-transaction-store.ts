@@ -1,0 +1,73 @@
+// Login transactions: what a browser's login has to remember between the redirect and the callback.
+// One is taken out once, by its own browser alone; that is decided by a single DELETE and nowhere else.
+
+import { sql } from 'kysely'
+import type { Kysely, Selectable } from 'kysely'
+
+import type { LoginTransaction, LoginTransactionStore } from '../ports.ts'
+import { SWEEP_ROWS_MAX, throughDatabase } from './database.ts'
+import type { Tables } from './database.ts'
+
+/** Makes the store of login transactions. Every method may be called at once, on any number of replicas. */
+export function createLoginTransactionStore(db: Kysely<Tables>): LoginTransactionStore {
+  return {
+    create: (transaction, { lifetimeSeconds, pendingMax }) =>
+      throughDatabase(async () => {
+        // Tabs that open in the same instant do not see each other here, and may leave a few more
+        // than the cap until the next one.
+        await sql`
+          with dropped as (
+            delete from login_transactions where state_hash in (
+              select state_hash from login_transactions
+              where browser_binding_hash = ${transaction.browserBindingHash}
+              order by created_at desc, state_hash
+              offset ${Math.max(0, pendingMax - 1)})
+          )
+          insert into login_transactions
+            (state_hash, browser_binding_hash, code_verifier_sealed, nonce_hash, return_to,
+             replaces_session_hash, expires_at)
+          values
+            (${transaction.stateHash}, ${transaction.browserBindingHash},
+             ${transaction.codeVerifierSealed}, ${transaction.nonceHash}, ${transaction.returnTo},
+             ${transaction.replacesSessionHash},
+             clock_timestamp() + make_interval(secs => ${lifetimeSeconds}))
+        `.execute(db)
+      }),
+
+    consume: (stateHash, browserBindingHash) =>
+      throughDatabase(async () => {
+        const row = await db
+          .deleteFrom('login_transactions')
+          .where('state_hash', '=', stateHash)
+          .where('browser_binding_hash', '=', browserBindingHash)
+          .where('expires_at', '>', sql<Date>`clock_timestamp()`)
+          .returningAll()
+          .executeTakeFirst()
+        return row === undefined ? undefined : transactionOf(row)
+      }),
+
+    sweep: () =>
+      throughDatabase(async () => {
+        const { numAffectedRows } = await sql`
+          with expired as (
+            select state_hash from login_transactions where expires_at <= clock_timestamp()
+            limit ${SWEEP_ROWS_MAX} for update skip locked
+          )
+          delete from login_transactions using expired
+          where login_transactions.state_hash = expired.state_hash
+        `.execute(db)
+        return Number(numAffectedRows ?? 0)
+      }),
+  }
+}
+
+function transactionOf(row: Selectable<Tables['login_transactions']>): LoginTransaction {
+  return {
+    stateHash: row.state_hash,
+    browserBindingHash: row.browser_binding_hash,
+    codeVerifierSealed: row.code_verifier_sealed,
+    nonceHash: row.nonce_hash,
+    returnTo: row.return_to,
+    replacesSessionHash: row.replaces_session_hash,
+  }
+}

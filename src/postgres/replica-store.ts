@@ -1,0 +1,33 @@
+// What replicas know of each other: that one lives, that it has started anew, that its spool is empty.
+// The rule of taking over another's refresh attempt reads these rows, in grant-store.ts.
+
+import { sql } from 'kysely'
+import type { Kysely } from 'kysely'
+
+import type { ReplicaStore } from '../ports.ts'
+import { throughDatabase } from './database.ts'
+import type { Tables } from './database.ts'
+
+/** Makes the store of replicas. Two processes must never run under one name at the same time. */
+export function createReplicaStore(db: Kysely<Tables>): ReplicaStore {
+  /** A boot that the row does not know begins with an undrained spool: what its predecessor left may still be in it. */
+  const announce = (replica: string, boot: string, drained: boolean) =>
+    throughDatabase(async () => {
+      await sql`
+        insert into replicas as r (name, boot, spool_drained_at)
+        values (${replica}, ${boot}, case when ${drained} then clock_timestamp() end)
+        on conflict (name) do update set
+          boot = excluded.boot,
+          booted_at = case when r.boot = excluded.boot then r.booted_at else excluded.booted_at end,
+          seen_at = clock_timestamp(),
+          spool_drained_at = case when r.boot = excluded.boot
+            then coalesce(r.spool_drained_at, excluded.spool_drained_at)
+            else excluded.spool_drained_at end
+      `.execute(db)
+    })
+
+  return {
+    heartbeat: (replica, boot) => announce(replica, boot, false),
+    spoolDrained: (replica, boot) => announce(replica, boot, true),
+  }
+}

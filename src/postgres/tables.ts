@@ -1,0 +1,113 @@
+// The tables of migrations/*.sql as kysely reads them. What each column means is said there, in comments on
+// table and column. Kept by hand; test/migrations.test.ts compares every column with the database.
+
+import type { Generated } from 'kysely'
+
+import type { AttemptOutcome, GrantState, RefreshCause, UserKey } from '../grant.ts'
+
+interface DeploymentTable {
+  one: Generated<boolean>
+  deployment_id: Generated<string>
+  created_at: Generated<Date>
+}
+
+interface GrantsTable {
+  user_id: UserKey
+  login_id: string
+  state: Generated<GrantState>
+  state_reason: string | null
+  generation: number
+  refresh_token_sealed: Buffer | null
+  access_token_sealed: Buffer | null
+  access_token_requested_at: Date | null
+  access_token_expires_at: Date | null
+  access_token_fingerprint: string | null
+  scope: Generated<string>
+  key_id: string | null
+  pagero_issuer: string | null
+  pagero_subject: string | null
+  phase: Generated<'idle' | 'armed'>
+  attempt_id: string | null
+  owner: string | null
+  owner_boot: string | null
+  armed_at: Date | null
+  lease_until: Date | null
+  next_retry_at: Date | null
+  failure_count: Generated<number>
+  authenticated_at: Date
+  rotated_at: Date
+  last_used_at: Date | null
+  rolling_expires_at: Date
+  absolute_expires_at: Date
+}
+
+interface RefreshAttemptsTable {
+  attempt_id: string
+  user_id: UserKey
+  login_id: string
+  generation: number
+  token_digest: Buffer
+  replica: string
+  boot: string
+  cause: RefreshCause
+  armed_at: Date
+  finished_at: Date | null
+  outcome: AttemptOutcome | null
+  http_status: number | null
+  duration_ms: number | null
+}
+
+interface ReplicasTable {
+  name: string
+  boot: string
+  booted_at: Generated<Date>
+  seen_at: Generated<Date>
+  spool_drained_at: Date | null
+}
+
+interface RevocationsTable {
+  revocation_id: string
+  user_id: UserKey
+  token_sealed: Buffer
+  key_id: string
+  created_at: Generated<Date>
+  next_attempt_at: Generated<Date>
+  failure_count: Generated<number>
+}
+
+interface LoginTransactionsTable {
+  state_hash: Buffer
+  browser_binding_hash: Buffer
+  code_verifier_sealed: Buffer | null
+  nonce_hash: Buffer | null
+  return_to: string
+  replaces_session_hash: Buffer | null
+  created_at: Generated<Date>
+  expires_at: Date
+}
+
+interface SessionsTable {
+  token_hash: Buffer
+  user_id: UserKey
+  created_at: Generated<Date>
+  last_seen_at: Generated<Date>
+  idle_expires_at: Date
+  absolute_expires_at: Date
+}
+
+interface SchemaMigrationsTable {
+  name: string
+  applied_at: Generated<Date>
+}
+
+/** Every table of the schema, as kysely reads it. */
+export interface Tables {
+  deployment: DeploymentTable
+  grants: GrantsTable
+  refresh_attempts: RefreshAttemptsTable
+  replicas: ReplicasTable
+  revocations: RevocationsTable
+  login_transactions: LoginTransactionsTable
+  sessions: SessionsTable
+  schema_migrations: SchemaMigrationsTable
+}

@@ -1,0 +1,578 @@
+// The only file that spends a refresh token. A rotation arms (write-ahead), sends once, classifies, seals, spools,
+// stores, and only then serves. It is detached from its callers: who hangs up cancels nothing.
+// What it must never do: call Pagero without a durable intent, present a token twice at once, or store an older value
+// over a newer one. Written against ports alone, so that the same code runs in a simulation.
+
+import { randomUUID } from 'node:crypto'
+import { createBreaker, clientRejected } from './breaker.ts'
+import type { RefreshSettings } from './config.ts'
+import { BrokerError, grantNotFound } from './errors.ts'
+import {
+  accessTokenSecondsLeft,
+  type DeathCause,
+  fingerprintOf,
+  type Grant,
+  grantSealContext,
+  type RefreshCause,
+  type TokenOutcome,
+  type UserKey,
+} from './grant.ts'
+import type { Evidence, Ports, Successor } from './ports.ts'
+import { revokeSuperseded } from './revocation.ts'
+
+/** An access token that may be handed out, with its life on this process's monotonic clock. */
+export interface LiveToken {
+  generation: number
+  accessToken: string
+  fingerprint: string
+  scope: string
+  /** By the database clock. */
+  expiresAt: Date
+  /** `clock.monotonicMs()` at which it runs out; never later than it really does. */
+  expiresAtMs: number
+}
+
+export interface Refresher {
+  /**
+   * Joins the rotation of this user in flight in this process, or starts one from `grant`, and resolves with the newer
+   * token once it is stored. May be called by any number of callers at once; none of them can cancel it.
+   * @throws BrokerError `reauthentication_required`, `temporarily_unavailable`, `client_rejected_by_pagero`,
+   *   `grant_not_found`, `integrity_failure`
+   */
+  refresh(grant: Grant, cause: RefreshCause): Promise<LiveToken>
+  /** Number of rotations that are not yet stored. */
+  inFlight(): number
+  /** Arms nothing from now on; resolves when every rotation in flight is stored or safely in the spool. */
+  stop(): Promise<void>
+}
+
+type RefreshPorts = Pick<
+  Ports,
+  'clock' | 'log' | 'sealer' | 'grants' | 'revocations' | 'authorizationServer' | 'spool'
+>
+
+/** First and longest pause while another replica's rotation is awaited. */
+const POLL_FIRST_MS = 50
+const POLL_LONGEST_MS = 500
+/** Pauses between tries to write what must be written. It is tried for as long as it takes. */
+const STORE_RETRY_FIRST_MS = 50
+const STORE_RETRY_LONGEST_MS = 2_000
+/** The back-off of one grant grows to 15 minutes. */
+const BACKOFF_SECONDS_MAX = 900
+
+/** An attempt that this process has armed. */
+interface Attempt {
+  attemptId: string
+  refreshToken: string
+  armedAt: Date
+  armingAtMs: number
+  cause: RefreshCause
+}
+
+/** Resolves or rejects what the callers wait for, once; the rotation itself goes on to its end. */
+interface Answer {
+  serve(token: LiveToken): void
+  fail(error: unknown): void
+}
+
+/** Makes the one refresher of a process. `identity.boot` is new at each start of it. */
+export function createRefresher(
+  ports: RefreshPorts,
+  settings: RefreshSettings,
+  identity: { replica: string; boot: string },
+): Refresher {
+  const { clock, log, sealer, grants, authorizationServer, spool } = ports
+  const inFlight = new Map<UserKey, { answer: Promise<LiveToken>; ended: Promise<void> }>()
+  /** Users whose token in doubt this process will present again. */
+  const recovering = new Set<UserKey>()
+  const breaker = createBreaker({ clock, log }, settings)
+  const slots = createSlots(settings.concurrency)
+  const stopping = new AbortController()
+  /** After a write into the spool has failed, nothing is armed until one succeeds. */
+  let spoolBroken = false
+
+  function refresh(grant: Grant, cause: RefreshCause): Promise<LiveToken> {
+    const running = inFlight.get(grant.user)
+    if (running !== undefined) return running.answer
+    if (stopping.signal.aborted) return Promise.reject(unavailable('The broker is stopping.', 1))
+    const { promise, resolve, reject } = Promise.withResolvers<LiveToken>()
+    // With refresh-ahead nobody waits; a rejection is then nobody's.
+    promise.catch(() => undefined)
+    const ended = rotate(grant, cause, { serve: resolve, fail: reject })
+      .catch(reject)
+      .finally(() => inFlight.delete(grant.user))
+    inFlight.set(grant.user, { answer: promise, ended })
+    return promise
+  }
+
+  /** Arms the row and spends its token, or waits for whoever has it. */
+  async function rotate(first: Grant, cause: RefreshCause, answer: Answer): Promise<void> {
+    let grant = first
+    let readAtMs = clock.monotonicMs()
+    let pauseMs = POLL_FIRST_MS
+    const patienceEndsAtMs = readAtMs + settings.callerWaitSeconds * 1000
+    for (;;) {
+      if (grant.loginId !== first.loginId || grant.generation > first.generation) {
+        answer.serve(adopt(grant, readAtMs))
+        return
+      }
+      refuseUnspendable(grant)
+      breaker.admit()
+      const release = await slots.take()
+      try {
+        const attempt = await arm(grant, cause)
+        if (attempt !== undefined) {
+          await spend(grant, attempt, answer)
+          return
+        }
+      } finally {
+        release()
+      }
+      if (clock.monotonicMs() >= patienceEndsAtMs) {
+        throw unavailable('The token is being refreshed and the answer is not there yet.', 2)
+      }
+      await clock.sleep(pauseMs * (0.75 + Math.random() / 2))
+      pauseMs = Math.min(pauseMs * 1.5, POLL_LONGEST_MS)
+      readAtMs = clock.monotonicMs()
+      grant = await mustFind(first.user)
+    }
+  }
+
+  /** Write-ahead intent: undefined when the row is not ours to arm now. */
+  async function arm(grant: Grant, cause: RefreshCause): Promise<Attempt | undefined> {
+    const context = grantSealContext('refresh_token_sealed', grant)
+    // Opened before arming: a value that fails its integrity check leaves no trace and reaches nobody.
+    const refreshToken = sealer.open(context, mustBeSealed(grant))
+    await requireSpool()
+    const attemptId = randomUUID()
+    const armingAtMs = clock.monotonicMs()
+    try {
+      const armed = await grants.arm({
+        user: grant.user,
+        loginId: grant.loginId,
+        generation: grant.generation,
+        attemptId,
+        tokenDigest: sealer.digest(context, refreshToken),
+        cause,
+        replica: identity.replica,
+        boot: identity.boot,
+        leaseSeconds: settings.leaseSeconds,
+      })
+      return armed && { attemptId, refreshToken, armedAt: armed.armedAt, armingAtMs, cause }
+    } catch (error) {
+      // It may have been written all the same. Nothing was sent, so it is taken back as soon as that can be done.
+      const { user } = grant
+      void persist('grant_store_failed', user, () => grants.disarm(notSent(user, attemptId)))
+      throw error
+    }
+  }
+
+  async function requireSpool(): Promise<void> {
+    if (!spoolBroken) return
+    try {
+      await spool.checkWritable()
+      spoolBroken = false
+    } catch (error) {
+      log.error('spool_not_writable', { error })
+      throw unavailable('The broker cannot write its spool and refreshes nothing meanwhile.', 5)
+    }
+  }
+
+  /** Sends once and does what the outcome asks for. */
+  async function spend(grant: Grant, attempt: Attempt, answer: Answer): Promise<void> {
+    const outcome = await authorizationServer.refresh(attempt.refreshToken, {
+      sendBeforeMs: attempt.armingAtMs + settings.sendDeadlineSeconds * 1000,
+      deadlineMs: attempt.armingAtMs + settings.deadlineSeconds * 1000,
+    })
+    breaker.report(outcome)
+    const durationMs = clock.monotonicMs() - attempt.armingAtMs
+    log.info('refresh_attempt_finished', {
+      user: grant.user,
+      attemptId: attempt.attemptId,
+      generation: grant.generation,
+      cause: attempt.cause,
+      outcome: outcome.kind,
+      durationMs: Math.round(durationMs),
+      ...('reason' in outcome ? { reason: outcome.reason } : {}),
+      ...('httpStatus' in outcome && outcome.httpStatus !== undefined
+        ? { upstreamStatus: outcome.httpStatus }
+        : {}),
+    })
+    switch (outcome.kind) {
+      case 'granted':
+        return storeThenServe(grant, attempt, outcome, durationMs, answer)
+      case 'refused':
+        return afterRefusal(grant, attempt, outcome, durationMs, answer)
+      default:
+        return afterFailure(grant, attempt, outcome, durationMs, answer)
+    }
+  }
+
+  /** Seals for the next generation, spools, stores, then serves. */
+  async function storeThenServe(
+    grant: Grant,
+    attempt: Attempt,
+    outcome: Extract<TokenOutcome, { kind: 'granted' }>,
+    durationMs: number,
+    answer: Answer,
+  ): Promise<void> {
+    const { successor, token } = sealSuccessor(grant, attempt, outcome, durationMs)
+    const serve = () =>
+      token === undefined
+        ? answer.fail(unavailable('Pagero answered without an access token. Try again.', 1))
+        : answer.serve(token)
+    let spooled = false
+    try {
+      await spool.write(successor)
+      spooled = true
+    } catch (error) {
+      spoolBroken = true
+      log.error('spool_write_failed', { user: grant.user, attemptId: attempt.attemptId, error })
+    }
+    const result = await persist('grant_store_failed', grant.user, async () => {
+      try {
+        return await grants.store(successor)
+      } catch (error) {
+        // Durable in the spool is durable enough to serve; the row follows.
+        if (spooled) serve()
+        throw error
+      }
+    })
+    if (result !== 'superseded') {
+      serve()
+      return
+    }
+    answer.fail(unavailable('The grant was replaced or closed meanwhile. Ask again.', 1))
+    await persist('revocation_store_failed', grant.user, () => revokeSuperseded(ports, successor))
+  }
+
+  function sealSuccessor(
+    grant: Grant,
+    attempt: Attempt,
+    { tokens, httpStatus }: Extract<TokenOutcome, { kind: 'granted' }>,
+    durationMs: number,
+  ): { successor: Successor; token: LiveToken | undefined } {
+    const place = {
+      user: grant.user,
+      loginId: grant.loginId,
+      generation: grant.generation + 1,
+    }
+    // RFC 6749 section 6: no refresh token in the answer means that the old one stays.
+    const refreshToken = tokens.refreshToken ?? attempt.refreshToken
+    const lifeMs = tokens.expiresInSeconds * 1000
+    const token =
+      tokens.accessToken === undefined
+        ? undefined
+        : {
+            generation: place.generation,
+            accessToken: tokens.accessToken,
+            fingerprint: fingerprintOf(tokens.accessToken),
+            scope: tokens.scope,
+            expiresAt: new Date(attempt.armedAt.getTime() + lifeMs),
+            expiresAtMs: attempt.armingAtMs + lifeMs,
+          }
+    const successor: Successor = {
+      ...place,
+      attemptId: attempt.attemptId,
+      refreshTokenSealed: sealer.seal(
+        grantSealContext('refresh_token_sealed', place),
+        refreshToken,
+      ),
+      keyId: sealer.primaryKeyId,
+      accessToken:
+        token === undefined
+          ? null
+          : {
+              sealed: sealer.seal(
+                grantSealContext('access_token_sealed', place),
+                token.accessToken,
+              ),
+              requestedAt: attempt.armedAt,
+              expiresAt: token.expiresAt,
+              fingerprint: token.fingerprint,
+            },
+      scope: tokens.scope,
+      httpStatus,
+      durationMs,
+    }
+    return { successor, token }
+  }
+
+  /** A refusal is believed only when a second one, some seconds later, says the same. */
+  async function afterRefusal(
+    grant: Grant,
+    attempt: Attempt,
+    outcome: Extract<TokenOutcome, { kind: 'refused' }>,
+    durationMs: number,
+    answer: Answer,
+  ): Promise<void> {
+    await persist('grant_store_failed', grant.user, () =>
+      grants.disarm({
+        user: grant.user,
+        attemptId: attempt.attemptId,
+        outcome: 'refused',
+        httpStatus: outcome.httpStatus,
+        durationMs,
+        retryInSeconds: settings.refusalConfirmSeconds,
+        stayArmed: true,
+      }),
+    )
+    const readAtMs = clock.monotonicMs()
+    const current = await mustFind(grant.user)
+    if (current.loginId !== grant.loginId || current.generation > grant.generation) {
+      answer.serve(adopt(current, readAtMs))
+      return
+    }
+    const evidence = await grants.evidence(grant.user, grant.loginId, grant.generation)
+    const confirm = !evidence.unknownBefore && evidence.refusals < 2
+    if (confirm && settings.refusalConfirmSeconds > 0) {
+      await clock.sleep(settings.refusalConfirmSeconds * 1000 + POLL_FIRST_MS)
+      const second = await arm(current, 'recovery')
+      if (second !== undefined) return spend(current, second, answer)
+      answer.fail(unavailable('The grant is being checked.', 2))
+      return
+    }
+    const cause = causeOfDeath(evidence)
+    log.warn('grant_condemned', { user: grant.user, generation: grant.generation, cause })
+    await persist('grant_store_failed', grant.user, () =>
+      grants.condemn(grant.user, grant.generation, {
+        state: 'reauthentication_required',
+        reason: cause,
+      }),
+    )
+    answer.fail(reauthenticationRequired(cause))
+  }
+
+  /** Nothing changes for the grant; it may be armed again after the back-off. */
+  async function afterFailure(
+    grant: Grant,
+    attempt: Attempt,
+    outcome: Extract<TokenOutcome, { kind: 'rejected_client' | 'not_processed' | 'in_doubt' }>,
+    durationMs: number,
+    answer: Answer,
+  ): Promise<void> {
+    const retryInSeconds = retryDelaySeconds(grant, outcome)
+    answer.fail(
+      outcome.kind === 'rejected_client'
+        ? clientRejected(settings.breakerProbeSeconds)
+        : unavailable('Pagero did not answer the refresh. The grant is intact.', retryInSeconds, {
+            attemptId: attempt.attemptId,
+          }),
+    )
+    await persist('grant_store_failed', grant.user, () =>
+      grants.disarm({
+        user: grant.user,
+        attemptId: attempt.attemptId,
+        outcome: outcome.kind,
+        httpStatus: outcome.httpStatus ?? null,
+        durationMs,
+        retryInSeconds,
+        stayArmed: outcome.kind === 'in_doubt',
+      }),
+    )
+    if (outcome.kind === 'in_doubt') void recover(grant, retryInSeconds)
+  }
+
+  /** An owner that is alive presents a token in doubt again by itself, so that the grant is not left armed. */
+  async function recover(grant: Grant, firstDelaySeconds: number): Promise<void> {
+    if (recovering.has(grant.user)) return
+    recovering.add(grant.user)
+    let delaySeconds = firstDelaySeconds
+    for (;;) {
+      await clock.sleep(delaySeconds * 1000 + POLL_FIRST_MS, stopping.signal)
+      if (stopping.signal.aborted) break
+      delaySeconds = settings.breakerProbeSeconds
+      try {
+        const current = await grants.find(grant.user)
+        if (current === undefined || !isOurs(current) || current.generation !== grant.generation) {
+          break
+        }
+        const waitSeconds = retryWaitSeconds(current)
+        if (waitSeconds > 0) delaySeconds = waitSeconds
+        else await refresh(current, 'recovery')
+      } catch (error) {
+        log.debug('refresh_recovery_failed', { user: grant.user, error })
+      }
+    }
+    recovering.delete(grant.user)
+  }
+
+  function isOurs(grant: Grant): boolean {
+    return (
+      grant.phase === 'armed' &&
+      grant.owner === identity.replica &&
+      grant.ownerBoot === identity.boot
+    )
+  }
+
+  function retryDelaySeconds(
+    grant: Grant,
+    outcome: Extract<TokenOutcome, { kind: 'rejected_client' | 'not_processed' | 'in_doubt' }>,
+  ): number {
+    const grown = Math.min(
+      settings.retryBackoffSeconds * 2 ** Math.min(grant.failureCount, 20),
+      BACKOFF_SECONDS_MAX,
+    )
+    switch (outcome.kind) {
+      case 'rejected_client':
+        // The breaker holds everybody back; no grant needs a back-off of its own.
+        return Math.min(settings.retryBackoffSeconds, settings.breakerProbeSeconds)
+      case 'not_processed':
+        if (outcome.unreachable && outcome.retryAfterSeconds === undefined) {
+          return Math.min(grown, settings.breakerProbeSeconds)
+        }
+        return Math.max(grown, outcome.retryAfterSeconds ?? 0)
+      case 'in_doubt':
+        return Math.max(grown, settings.unknownSettleSeconds)
+    }
+  }
+
+  /** Tries until it succeeds. What is written here must not be lost, however long the database is away. */
+  async function persist<T>(event: string, user: UserKey, write: () => Promise<T>): Promise<T> {
+    let pauseMs = STORE_RETRY_FIRST_MS
+    for (;;) {
+      try {
+        return await write()
+      } catch (error) {
+        log.warn(event, { user, error })
+        await clock.sleep(pauseMs * (0.75 + Math.random() / 2))
+        pauseMs = Math.min(pauseMs * 2, STORE_RETRY_LONGEST_MS)
+      }
+    }
+  }
+
+  async function mustFind(user: UserKey): Promise<Grant> {
+    const grant = await grants.find(user)
+    if (grant === undefined) throw grantNotFound()
+    return grant
+  }
+
+  /** Serves what another replica, or a newer login, has stored. */
+  function adopt(grant: Grant, readAtMs: number): LiveToken {
+    refuseDead(grant)
+    const token = openLiveToken(sealer, grant, readAtMs)
+    if (token === undefined) throw unavailable('The token has just been replaced. Ask again.', 1)
+    return token
+  }
+
+  return {
+    refresh,
+    inFlight: () => inFlight.size,
+    async stop() {
+      stopping.abort()
+      await Promise.allSettled([...inFlight.values()].map(({ ended }) => ended))
+    },
+  }
+}
+
+/** Opens the stored access token, or returns undefined when it has none that lives. `readAtMs` is from before the read. */
+export function openLiveToken(
+  sealer: Ports['sealer'],
+  grant: Grant,
+  readAtMs: number,
+): LiveToken | undefined {
+  const { accessToken } = grant
+  const secondsLeft = accessTokenSecondsLeft(grant)
+  if (accessToken === null || secondsLeft <= 0) return undefined
+  return {
+    generation: grant.generation,
+    accessToken: sealer.open(grantSealContext('access_token_sealed', grant), accessToken.sealed),
+    fingerprint: accessToken.fingerprint,
+    scope: grant.scope,
+    expiresAt: accessToken.expiresAt,
+    expiresAtMs: readAtMs + secondsLeft * 1000,
+  }
+}
+
+/** The problem of a grant that only a new login can revive. */
+export function reauthenticationRequired(cause: string): BrokerError {
+  return new BrokerError(
+    'reauthentication_required',
+    'Pagero refuses the refresh token of this user for good. The user must log in again.',
+    { cause },
+  )
+}
+
+/** @throws BrokerError when no token of the grant may be served or presented any more */
+export function refuseDead(grant: Grant): void {
+  switch (grant.state) {
+    case 'revoked':
+      throw grantNotFound()
+    case 'reauthentication_required':
+      throw reauthenticationRequired(grant.stateReason ?? 'revoked_or_expired')
+    case 'active':
+    case 'suspect':
+  }
+}
+
+/** @throws BrokerError when the refresh token must not be presented now */
+function refuseUnspendable(grant: Grant): void {
+  refuseDead(grant)
+  const waitSeconds = retryWaitSeconds(grant)
+  if (waitSeconds > 0) {
+    throw unavailable('The last refresh failed; the next one is not due yet.', waitSeconds, {
+      ...(grant.attemptId === null ? {} : { attemptId: grant.attemptId }),
+    })
+  }
+}
+
+/** Seconds of back-off that are left, by the database clock. */
+function retryWaitSeconds(grant: Grant): number {
+  return ((grant.nextRetryAt?.getTime() ?? 0) - grant.readAt.getTime()) / 1000
+}
+
+/** The end of an attempt whose request never left. */
+function notSent(user: UserKey, attemptId: string) {
+  return {
+    user,
+    attemptId,
+    outcome: 'not_processed' as const,
+    httpStatus: null,
+    durationMs: 0,
+    retryInSeconds: 0,
+    stayArmed: false,
+  }
+}
+
+function mustBeSealed(grant: Grant): Buffer {
+  if (grant.refreshTokenSealed === null) throw grantNotFound()
+  return grant.refreshTokenSealed
+}
+
+/** Tells from the ledger why a refresh token is dead. */
+function causeOfDeath(evidence: Evidence): DeathCause {
+  if (evidence.laterGeneration) return 'restored_database'
+  if (evidence.unknownBefore) return 'rotation_lost'
+  if (evidence.lifetimeOver) return 'lifetime_over'
+  return 'revoked_or_expired'
+}
+
+function unavailable(
+  detail: string,
+  retryAfterSeconds: number,
+  extensions: { attemptId?: string } = {},
+): BrokerError {
+  return new BrokerError('temporarily_unavailable', detail, { retryAfterSeconds, ...extensions })
+}
+
+/** At most `count` at a time, in the order of asking. */
+function createSlots(count: number): { take(): Promise<() => void> } {
+  const waiting: Array<() => void> = []
+  let free = count
+  const release = () => {
+    const next = waiting.shift()
+    if (next === undefined) free += 1
+    else next()
+  }
+  return {
+    async take() {
+      if (free > 0) free -= 1
+      else await new Promise<void>((resolve) => waiting.push(resolve))
+      let released = false
+      return () => {
+        if (!released) release()
+        released = true
+      }
+    },
+  }
+}

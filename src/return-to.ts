@@ -1,0 +1,39 @@
+// Where a browser may be sent after a login. Anything else would make the broker an open redirector
+// (RFC 9700 section 4.11), so what is not plainly ours falls back to the front page.
+
+/** The longest `return_to` that is kept, before and after percent-encoding. */
+const CHARACTERS_MAX = 2_048
+
+/** C0, DEL, C1, and the backslash, which browsers read as a slash. */
+// oxlint-disable-next-line no-control-regex
+const FORBIDDEN = /[\u0000-\u001f\u007f-\u009f\\]/
+
+/** A second slash in front, also escaped, is a host to somebody along the way. */
+const LEADS_ELSEWHERE = /^\/(?:\/|%2f|%5c)/i
+
+/**
+ * Returns where to go after the login: a path of the broker's own origin as a path, an address on one of
+ * `allowedOrigins` in full, and `/` for everything else. What is returned is ASCII and fits a header.
+ */
+export function safeReturnTo(
+  text: string | undefined,
+  origins: { publicUrl: string; allowedOrigins: readonly string[] },
+): string {
+  const fallback = '/'
+  if (text === undefined || text.length > CHARACTERS_MAX || FORBIDDEN.test(text)) return fallback
+  if (text.startsWith('/')) {
+    if (LEADS_ELSEWHERE.test(text)) return fallback
+    const resolved = URL.parse(text, origins.publicUrl)
+    if (resolved?.origin !== new URL(origins.publicUrl).origin) return fallback
+    const path = `${resolved.pathname}${resolved.search}${resolved.hash}`
+    // `/..//elsewhere` turns into `//elsewhere` only when its dots are resolved.
+    return LEADS_ELSEWHERE.test(path) || path.length > CHARACTERS_MAX ? fallback : path
+  }
+  const origin = [origins.publicUrl, ...origins.allowedOrigins].find(
+    (known) => text === known || text.startsWith(`${known}/`),
+  )
+  if (origin === undefined) return fallback
+  const resolved = URL.parse(text)
+  if (resolved?.origin !== origin || resolved.href.length > CHARACTERS_MAX) return fallback
+  return resolved.href
+}

@@ -1,0 +1,164 @@
+// Refresh tokens that are out of use here and that Pagero must still be told to forget (RFC 7009).
+// They wait sealed in the database until Pagero has confirmed, so a restart or an outage loses none.
+
+import { randomUUID } from 'node:crypto'
+import { grantSealContext, PAGERO_USER_PREFIX, type UserKey } from './grant.ts'
+import type { NewRevocation, Ports, Revocation, SealContext, Successor } from './ports.ts'
+
+/** Few at a time: revoking is never urgent enough to crowd out refreshes at the authorization server. */
+const CONCURRENCY = 4
+/** Longer than a revocation may take (15 s) with room to spare; after a crash another replica takes over then. */
+const LEASE_SECONDS = 60
+/** A queue that is empty, or in the hands of others, is looked at again after this. */
+const POLL_MS = 5_000
+const BACKOFF_FIRST_SECONDS = 5
+const BACKOFF_LAST_SECONDS = 3_600
+
+/** Stands for a login that was refused before it was known whose it is. No subject is empty, so no user has this key. */
+const UNKNOWN_USER = PAGERO_USER_PREFIX as UserKey
+
+/** Seals a refresh token for the queue. */
+export function sealRevocation(
+  ports: Pick<Ports, 'sealer'>,
+  user: UserKey,
+  refreshToken: string,
+): NewRevocation {
+  const revocationId = randomUUID()
+  return {
+    revocationId,
+    user,
+    tokenSealed: ports.sealer.seal(sealContextOf(revocationId), refreshToken),
+    keyId: ports.sealer.primaryKeyId,
+  }
+}
+
+/**
+ * Has a refresh token revoked that a login brought and nobody will keep. Never throws: where the queue
+ * cannot take it, Pagero is told at once, and if that fails too the log says so.
+ */
+export async function discardRefreshToken(
+  ports: Pick<Ports, 'log' | 'sealer' | 'revocations' | 'authorizationServer'>,
+  refreshToken: string,
+  user: UserKey = UNKNOWN_USER,
+): Promise<void> {
+  try {
+    await ports.revocations.add(sealRevocation(ports, user, refreshToken))
+  } catch (error) {
+    if (await ports.authorizationServer.revoke(refreshToken)) return
+    ports.log.error('refresh_token_orphaned', { user, error })
+  }
+}
+
+/**
+ * Queues the revocation of a successor that no grant takes any more, and then forgets the successor. It may be
+ * done again after a crash at any point.
+ * @throws BrokerError `temporarily_unavailable`, `integrity_failure`
+ */
+export async function revokeSuperseded(
+  ports: Pick<Ports, 'log' | 'sealer' | 'revocations' | 'grants' | 'spool'>,
+  successor: Successor,
+): Promise<void> {
+  const { user, attemptId, generation } = successor
+  const refreshToken = ports.sealer.open(
+    grantSealContext('refresh_token_sealed', successor),
+    successor.refreshTokenSealed,
+  )
+  await ports.revocations.add(sealRevocation(ports, user, refreshToken))
+  await ports.grants.finishSuperseded(successor)
+  await ports.spool.remove(attemptId)
+  ports.log.warn('late_answer_revoked', { user, attemptId, generation })
+}
+
+export interface Revoker {
+  start(): void
+  /** Resolves when the revocations in flight have ended. */
+  stop(): Promise<void>
+  /** Looks at the queue at once instead of at the next poll. */
+  kick(): void
+  /** Works on what is due, a handful at most, and returns how many that were. */
+  runOnce(): Promise<number>
+}
+
+/** Makes the loop that empties the queue. Any number of replicas may run one. */
+export function createRevoker(
+  ports: Pick<Ports, 'clock' | 'log' | 'sealer' | 'revocations' | 'authorizationServer'>,
+): Revoker {
+  let running: Promise<void> | undefined
+  let stopped = new AbortController()
+  let wake = new AbortController()
+
+  async function runOnce(): Promise<number> {
+    const due = await ports.revocations.take(CONCURRENCY, LEASE_SECONDS)
+    await Promise.all(due.map((revocation) => revokeOne(ports, revocation)))
+    return due.length
+  }
+
+  async function run(stop: AbortSignal): Promise<void> {
+    while (!stop.aborted) {
+      // Renewed before the work: a kick during it is not lost.
+      wake = new AbortController()
+      const count = await runOnce().catch((error: unknown) => {
+        ports.log.warn('revocations_postponed', { error })
+        return 0
+      })
+      if (count === 0) await ports.clock.sleep(POLL_MS, AbortSignal.any([stop, wake.signal]))
+    }
+  }
+
+  return {
+    start() {
+      if (running !== undefined) return
+      stopped = new AbortController()
+      running = run(stopped.signal)
+    },
+    async stop() {
+      stopped.abort()
+      await running
+      running = undefined
+    },
+    kick() {
+      wake.abort()
+    },
+    runOnce,
+  }
+}
+
+async function revokeOne(
+  ports: Pick<Ports, 'log' | 'sealer' | 'revocations' | 'authorizationServer'>,
+  revocation: Revocation,
+): Promise<void> {
+  const { revocationId, user, tokenSealed, failureCount } = revocation
+  let refreshToken: string
+  try {
+    refreshToken = ports.sealer.open(sealContextOf(revocationId), tokenSealed)
+  } catch (error) {
+    // Kept: the key may come back.
+    ports.log.error('revocation_unreadable', { user, error })
+    await ports.revocations.retryLater(revocationId, BACKOFF_LAST_SECONDS)
+    return
+  }
+  if (await ports.authorizationServer.revoke(refreshToken)) {
+    await ports.revocations.done(revocationId)
+    ports.log.info('refresh_token_revoked', { user })
+    return
+  }
+  const delaySeconds = backoffSeconds(failureCount)
+  ports.log.warn('revocation_failed', { user, retryAfterSeconds: Math.round(delaySeconds) })
+  await ports.revocations.retryLater(revocationId, delaySeconds)
+}
+
+/** 5 s, doubling to an hour, less up to half of it, so that what failed together does not return together. */
+function backoffSeconds(failureCount: number): number {
+  const full = Math.min(BACKOFF_FIRST_SECONDS * 2 ** failureCount, BACKOFF_LAST_SECONDS)
+  return full * (1 - Math.random() / 2)
+}
+
+function sealContextOf(revocationId: string): SealContext {
+  return {
+    table: 'revocations',
+    column: 'token_sealed',
+    row: revocationId,
+    salt: revocationId,
+    generation: 1,
+  }
+}

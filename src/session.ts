@@ -1,0 +1,140 @@
+// Browser sessions: an opaque token in the cookie, its hash in the database, an idle and an absolute limit
+// that the store keeps by the database clock. What a cookie is and who may send it belongs to http/.
+
+import type { UserKey } from './grant.ts'
+import { hashOpaqueToken, isOpaqueToken, newOpaqueToken } from './opaque-token.ts'
+import type { Clock, Ports, Session, SessionLifetimes } from './ports.ts'
+
+export interface SessionSettings extends SessionLifetimes {
+  /** Beyond this many the user's oldest session ends. */
+  perUserMax: number
+}
+
+/**
+ * Begins a session under a new token and ends the one it replaces, so that no token outlives a login.
+ *
+ * @throws BrokerError `temporarily_unavailable`
+ */
+export async function issueSession(
+  ports: Pick<Ports, 'sessions'>,
+  user: UserKey,
+  options: { settings: SessionSettings; replacesHash: Buffer | null },
+): Promise<{ token: string; session: Session }> {
+  const token = newOpaqueToken()
+  const { idleSeconds, absoluteSeconds, perUserMax } = options.settings
+  const session = await ports.sessions.create(
+    hashOpaqueToken(token),
+    user,
+    { idleSeconds, absoluteSeconds },
+    { replaces: options.replacesHash, perUserMax },
+  )
+  return { token, session }
+}
+
+/**
+ * Returns the live session of this token and moves its idle limit on; undefined when there is none.
+ * A text that is no session token costs no statement.
+ *
+ * @throws BrokerError `temporarily_unavailable`: whether the session lives is not known, so nobody is logged out
+ */
+export async function resolveSession(
+  ports: Pick<Ports, 'sessions'>,
+  token: string | undefined,
+  lifetimes: SessionLifetimes,
+): Promise<Session | undefined> {
+  if (!isOpaqueToken(token)) return undefined
+  return ports.sessions.resolve(hashOpaqueToken(token), lifetimes)
+}
+
+/** Ends the session of this token; without one nothing happens. */
+export async function endSession(
+  ports: Pick<Ports, 'sessions'>,
+  token: string | undefined,
+): Promise<void> {
+  if (isOpaqueToken(token)) await ports.sessions.end(hashOpaqueToken(token))
+}
+
+/** Ends every session of the user and returns how many there were. */
+export async function endSessionsOf(
+  ports: Pick<Ports, 'sessions'>,
+  user: UserKey,
+): Promise<number> {
+  return ports.sessions.endAll(user)
+}
+
+/** About 2 MB at most; the oldest entry goes first. */
+const ENTRIES_MAX = 10_000
+
+/** Sessions as they were read at most `trustMs` ago, so that a page's burst of calls costs one statement. */
+export interface SessionReader {
+  resolve(token: string | undefined): Promise<Session | undefined>
+  /** Ends trust in one token at once in this process; other replicas follow within `trustMs`. */
+  forget(token: string | undefined): void
+  /** The same for every token of a user. */
+  forgetUser(user: UserKey): void
+}
+
+/**
+ * Makes a reader that trusts what it has read for `trustMs` and joins calls for one token that come together.
+ * Only live sessions are remembered: a new login counts at once, an ended session for `trustMs` at the longest.
+ */
+export function createSessionReader(
+  ports: { clock: Clock; sessions: Ports['sessions'] },
+  settings: { lifetimes: SessionLifetimes; trustMs: number },
+): SessionReader {
+  const read = new Map<string, { session: Session; untilMs: number }>()
+  const reading = new Map<string, Reading>()
+
+  function begin(key: string, token: string): Reading {
+    const askedAtMs = ports.clock.monotonicMs()
+    const begun: Reading = {
+      keep: true,
+      answer: resolveSession(ports, token, settings.lifetimes)
+        .then((session) => {
+          if (session !== undefined && begun.keep) {
+            if (read.size >= ENTRIES_MAX) read.delete(read.keys().next().value ?? key)
+            read.set(key, { session, untilMs: askedAtMs + settings.trustMs })
+          }
+          return session
+        })
+        .finally(() => {
+          if (reading.get(key) === begun) reading.delete(key)
+        }),
+    }
+    reading.set(key, begun)
+    return begun
+  }
+
+  return {
+    async resolve(token) {
+      if (!isOpaqueToken(token)) return undefined
+      const key = hashOpaqueToken(token).toString('base64url')
+      const known = read.get(key)
+      if (known !== undefined && ports.clock.monotonicMs() < known.untilMs) return known.session
+      read.delete(key)
+      return (reading.get(key) ?? begin(key, token)).answer
+    },
+
+    forget(token) {
+      if (!isOpaqueToken(token)) return
+      const key = hashOpaqueToken(token).toString('base64url')
+      read.delete(key)
+      const begun = reading.get(key)
+      if (begun !== undefined) begun.keep = false
+      reading.delete(key)
+    },
+
+    forgetUser(user) {
+      for (const [key, { session }] of read) if (session.user === user) read.delete(key)
+      // Whose the reads in flight are is not known yet, so none of them is kept.
+      for (const begun of reading.values()) begun.keep = false
+      reading.clear()
+    },
+  }
+}
+
+/** A read in flight; `keep` turns false when its answer is out of date before it comes. */
+interface Reading {
+  keep: boolean
+  answer: Promise<Session | undefined>
+}

@@ -1,0 +1,339 @@
+// Every setting: its name, its default as text, and what it is. The one place where a default stands.
+// README's table is made from this one. What a value may be is said by config.ts.
+
+export interface Setting {
+  name: string
+  /** As it would stand in the environment. Undefined: there is none, and `meaning` says what that brings. */
+  default: string | undefined
+  /** Without it the broker does not start. */
+  required?: true
+  /** What it is and, for a number, why this one. Markdown. */
+  meaning: string
+}
+
+/** In the order of the documentation. The environment variable `NAME_FILE` names a file that holds the value instead. */
+export const SETTINGS = [
+  {
+    name: 'DATABASE_URL',
+    default: undefined,
+    meaning:
+      '`postgres://…`. Unset, an embedded PostgreSQL runs under `./data/postgres`: for development only.',
+  },
+  {
+    name: 'MIGRATE_AT_START',
+    default: 'true',
+    meaning:
+      '`false`: `broker migrate` is run apart, and a start without its migrations is refused.',
+  },
+  {
+    name: 'ENCRYPTION_KEYS',
+    default: undefined,
+    required: true,
+    meaning:
+      '`kid:base64` of 32 random bytes each, separated by commas or lines. The first seals, all of them open.',
+  },
+  {
+    name: 'PAGERO_CLIENT_ID',
+    default: undefined,
+    required: true,
+    meaning: 'The client that Pagero has registered for you.',
+  },
+  {
+    name: 'PAGERO_CLIENT_SECRET',
+    default: undefined,
+    required: true,
+    meaning: 'Its secret.',
+  },
+  {
+    name: 'PAGERO_CLIENT_SECRET_NEXT',
+    default: undefined,
+    meaning: 'A second secret, tried when Pagero refuses the first: for changing it without a gap.',
+  },
+  {
+    name: 'PAGERO_REDIRECT_URI',
+    default: undefined,
+    required: true,
+    meaning:
+      'Exactly as registered; sent byte for byte. `http://` on a loopback host only, as for every URL here.',
+  },
+  {
+    name: 'PAGERO_CLIENT_AUTH',
+    default: 'client_secret_basic',
+    meaning: 'Or `client_secret_post`.',
+  },
+  { name: 'PAGERO_PKCE', default: 'off', meaning: 'Or `S256`, which Pagero recommends.' },
+  {
+    name: 'PAGERO_SCOPE',
+    default: 'all openid',
+    meaning:
+      'Sent as it is. Empty: not sent. `openid` brings the ID token that says who logged in.',
+  },
+  {
+    name: 'PAGERO_ISSUER',
+    default: undefined,
+    meaning:
+      "Set, the `iss` of every answer and ID token must be it (RFC 9207). Pagero's is not published.",
+  },
+  {
+    name: 'PAGERO_JWKS_URL',
+    default: undefined,
+    meaning: 'Set, the signature of ID tokens is checked with the keys found there.',
+  },
+  {
+    name: 'PAGERO_AUTHORIZE_URL',
+    default: 'https://sso.pageroonline.com/oauth/v2/oauth-authorize',
+    meaning: 'Where browsers are sent to log in.',
+  },
+  {
+    name: 'PAGERO_TOKEN_URL',
+    default: 'https://sso.pageroonline.com/oauth/v2/oauth-token',
+    meaning: 'Where codes and refresh tokens are presented.',
+  },
+  {
+    name: 'PAGERO_REVOKE_URL',
+    default: 'https://sso.pageroonline.com/oauth/v2/oauth-revoke',
+    meaning: 'Where refresh tokens are revoked.',
+  },
+  {
+    name: 'PAGERO_API_URL',
+    default: 'https://api.pageroonline.com',
+    meaning: 'Origin of the API behind the proxy.',
+  },
+  {
+    name: 'SUBJECT_CLAIM',
+    default: 'sub',
+    meaning: 'Claim of the ID token that names the user.',
+  },
+  {
+    name: 'REFRESH_TOKEN_LIFETIME',
+    default: 'P3Y',
+    meaning: "ISO 8601 duration in years, months and days. Three years is Pagero's.",
+  },
+  {
+    name: 'PUBLIC_URL',
+    default: undefined,
+    meaning: 'Origin that browsers see. Unset: that of `PAGERO_REDIRECT_URI`.',
+  },
+  { name: 'PUBLIC_HOST', default: '0.0.0.0', meaning: 'Address that the public listener binds.' },
+  { name: 'PUBLIC_PORT', default: '3000', meaning: 'Its port.' },
+  {
+    name: 'INTERNAL_HOST',
+    default: '0.0.0.0',
+    meaning: 'Address that the internal listener binds. Keep it off the internet.',
+  },
+  { name: 'INTERNAL_PORT', default: '3001', meaning: 'Its port.' },
+  {
+    name: 'CALLERS_FILE',
+    default: undefined,
+    meaning: 'JSON file of the services that may call the internal listener. Unset: nobody may.',
+  },
+  {
+    name: 'ALLOWED_ORIGINS',
+    default: undefined,
+    meaning: 'Origins besides our own whose pages may call, separated by commas. Unset: none.',
+  },
+  {
+    name: 'TRUSTED_PROXIES',
+    default: undefined,
+    meaning:
+      'Addresses and CIDR blocks, separated by commas, whose `X-Forwarded-For` is believed. Unset: nobody.',
+  },
+  {
+    name: 'SPOOL_DIR',
+    default: './data/spool',
+    meaning:
+      'Directory of this replica alone, on a disk that outlives its restart: token answers on their way into the database.',
+  },
+  {
+    name: 'REPLICA_NAME',
+    default: undefined,
+    meaning: 'Name of this replica, the same after each restart. Unset: the host name.',
+  },
+  { name: 'LOG_LEVEL', default: 'info', meaning: '`trace`, `debug`, `info`, `warn` or `error`.' },
+  {
+    name: 'SHUTDOWN_LISTEN_SECONDS',
+    default: '5',
+    meaning: 'After SIGTERM, how long requests are still accepted, for a balancer to notice.',
+  },
+  {
+    name: 'SESSION_IDLE_SECONDS',
+    default: '3600',
+    meaning: 'A browser session ends after so long without a request: an hour.',
+  },
+  {
+    name: 'SESSION_ABSOLUTE_SECONDS',
+    default: '43200',
+    meaning:
+      'A browser session ends so long after its login, used or not: a working day, 12 hours.',
+  },
+  {
+    name: 'SESSIONS_PER_USER_MAX',
+    default: '10',
+    meaning:
+      'The oldest session of a user ends when there would be more: some browsers on some devices.',
+  },
+  {
+    name: 'TOKEN_CACHE_TRUST_MS',
+    default: '1000',
+    meaning:
+      'How long an access token is served from memory without asking the database: a revocation holds everywhere within it.',
+  },
+  {
+    name: 'STALE_LIMIT_SECONDS',
+    default: '60',
+    meaning: 'How long known tokens are served while the database is away. 0: not at all.',
+  },
+  {
+    name: 'REFRESH_DEADLINE_SECONDS',
+    default: '45',
+    meaning:
+      "A token request has failed after this: longer than the 30 s of usual gateways before Pagero's server.",
+  },
+  {
+    name: 'REFRESH_SEND_DEADLINE_SECONDS',
+    default: '5',
+    meaning: 'A refresh token that has not been sent by then is not sent any more.',
+  },
+  {
+    name: 'REFRESH_LEASE_SECONDS',
+    default: '60',
+    meaning: 'Nobody else presents the token for so long: the deadline and a margin of 15 s.',
+  },
+  {
+    name: 'REFRESH_AHEAD_SECONDS',
+    default: '120',
+    meaning:
+      'Renewal begins when this much life is left: enough to sit out a lease and a margin unnoticed.',
+  },
+  {
+    name: 'REFRESH_AHEAD_JITTER_SECONDS',
+    default: '30',
+    meaning: 'Spread of that moment, so that many users are not renewed at once.',
+  },
+  {
+    name: 'DEFAULT_MIN_TTL_SECONDS',
+    default: '30',
+    meaning: 'Life that a token handed out has left at least, when the request does not say.',
+  },
+  {
+    name: 'CALLER_WAIT_SECONDS',
+    default: '10',
+    meaning: 'How long a request waits for a refresh, which itself goes on. At most 30.',
+  },
+  {
+    name: 'FORCED_REFRESH_INTERVAL_SECONDS',
+    default: '30',
+    meaning: 'A reported token is renewed at most once in this time for a user.',
+  },
+  {
+    name: 'REFUSAL_CONFIRM_SECONDS',
+    default: '3',
+    meaning:
+      'A first refusal is asked again after this, before a login is asked for. 0: believed at once.',
+  },
+  {
+    name: 'ZOMBIE_WAIT_SECONDS',
+    default: '600',
+    meaning:
+      'How long a late answer of a lost replica may still come: the life of an access token.',
+  },
+  {
+    name: 'UNKNOWN_SETTLE_SECONDS',
+    default: '5',
+    meaning: 'Pause after an attempt of unknown end, for the server to have finished it.',
+  },
+  {
+    name: 'DATABASE_SETTLE_SECONDS',
+    default: '15',
+    meaning:
+      'After a database outage, how long others may first store what they hold: three heartbeats.',
+  },
+  {
+    name: 'ANTI_ENTROPY_SECONDS',
+    default: '30',
+    meaning: 'How often the spool is compared with the database.',
+  },
+  {
+    name: 'SPOOL_RETENTION_SECONDS',
+    default: '900',
+    meaning: 'How long an entry is kept once stored: longer than a database failover takes.',
+  },
+  {
+    name: 'HEARTBEAT_SECONDS',
+    default: '5',
+    meaning: 'How often a replica says that it lives.',
+  },
+  {
+    name: 'HEARTBEAT_STALE_SECONDS',
+    default: '20',
+    meaning: 'A replica silent for so long counts as lost: three heartbeats missed.',
+  },
+  {
+    name: 'BREAKER_PROBE_SECONDS',
+    default: '5',
+    meaning: 'While Pagero is away, one attempt in this time.',
+  },
+  {
+    name: 'RETRY_BACKOFF_SECONDS',
+    default: '2',
+    meaning: 'First pause after a failed attempt; doubles up to 900.',
+  },
+  {
+    name: 'REFRESH_GRACE_SECONDS',
+    default: undefined,
+    meaning:
+      "Pagero's grace for a used refresh token, when known. Under 70, deadline and lease must fit into it.",
+  },
+  {
+    name: 'REFRESH_CONCURRENCY',
+    default: '20',
+    meaning: 'Token requests at a time, for a replica: a hundred users a second at 200 ms each.',
+  },
+  {
+    name: 'PROXY_REQUEST_BYTES_MAX',
+    default: '2147483648',
+    meaning:
+      'Largest request body that is forwarded: 2 GiB, so that a file of 1 GiB passes in its form.',
+  },
+  {
+    name: 'PROXY_RESPONSE_BYTES_MAX',
+    default: '2147483648',
+    meaning: 'Largest response body that is forwarded.',
+  },
+  {
+    name: 'PROXY_CONNECT_TIMEOUT_MS',
+    default: '3000',
+    meaning: 'For a connection to the API: room for one lost SYN and TLS.',
+  },
+  {
+    name: 'PROXY_HEADERS_TIMEOUT_MS',
+    default: '60000',
+    meaning: 'For the first byte of its answer: what most gateways allow.',
+  },
+  {
+    name: 'PROXY_IDLE_TIMEOUT_MS',
+    default: '30000',
+    meaning: 'Between two pieces of a body.',
+  },
+  {
+    name: 'PROXY_TOTAL_TIMEOUT_MS',
+    default: '900000',
+    meaning: 'For a whole call: 2 GiB at 20 Mbit/s take a little less.',
+  },
+  {
+    name: 'PROXY_CONNECTIONS',
+    default: '64',
+    meaning: 'Connections to the API at a time, for a replica.',
+  },
+] as const satisfies readonly Setting[]
+
+export type SettingName = (typeof SETTINGS)[number]['name']
+
+/** Returns the settings as a Markdown table, for README. */
+export function settingsMarkdown(): string {
+  const rows = SETTINGS.map((setting: Setting) => {
+    const fallback = setting.required ? 'required' : setting.default && `\`${setting.default}\``
+    return `| \`${setting.name}\` | ${fallback ?? ''} | ${setting.meaning} |`
+  })
+  return ['| variable | default | |', '| --- | --- | --- |', ...rows, ''].join('\n')
+}

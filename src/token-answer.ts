@@ -1,0 +1,135 @@
+// Reads an answer of the token endpoint (RFC 6749 section 5) into the closed outcome. It is lenient on purpose: a 200
+// has spent the presented token, so whatever else is odd in it, the successor must survive. Pure.
+
+import { DEFAULT_ACCESS_TOKEN_LIFE_SECONDS, type TokenOutcome, type TokenSet } from './grant.ts'
+import type { SendResult } from './send-once.ts'
+
+/** A day: no access token of Pagero lives longer; a larger figure is a mistake of the server. */
+const ACCESS_TOKEN_LIFE_SECONDS_MAX = 86_400
+/** Longest back-off that an answer may ask for; more would only delay the recovery. */
+const RETRY_AFTER_SECONDS_MAX = 900
+
+const CLIENT_ERRORS = new Set(['invalid_client', 'unauthorized_client'])
+
+/** Turns what came of a token request into its outcome. */
+export function readTokenAnswer(sent: SendResult): TokenOutcome {
+  if (sent.kind === 'not_sent') {
+    return { kind: 'not_processed', reason: sent.reason, unreachable: true }
+  }
+  if (sent.kind === 'unknown') {
+    // The head said 200 and the token came through whole before the connection broke: that is a success.
+    if (sent.status !== undefined && isSuccess(sent.status)) {
+      const tokens = readTokens(sent.partialBody)
+      if (tokens?.refreshToken !== undefined) {
+        return { kind: 'granted', tokens, httpStatus: sent.status }
+      }
+    }
+    return {
+      kind: 'in_doubt',
+      reason: sent.reason,
+      ...(sent.status === undefined ? {} : { httpStatus: sent.status }),
+    }
+  }
+  const { status: httpStatus, body, headers } = sent
+  if (isSuccess(httpStatus)) {
+    const tokens = readTokens(body)
+    if (tokens !== undefined) return { kind: 'granted', tokens, httpStatus }
+    return { kind: 'in_doubt', reason: 'unreadable', httpStatus }
+  }
+  const error = readError(body)
+  if (httpStatus >= 400 && httpStatus < 500 && error === 'invalid_grant') {
+    return { kind: 'refused', httpStatus }
+  }
+  if (error !== undefined && httpStatus < 500 && CLIENT_ERRORS.has(error)) {
+    return { kind: 'rejected_client', httpStatus, error }
+  }
+  if (httpStatus === 401) return { kind: 'rejected_client', httpStatus, error: 'http_401' }
+  if (httpStatus === 503 || (httpStatus >= 400 && httpStatus < 500)) {
+    const retryAfterSeconds = readRetryAfter(headers['retry-after'])
+    return {
+      kind: 'not_processed',
+      reason: error ?? `http_${httpStatus}`,
+      httpStatus,
+      unreachable: httpStatus === 503,
+      ...(retryAfterSeconds === undefined ? {} : { retryAfterSeconds }),
+    }
+  }
+  // 500, 502, 504, a redirect, anything unheard of: it may have been carried out.
+  return { kind: 'in_doubt', reason: `http_${httpStatus}`, httpStatus }
+}
+
+function isSuccess(status: number): boolean {
+  return status >= 200 && status < 300
+}
+
+/** Returns the tokens of a body, or undefined when it holds neither of the two. */
+function readTokens(body: string): TokenSet | undefined {
+  const members = readMembers(body)
+  const accessToken = nonEmptyString(members['access_token'])
+  const refreshToken = nonEmptyString(members['refresh_token'])
+  if (accessToken === undefined && refreshToken === undefined) return undefined
+  return {
+    accessToken,
+    refreshToken,
+    expiresInSeconds: readLifetime(members['expires_in']),
+    scope: typeof members['scope'] === 'string' ? members['scope'] : '',
+    idToken: nonEmptyString(members['id_token']),
+  }
+}
+
+/** Members of a JSON object; of a broken or cut one, those string members that came through whole. */
+function readMembers(body: string): Record<string, unknown> {
+  const text = body.startsWith('\uFEFF') ? body.slice(1) : body
+  try {
+    const value: unknown = JSON.parse(text)
+    return typeof value === 'object' && value !== null && !Array.isArray(value)
+      ? (value as Record<string, unknown>)
+      : {}
+  } catch {
+    const members: Record<string, unknown> = {}
+    for (const name of ['access_token', 'refresh_token', 'scope', 'id_token']) {
+      const match = new RegExp(`"${name}"\\s*:\\s*("(?:[^"\\\\]|\\\\.)*")`).exec(text)
+      if (match?.[1] !== undefined) members[name] = parseJsonString(match[1])
+    }
+    return members
+  }
+}
+
+function parseJsonString(quoted: string): unknown {
+  try {
+    return JSON.parse(quoted)
+  } catch {
+    return undefined
+  }
+}
+
+function readError(body: string): string | undefined {
+  try {
+    const value: unknown = JSON.parse(body)
+    const error = (value as { error?: unknown } | null)?.error
+    // RFC 6749 section 5.2 gives the alphabet; anything else is not an OAuth error.
+    return typeof error === 'string' && /^[\x20-\x21\x23-\x5B\x5D-\x7E]{1,64}$/.test(error)
+      ? error
+      : undefined
+  } catch {
+    return undefined
+  }
+}
+
+function readLifetime(value: unknown): number {
+  const seconds = typeof value === 'string' && value.trim() !== '' ? Number(value) : value
+  if (typeof seconds !== 'number' || !Number.isFinite(seconds) || seconds <= 0) {
+    return DEFAULT_ACCESS_TOKEN_LIFE_SECONDS
+  }
+  return Math.min(seconds, ACCESS_TOKEN_LIFE_SECONDS_MAX)
+}
+
+function nonEmptyString(value: unknown): string | undefined {
+  return typeof value === 'string' && value !== '' ? value : undefined
+}
+
+/** Seconds only: a date would have to be trusted against a clock that is not ours (RFC 9110 section 10.2.3). */
+function readRetryAfter(value: string | string[] | undefined): number | undefined {
+  if (typeof value !== 'string' || !/^\d{1,6}$/.test(value)) return undefined
+  return Math.min(Number(value), RETRY_AFTER_SECONDS_MAX)
+}

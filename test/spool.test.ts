@@ -1,0 +1,248 @@
+// The spool, on a real directory: what was confirmed is still there after a kill, and nothing unreadable stops it.
+
+import { spawn } from 'node:child_process'
+import { randomBytes, randomUUID } from 'node:crypto'
+import { once } from 'node:events'
+import { chmod, mkdir, readdir, readFile, rename, stat, utimes, writeFile } from 'node:fs/promises'
+import { join } from 'node:path'
+import t from 'tap'
+import { createSpool } from '../src/spool.ts'
+import { entryText } from '../src/spool-entry.ts'
+import { parseUserKey, type UserKey } from '../src/grant.ts'
+import type { Log, LogFields, Successor } from '../src/ports.ts'
+
+interface Line {
+  event: string
+  fields: LogFields | undefined
+}
+
+function recordingLog(): { log: Log; lines: Line[] } {
+  const lines: Line[] = []
+  const record = (event: string, fields?: LogFields): void => void lines.push({ event, fields })
+  return { log: { trace: record, debug: record, info: record, warn: record, error: record }, lines }
+}
+
+const { log } = recordingLog()
+const ALICE = parseUserKey('acme-alice') as UserKey
+
+function successor(changes: Partial<Successor> = {}): Successor {
+  return {
+    user: ALICE,
+    loginId: randomUUID(),
+    attemptId: randomUUID(),
+    generation: 8,
+    refreshTokenSealed: randomBytes(90),
+    keyId: 'k1',
+    accessToken: {
+      sealed: randomBytes(120),
+      requestedAt: new Date('2026-11-20T10:00:00.000Z'),
+      expiresAt: new Date('2026-11-20T10:10:00.000Z'),
+      fingerprint: randomBytes(32).toString('base64url'),
+    },
+    scope: '',
+    httpStatus: 200,
+    durationMs: 12.5,
+    ...changes,
+  }
+}
+
+t.test(
+  'entries come back whole, in the order they were granted, from a spool opened anew too',
+  async (t) => {
+    const directory = t.testdir()
+    const spool = await createSpool(directory, log)
+    const second = successor({ generation: 9, accessToken: null, scope: 'all openid' })
+    const first = successor({ generation: 8 })
+    await spool.write(second)
+    await spool.write(first)
+    t.strictSame(await spool.list(), [first, second])
+    t.strictSame(await (await createSpool(directory, log)).list(), [first, second])
+  },
+)
+
+t.test('what write has confirmed survives SIGKILL', async (t) => {
+  const directory = t.testdir()
+  const entry = successor()
+  const script = `
+    import { createSpool } from ${JSON.stringify(new URL('../src/spool.ts', import.meta.url).href)}
+    import { parseEntry } from ${JSON.stringify(new URL('../src/spool-entry.ts', import.meta.url).href)}
+    const spool = await createSpool(process.env.DIRECTORY, {})
+    await spool.write(parseEntry(process.env.ENTRY))
+    process.stdout.write('written')
+    setInterval(() => {}, 1000)`
+  const child = spawn(process.execPath, ['--input-type=module', '-e', script], {
+    env: { DIRECTORY: directory, ENTRY: entryText(entry) },
+    stdio: ['ignore', 'pipe', 'inherit'],
+  })
+  await once(child.stdout, 'data')
+  child.kill('SIGKILL')
+  const [, signal] = await once(child, 'exit')
+  t.equal(signal, 'SIGKILL')
+  t.strictSame(await (await createSpool(directory, log)).list(), [entry])
+})
+
+t.test('files are for their owner alone and hold no temporary remains', async (t) => {
+  const directory = join(t.testdir(), 'not', 'yet', 'there')
+  const spool = await createSpool(directory, log)
+  const entry = successor()
+  await spool.write(entry)
+  await spool.checkWritable()
+  t.strictSame(await readdir(directory), [`${entry.attemptId}.json`])
+  t.equal((await stat(join(directory, `${entry.attemptId}.json`))).mode & 0o777, 0o600)
+  t.equal((await stat(directory)).mode & 0o777, 0o700)
+})
+
+t.test('a directory that is open to others is closed', async (t) => {
+  const directory = t.testdir()
+  await chmod(directory, 0o755)
+  await createSpool(directory, log)
+  t.equal((await stat(directory)).mode & 0o777, 0o700)
+})
+
+t.test('an entry written twice is there once; one removed twice is gone', async (t) => {
+  const spool = await createSpool(t.testdir(), log)
+  const entry = successor()
+  await spool.write(entry)
+  await spool.write({ ...entry, httpStatus: 201 })
+  t.strictSame(await spool.list(), [{ ...entry, httpStatus: 201 }])
+  await spool.remove(entry.attemptId)
+  await spool.remove(entry.attemptId)
+  t.strictSame(await spool.list(), [])
+})
+
+t.test('fifty writes at once are fifty entries', async (t) => {
+  const spool = await createSpool(t.testdir(), log)
+  const entries = Array.from({ length: 50 }, (_, index) => successor({ generation: index + 1 }))
+  await Promise.all(entries.map((entry) => spool.write(entry)))
+  t.strictSame(await spool.list(), entries)
+})
+
+t.test('what does not parse is set aside, reported once, and hides no other entry', async (t) => {
+  const directory = t.testdir()
+  const { log, lines } = recordingLog()
+  const spool = await createSpool(directory, log)
+  const good = successor()
+  await spool.write(good)
+  const text = await readFile(join(directory, `${good.attemptId}.json`), 'utf8')
+  const whole = JSON.parse(text) as Record<string, unknown>
+  const accessToken = whole['accessToken'] as Record<string, unknown>
+  const broken: Record<string, string> = {
+    'cut off': text.slice(0, -20),
+    empty: '',
+    'not an object': '[]',
+    null: 'null',
+    'another version': JSON.stringify({ ...whole, version: 2 }),
+    'a member too many': JSON.stringify({ ...whole, note: 'x' }),
+    'a member too few': JSON.stringify({ ...whole, scope: undefined }),
+    'a user that is none': JSON.stringify({ ...whole, user: 'a b' }),
+    'a login that is no UUID': JSON.stringify({ ...whole, loginId: 'x' }),
+    'a generation that is a text': JSON.stringify({ ...whole, generation: '8' }),
+    'a generation below zero': JSON.stringify({ ...whole, generation: -8 }),
+    'base64 that is none': JSON.stringify({ ...whole, refreshTokenSealed: 'a$b' }),
+    'no refresh token': JSON.stringify({ ...whole, refreshTokenSealed: '' }),
+    'no key id': JSON.stringify({ ...whole, keyId: '' }),
+    'an access token that is a text': JSON.stringify({ ...whole, accessToken: 'x' }),
+    'an instant that is none': JSON.stringify({
+      ...whole,
+      accessToken: { ...accessToken, expiresAt: 'soon' },
+    }),
+    'a short fingerprint': JSON.stringify({
+      ...whole,
+      accessToken: { ...accessToken, fingerprint: 'abc' },
+    }),
+  }
+  const names: string[] = []
+  for (const content of Object.values(broken)) {
+    const attemptId = randomUUID()
+    // The entry's own id is made to fit, so that each file has just the one fault.
+    const fitting = content.replaceAll(good.attemptId, attemptId)
+    await writeFile(join(directory, `${attemptId}.json`), fitting)
+    names.push(`${attemptId}.json.unreadable`)
+  }
+  const misnamed = randomUUID()
+  await writeFile(join(directory, `${misnamed}.json`), text)
+  names.push(`${misnamed}.json.unreadable`)
+  const asDirectory = randomUUID()
+  await mkdir(join(directory, `${asDirectory}.json`))
+  names.push(`${asDirectory}.json.unreadable`)
+
+  t.strictSame(await spool.list(), [good])
+  t.strictSame(await spool.list(), [good])
+  t.strictSame(
+    (await readdir(directory)).toSorted(),
+    [`${good.attemptId}.json`, ...names].toSorted(),
+  )
+  t.equal(lines.length, names.length)
+  t.ok(lines.every(({ event }) => event === 'spool_entry_unreadable'))
+})
+
+t.test('files of other names are left alone', async (t) => {
+  const directory = t.testdir({ 'README.json': '{}', 'notes.txt': 'x' })
+  const { log, lines } = recordingLog()
+  t.strictSame(await (await createSpool(directory, log)).list(), [])
+  t.strictSame((await readdir(directory)).toSorted(), ['README.json', 'notes.txt'])
+  t.equal(lines.length, 0)
+})
+
+t.test('temporary files are cleared at the start once they are old', async (t) => {
+  const directory = t.testdir({ '.old.tmp': 'x', '.young.tmp': 'x' })
+  const longAgo = new Date(Date.now() - 120_000)
+  await utimes(join(directory, '.old.tmp'), longAgo, longAgo)
+  await createSpool(directory, log)
+  t.strictSame(await readdir(directory), ['.young.tmp'])
+})
+
+t.test('an attempt id that is no UUID never becomes a path', async (t) => {
+  const directory = join(t.testdir({ 'victim.json': '{}' }), 'spool')
+  const spool = await createSpool(directory, log)
+  for (const attemptId of ['../victim', '', 'x', randomUUID().toUpperCase()]) {
+    await t.rejects(spool.write(successor({ attemptId })), TypeError)
+    await t.rejects(spool.remove(attemptId), TypeError)
+  }
+  t.ok(await stat(join(directory, '..', 'victim.json')))
+  t.strictSame(await readdir(directory), [])
+})
+
+t.test('an entry that could not be read back is not written', async (t) => {
+  const directory = t.testdir()
+  const spool = await createSpool(directory, log)
+  await t.rejects(spool.write(successor({ durationMs: Number.NaN })), TypeError)
+  await t.rejects(spool.write(successor({ loginId: 'x' })), TypeError)
+  t.strictSame(await readdir(directory), [])
+})
+
+t.test(
+  'a directory that cannot be made fails the start, one that is gone fails the check',
+  async (t) => {
+    const root = t.testdir({ file: '' })
+    await t.rejects(createSpool(join(root, 'file', 'spool'), log), { code: 'ENOTDIR' })
+    await t.rejects(createSpool(join(root, 'file'), log), { code: 'EEXIST' })
+
+    const directory = join(root, 'spool')
+    const spool = await createSpool(directory, log)
+    await rename(directory, join(root, 'elsewhere'))
+    await t.rejects(spool.checkWritable(), { code: 'ENOENT' })
+    await t.rejects(spool.write(successor()), { code: 'ENOENT' })
+  },
+)
+
+t.test(
+  'a full spool refuses, says so before it is full, and takes entries again when it drains',
+  async (t) => {
+    const spool = await createSpool(t.testdir(), log, 20)
+    const entries = Array.from({ length: 20 }, () => successor())
+    for (const entry of entries.slice(0, 18)) await spool.write(entry)
+    await t.resolves(spool.checkWritable())
+    await spool.write(entries[18] as Successor)
+    await t.rejects(spool.checkWritable(), { code: 'SPOOL_FULL' })
+    await t.resolves(spool.write(entries[19] as Successor), 'what is in flight still finds room')
+    await t.rejects(spool.write(successor()), { code: 'SPOOL_FULL' })
+    await t.resolves(
+      spool.write(entries[19] as Successor),
+      'an entry that is there may be replaced',
+    )
+    for (const { attemptId } of entries.slice(0, 2)) await spool.remove(attemptId)
+    await t.resolves(spool.checkWritable())
+    t.equal((await spool.list()).length, 18)
+  },
+)

@@ -1,0 +1,258 @@
+// The core of one replica on real parts: PostgreSQL, the look-alike over HTTP, a spool on disk. No HTTP of our own.
+
+import { randomBytes, randomUUID } from 'node:crypto'
+import { mkdtemp, rm } from 'node:fs/promises'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import type { Test } from 'tap'
+import { logIn } from '../../demo/look-alike/log-in.ts'
+import {
+  type LookAlike,
+  startAuthorizationServer,
+} from '../../demo/look-alike/authorization-server.ts'
+import { type AccessTokens, createAccessTokens } from '../../src/access-token.ts'
+import { type AntiEntropy, createAntiEntropy } from '../../src/anti-entropy.ts'
+import { systemClock } from '../../src/clock.ts'
+import type { PageroSettings, RefreshSettings } from '../../src/config.ts'
+import { connectGrant } from '../../src/connect.ts'
+import { type Grant, grantSealContext, parseUserKey, type UserKey } from '../../src/grant.ts'
+import { createAuthorizationServer } from '../../src/pagero.ts'
+import type { Log, LogFields, Ports } from '../../src/ports.ts'
+import { createAttemptStore } from '../../src/postgres/attempt-store.ts'
+import type { Database } from '../../src/postgres/database.ts'
+import { createGrantStore } from '../../src/postgres/grant-store.ts'
+import { createLoginTransactionStore } from '../../src/postgres/login-transaction-store.ts'
+import { createReplicaStore } from '../../src/postgres/replica-store.ts'
+import { createRevocationStore } from '../../src/postgres/revocation-store.ts'
+import { createSessionStore } from '../../src/postgres/session-store.ts'
+import { createRefresher, type Refresher } from '../../src/refresh.ts'
+import { createSealer } from '../../src/seal.ts'
+import { Secret } from '../../src/secret.ts'
+import { createSpool } from '../../src/spool.ts'
+import { createTestDatabase } from './database.ts'
+
+export const CLIENT_ID = 'nordvik-erp'
+export const CLIENT_SECRET = 'a secret: with % and + in it'
+export const REDIRECT_URI = 'http://localhost:3000/auth/callback'
+
+/** The protocol's times, a tenth or less of the real ones; the relations hold. */
+export const FAST_REFRESH: RefreshSettings = {
+  deadlineSeconds: 4,
+  sendDeadlineSeconds: 2,
+  leaseSeconds: 5.5,
+  aheadSeconds: 120,
+  aheadJitterSeconds: 30,
+  defaultMinTtlSeconds: 30,
+  callerWaitSeconds: 3,
+  forcedIntervalSeconds: 30,
+  refusalConfirmSeconds: 0.2,
+  zombieWaitSeconds: 5,
+  unknownSettleSeconds: 0.3,
+  databaseSettleSeconds: 0,
+  antiEntropySeconds: 0.2,
+  spoolRetentionSeconds: 1,
+  heartbeatSeconds: 0.5,
+  heartbeatStaleSeconds: 1.5,
+  breakerProbeSeconds: 0.3,
+  retryBackoffSeconds: 0.2,
+  graceSeconds: undefined,
+  concurrency: 20,
+}
+
+export interface LoggedEvent extends LogFields {
+  level: string
+  event: string
+}
+
+/** A log that keeps its events for assertions. */
+export function keepingLog(): Log & { events: LoggedEvent[] } {
+  const events: LoggedEvent[] = []
+  const at =
+    (level: string) =>
+    (event: string, fields: LogFields = {}) => {
+      events.push({ level, event, ...fields })
+    }
+  return {
+    events,
+    trace: at('trace'),
+    debug: at('debug'),
+    info: at('info'),
+    warn: at('warn'),
+    error: at('error'),
+  }
+}
+
+export interface Engine {
+  ports: Ports
+  log: ReturnType<typeof keepingLog>
+  refresher: Refresher
+  accessTokens: AccessTokens
+  antiEntropy: AntiEntropy
+  boot: string
+  spoolDir: string
+}
+
+export interface Scene {
+  lookAlike: LookAlike
+  database: Database
+  url: string
+  key: Uint8Array
+  pagero: PageroSettings
+  /** Starts the core of one more replica on the same database. */
+  startEngine(options?: {
+    refresh?: Partial<RefreshSettings>
+    replica?: string
+    replace?: Partial<Ports>
+    spoolDir?: string
+  }): Promise<Engine>
+  /** Logs a subject in at the look-alike and stores the grant under `user`. */
+  connect(engine: Engine, user: string, subject?: string): Promise<UserKey>
+  grantOf(engine: Engine, user: UserKey): Promise<Grant>
+  /** The refresh token that the row holds, in clear. */
+  storedRefreshToken(engine: Engine, user: UserKey): Promise<string>
+  /** Makes the stored access token run out now. */
+  expire(user: UserKey): Promise<void>
+  /** Refreshes that reached the look-alike. */
+  refreshes(): LookAlike['record']
+}
+
+/** Sets the scene for one test: a database of its own and a look-alike of its own. */
+export async function setScene(
+  test: Test,
+  options: { accessTokenLifeSeconds?: number; pagero?: Partial<PageroSettings> } = {},
+): Promise<Scene> {
+  const lookAlike = await startAuthorizationServer({
+    clientId: CLIENT_ID,
+    clientSecret: CLIENT_SECRET,
+    redirectUris: [REDIRECT_URI],
+    ...(options.accessTokenLifeSeconds === undefined
+      ? {}
+      : { accessTokenLifeSeconds: options.accessTokenLifeSeconds }),
+  })
+  test.teardown(() => lookAlike.stop())
+  const { database, url } = await createTestDatabase(test)
+  const key = randomBytes(32)
+  const pagero: PageroSettings = {
+    clientId: CLIENT_ID,
+    clientSecret: new Secret(CLIENT_SECRET),
+    clientSecretNext: undefined,
+    clientAuth: 'client_secret_basic',
+    redirectUri: REDIRECT_URI,
+    authorizeUrl: lookAlike.authorizeUrl,
+    tokenUrl: lookAlike.tokenUrl,
+    revokeUrl: lookAlike.revokeUrl,
+    apiUrl: 'http://localhost:9',
+    pkce: 'off',
+    scope: 'all openid',
+    issuer: lookAlike.issuer,
+    jwksUrl: lookAlike.jwksUrl,
+    ...options.pagero,
+  }
+  const { rows } = await database.pool.query<{ deployment_id: string }>(
+    'select deployment_id from deployment',
+  )
+  const deploymentId = rows[0]?.deployment_id ?? ''
+
+  async function startEngine(start: Parameters<Scene['startEngine']>[0] = {}): Promise<Engine> {
+    const refresh = { ...FAST_REFRESH, ...start.refresh }
+    const log = keepingLog()
+    const spoolDir = start.spoolDir ?? (await mkdtemp(join(tmpdir(), 'broker-spool-')))
+    const boot = randomUUID()
+    const identity = { replica: start.replica ?? `replica-${boot.slice(0, 8)}`, boot }
+    const ports: Ports = {
+      clock: systemClock,
+      log,
+      sealer: createSealer([{ keyId: 'test', key }], deploymentId),
+      grants: createGrantStore(database, {
+        refreshTokenLifetime: 'P3Y',
+        heartbeatStaleSeconds: refresh.heartbeatStaleSeconds,
+        databaseSettleSeconds: refresh.databaseSettleSeconds,
+      }),
+      attempts: createAttemptStore(database),
+      revocations: createRevocationStore(database.db),
+      loginTransactions: createLoginTransactionStore(database.db),
+      sessions: createSessionStore(database.db),
+      replicas: createReplicaStore(database.db),
+      authorizationServer: createAuthorizationServer(pagero, { clock: systemClock, log }),
+      spool: await createSpool(spoolDir, log),
+      ...start.replace,
+    }
+    await ports.replicas.heartbeat(identity.replica, boot)
+    const refresher = createRefresher(ports, refresh, identity)
+    const accessTokens = createAccessTokens(ports, refresher, {
+      ...refresh,
+      publicUrl: 'https://broker.example',
+    })
+    const antiEntropy = createAntiEntropy(ports, refresh, identity)
+    test.teardown(async () => {
+      await antiEntropy.stop()
+      await refresher.stop()
+      await rm(spoolDir, { recursive: true, force: true })
+    })
+    return { ports, log, refresher, accessTokens, antiEntropy, boot, spoolDir }
+  }
+
+  async function grantOf(engine: Engine, user: UserKey): Promise<Grant> {
+    const grant = await engine.ports.grants.find(user)
+    if (grant === undefined) throw new Error(`no grant for ${user}`)
+    return grant
+  }
+
+  return {
+    lookAlike,
+    database,
+    url,
+    key,
+    pagero,
+    startEngine,
+    grantOf,
+    async connect(engine, name, subject = name) {
+      const user = parseUserKey(name)
+      if (user === undefined) throw new Error(`${name} is no user key`)
+      const server = engine.ports.authorizationServer
+      const state = randomBytes(16).toString('base64url')
+      const callback = await logIn(
+        server.authorizationUrl({
+          state,
+          nonce: undefined,
+          codeChallenge: undefined,
+          prompt: undefined,
+        }),
+        subject,
+      )
+      const answer = server.readAuthorizationResponse(new URL(callback).searchParams, state)
+      if (!('code' in answer)) throw new Error(answer.error)
+      const requestedAtMonotonicMs = systemClock.monotonicMs()
+      const outcome = await server.exchangeCode(answer.code, undefined)
+      if (outcome.kind !== 'granted') throw new Error(outcome.kind)
+      await connectGrant(engine.ports, {
+        user,
+        tokens: { ...outcome.tokens, refreshToken: outcome.tokens.refreshToken ?? '' },
+        requestedAtMonotonicMs,
+        pagero: { issuer: lookAlike.issuer, subject },
+        allowAccountChange: false,
+      })
+      return user
+    },
+    async storedRefreshToken(engine, user) {
+      const grant = await grantOf(engine, user)
+      return engine.ports.sealer.open(
+        grantSealContext('refresh_token_sealed', grant),
+        grant.refreshTokenSealed ?? Buffer.alloc(0),
+      )
+    },
+    async expire(user) {
+      await database.pool.query(
+        `update grants set
+           access_token_requested_at = access_token_requested_at - interval '1 hour',
+           access_token_expires_at = access_token_expires_at - interval '1 hour'
+         where user_id = $1`,
+        [user],
+      )
+    },
+    refreshes: () =>
+      lookAlike.record.filter(
+        ({ endpoint, form }) => endpoint === 'token' && form['grant_type'] === 'refresh_token',
+      ),
+  }
+}
