@@ -1,18 +1,17 @@
 // Serve or join: the one way to a user's access token, for the token endpoint and for both proxies. It reads, decides,
 // and leaves the spending to `refresh.ts`.
 
-import type { RefreshSettings } from './config.ts'
 import { BrokerError, grantNotFound } from './errors.ts'
+import type { RefreshSettings } from './config.ts'
 import {
-  accessTokenLifeSeconds,
-  accessTokenSecondsLeft,
-  type Grant,
+  DEFAULT_ACCESS_TOKEN_LIFE_SECONDS,
   PAGERO_USER_PREFIX,
   type RefreshCause,
   type UserKey,
 } from './grant.ts'
 import type { Ports } from './ports.ts'
-import { type LiveToken, openLiveToken, refuseDead, type Refresher } from './refresh.ts'
+import type { LiveToken, Refresher } from './refresh.ts'
+import { createTokenCache, type KnownGrant } from './token-cache.ts'
 
 export interface FreshToken {
   accessToken: string
@@ -27,7 +26,7 @@ export interface FreshToken {
 export interface AccessTokens {
   /**
    * Returns an access token that lives for at least `minTtlSeconds` (default: the setting, or half its life if that is
-   * less). Costs one read; refreshes when it must, and joins whoever refreshes already.
+   * less). Refreshes when it must, and joins whoever refreshes already.
    * @throws BrokerError `request_invalid` when `minTtlSeconds` is more than half the token's life, `grant_not_found`,
    *   `reauthentication_required`, `temporarily_unavailable`, `client_rejected_by_pagero`, `integrity_failure`
    */
@@ -40,8 +39,19 @@ export interface AccessTokens {
   replaceRejected(user: UserKey, fingerprint: string): Promise<FreshToken>
 }
 
+export type AccessTokenSettings = Pick<
+  RefreshSettings,
+  | 'aheadSeconds'
+  | 'aheadJitterSeconds'
+  | 'defaultMinTtlSeconds'
+  | 'callerWaitSeconds'
+  | 'forcedIntervalSeconds'
+> & { publicUrl: string; tokenCacheTrustMs: number; staleLimitSeconds: number }
+
 /** A grant's last use is noted at most this often by one process. */
 const TOUCH_INTERVAL_MS = 60_000
+/** While refresh-ahead fails, it is tried again this often, however many callers come. */
+const AHEAD_RETRY_MS = 1_000
 /** Users whose last touch is remembered; beyond that the oldest are forgotten and noted again. */
 const TOUCHED_USERS_MAX = 100_000
 
@@ -49,72 +59,63 @@ const TOUCHED_USERS_MAX = 100_000
 export function createAccessTokens(
   ports: Pick<Ports, 'clock' | 'log' | 'sealer' | 'grants'>,
   refresher: Refresher,
-  settings: Pick<
-    RefreshSettings,
-    | 'aheadSeconds'
-    | 'aheadJitterSeconds'
-    | 'defaultMinTtlSeconds'
-    | 'callerWaitSeconds'
-    | 'forcedIntervalSeconds'
-  > & { publicUrl: string },
+  settings: AccessTokenSettings,
 ): AccessTokens {
-  const { clock, log, sealer, grants } = ports
+  const { clock, log, grants } = ports
+  const cache = createTokenCache(ports, settings)
   const touchedAtMs = new Map<UserKey, number>()
 
   async function fresh(
     user: UserKey,
     { minTtlSeconds: asked }: { minTtlSeconds?: number } = {},
   ): Promise<FreshToken> {
-    const { grant, readAtMs } = await read(user)
-    const halfLifeSeconds = accessTokenLifeSeconds(grant) / 2
-    if (asked !== undefined && asked > halfLifeSeconds) {
-      throw new BrokerError(
-        'request_invalid',
-        `min_ttl may be at most ${Math.floor(halfLifeSeconds)}, half the life of this access token.`,
-        { errors: [{ pointer: 'min_ttl', detail: 'is more than half the life of the token' }] },
-      )
-    }
+    const known = await read(user)
+    const { token } = known
+    const halfLifeSeconds = (token?.lifeSeconds ?? DEFAULT_ACCESS_TOKEN_LIFE_SECONDS) / 2
+    if (asked !== undefined && asked > halfLifeSeconds) throw askedTooMuch(halfLifeSeconds)
     const minTtlSeconds = asked ?? Math.min(settings.defaultMinTtlSeconds, halfLifeSeconds)
-    const secondsLeft = accessTokenSecondsLeft(grant)
-    if (secondsLeft > 0 && secondsLeft >= minTtlSeconds) {
-      const token = open(grant, readAtMs)
-      if (secondsLeft <= aheadSeconds(grant, halfLifeSeconds)) refreshAhead(grant)
-      return token
+    const leftSeconds = secondsLeft(token)
+    if (token !== undefined && leftSeconds > 0 && leftSeconds >= minTtlSeconds) {
+      if (leftSeconds <= aheadSeconds(user, halfLifeSeconds)) refreshAhead(user, known)
+      return answerOf(token)
     }
     try {
-      return await refreshed(grant, asked === undefined ? 'expiry' : 'min_ttl')
+      return await refreshed(user, known, asked === undefined ? 'expiry' : 'min_ttl')
     } catch (error) {
       // A token that still lives is better than none; a life asked for aloud is a promise.
-      if (asked !== undefined || secondsLeft <= 0 || !isPassing(error)) throw error
-      return open(grant, readAtMs)
+      const useful = asked === undefined && secondsLeft(token) > 0 && isPassing(error)
+      if (token === undefined || !useful) throw error
+      return answerOf(token)
     }
   }
 
   async function replaceRejected(user: UserKey, fingerprint: string): Promise<FreshToken> {
-    const { grant, readAtMs } = await read(user)
-    if (grant.accessToken?.fingerprint !== fingerprint) return fresh(user)
+    const known = await read(user)
+    if (known.token?.fingerprint !== fingerprint) return fresh(user)
     const forcedSecondsAgo = await grants.lastForcedSecondsAgo(user)
     if (forcedSecondsAgo !== undefined && forcedSecondsAgo < settings.forcedIntervalSeconds) {
-      return accessTokenSecondsLeft(grant) > 0 ? open(grant, readAtMs) : fresh(user)
+      return secondsLeft(known.token) > 0 ? answerOf(known.token) : fresh(user)
     }
-    return refreshed(grant, 'rejected')
+    return refreshed(user, known, 'rejected')
   }
 
-  async function read(user: UserKey): Promise<{ grant: Grant; readAtMs: number }> {
-    const readAtMs = clock.monotonicMs()
-    const grant = await grants.find(user)
-    if (grant === undefined) throw grantNotFound()
+  /** Returns what is known of the grant; a dead one is an error that says what helps. */
+  async function read(user: UserKey): Promise<KnownGrant> {
     try {
-      refuseDead(grant)
+      const known = await cache.read(user)
+      noteUse(user)
+      return known
     } catch (error) {
       throw withReconnectUrl(error, user)
     }
-    noteUse(user)
-    return { grant, readAtMs }
   }
 
   /** Waits for the rotation as long as a caller should; the rotation itself goes on. */
-  async function refreshed(grant: Grant, cause: RefreshCause): Promise<FreshToken> {
+  async function refreshed(
+    user: UserKey,
+    known: KnownGrant,
+    cause: RefreshCause,
+  ): Promise<FreshToken> {
     const patience = new AbortController()
     const tooLong = clock
       .sleep(settings.callerWaitSeconds * 1000, patience.signal)
@@ -123,39 +124,61 @@ export function createAccessTokens(
       })
     tooLong.catch(() => undefined)
     try {
-      const token = await Promise.race([refresher.refresh(grant, cause), tooLong])
-      const answer = answerOf(token)
-      if (answer.expiresInSeconds <= 0) throw stillRefreshing()
-      return answer
+      const token = await Promise.race([startRefresh(user, known, cause), tooLong])
+      if (secondsLeft(token) <= 0) throw stillRefreshing()
+      return answerOf(token)
     } catch (error) {
-      throw withReconnectUrl(error, grant.user)
+      throw withReconnectUrl(error, user)
     } finally {
       patience.abort()
     }
   }
 
-  function refreshAhead(grant: Grant): void {
-    refresher.refresh(grant, 'ahead').catch((error: unknown) => {
-      log.debug('refresh_ahead_failed', { user: grant.user, error })
+  /** Starts or joins a rotation, from the row as it is now: what was known may be a second old. */
+  async function startRefresh(
+    user: UserKey,
+    known: KnownGrant,
+    cause: RefreshCause,
+  ): Promise<LiveToken> {
+    const joined = refresher.join(user)
+    if (joined !== undefined) return keep(user, await joined)
+    const readAtMs = clock.monotonicMs()
+    const grant = await grants.find(user)
+    if (grant === undefined) throw grantNotFound()
+    const moved = grant.loginId !== known.loginId || grant.generation > known.generation
+    const newer = moved ? cache.keepRow(grant, readAtMs).token : undefined
+    if (newer !== undefined && secondsLeft(newer) > 0) return newer
+    return keep(user, await refresher.refresh(grant, cause))
+  }
+
+  function keep(user: UserKey, token: LiveToken): LiveToken {
+    cache.keepToken(user, token)
+    return token
+  }
+
+  function refreshAhead(user: UserKey, known: KnownGrant): void {
+    const nowMs = clock.monotonicMs()
+    if (nowMs - (known.aheadTriedAtMs ?? -Infinity) < AHEAD_RETRY_MS) return
+    known.aheadTriedAtMs = nowMs
+    startRefresh(user, known, 'ahead').catch((error: unknown) => {
+      log.debug('refresh_ahead_failed', { user, error })
     })
   }
 
   /** The window before the end in which a use refreshes in the background; jittered by user, never over half the life. */
-  function aheadSeconds(grant: Grant, halfLifeSeconds: number): number {
-    const jitter = settings.aheadJitterSeconds * fractionOf(grant.user)
+  function aheadSeconds(user: UserKey, halfLifeSeconds: number): number {
+    const jitter = settings.aheadJitterSeconds * fractionOf(user)
     return Math.min(settings.aheadSeconds - jitter, halfLifeSeconds)
   }
 
-  function open(grant: Grant, readAtMs: number): FreshToken {
-    const token = openLiveToken(sealer, grant, readAtMs)
-    if (token === undefined) throw stillRefreshing()
-    return answerOf(token)
+  function secondsLeft(token: LiveToken | undefined): number {
+    return token === undefined ? 0 : (token.expiresAtMs - clock.monotonicMs()) / 1000
   }
 
   function answerOf(token: LiveToken): FreshToken {
     return {
       accessToken: token.accessToken,
-      expiresInSeconds: Math.floor((token.expiresAtMs - clock.monotonicMs()) / 1000),
+      expiresInSeconds: Math.floor(secondsLeft(token)),
       expiresAt: token.expiresAt,
       scope: token.scope,
       fingerprint: token.fingerprint,
@@ -193,6 +216,14 @@ export function createAccessTokens(
   return { fresh, replaceRejected }
 }
 
+function askedTooMuch(halfLifeSeconds: number): BrokerError {
+  return new BrokerError(
+    'request_invalid',
+    `min_ttl may be at most ${Math.floor(halfLifeSeconds)}, half the life of this access token.`,
+    { errors: [{ pointer: 'min_ttl', detail: 'is more than half the life of the token' }] },
+  )
+}
+
 function stillRefreshing(): BrokerError {
   return new BrokerError(
     'temporarily_unavailable',
@@ -211,6 +242,7 @@ function isPassing(error: unknown): boolean {
 
 /** A number from 0 to 1 that is the same for a user on every replica, so that replicas agree on the window. */
 function fractionOf(user: UserKey): number {
+  // FNV-1a: spreads short texts evenly; nothing secret about it.
   let hash = 2_166_136_261
   for (let i = 0; i < user.length; i += 1) {
     hash = Math.imul(hash ^ user.charCodeAt(i), 16_777_619)

@@ -81,6 +81,7 @@ export async function startBroker(
         refreshTokenLifetime: config.refreshTokenLifetime,
         heartbeatStaleSeconds: config.refresh.heartbeatStaleSeconds,
         databaseSettleSeconds: config.refresh.databaseSettleSeconds,
+        zombieWaitSeconds: config.refresh.zombieWaitSeconds,
       }),
       attempts: createAttemptStore(database),
       revocations: createRevocationStore(database.db),
@@ -119,6 +120,8 @@ export async function startBroker(
     const accessTokens = createAccessTokens(ports, refresher, {
       ...config.refresh,
       publicUrl: config.publicUrl,
+      tokenCacheTrustMs: config.tokenCacheTrustMs,
+      staleLimitSeconds: config.staleLimitSeconds,
     })
     const forwarder = createForwarder({
       ...config.proxy,
@@ -257,5 +260,6 @@ async function findMissingKeys(
 
 async function listen(app: App, { host, port }: ListenerSettings): Promise<number> {
   await app.listen({ host, port })
-  return app.addresses()[0]?.port ?? port
+  const [address] = app.addresses()
+  return typeof address === 'object' ? address.port : port
 }

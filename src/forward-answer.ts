@@ -25,7 +25,7 @@ export interface Answer {
   /** Writes the head, unless it announces too much. @throws AnswerTooLargeError */
   begin(status: number, rawFields: readonly string[]): void
   /**
-   * Passes on a chunk. False means: send no more before `onReadable` is called; the client does not keep up.
+   * Passes on a chunk. False means: no more before `onReadable`; the client does not keep up.
    * @throws AnswerTooLargeError
    */
   write(chunk: Buffer): boolean
@@ -35,12 +35,18 @@ export interface Answer {
   release(): void
 }
 
-/** Opens the answer to a request. `onReadable` is called when a client that was too slow has caught up. */
+/** What a client that does not keep up comes to: it catches up, or has not read for too long. */
+export interface ReaderEvents {
+  onReadable: () => void
+  onStalled: () => void
+}
+
+/** Opens the answer to a request. */
 export function openAnswer(
   request: IncomingMessage,
   response: ServerResponse,
   settings: AnswerSettings,
-  onReadable: () => void,
+  reader: ReaderEvents,
 ): Answer {
   const uploading = hasBody(request)
   let status: number | undefined
@@ -50,7 +56,7 @@ export function openAnswer(
 
   const onDrain = () => {
     clearTimeout(slowReaderTimer)
-    onReadable()
+    reader.onReadable()
   }
   const count = (more: number) => {
     bytes += more
@@ -86,7 +92,7 @@ export function openAnswer(
       }
       if (response.write(chunk)) return true
       clearTimeout(slowReaderTimer)
-      slowReaderTimer = setTimeout(() => response.destroy(), settings.idleTimeoutMs)
+      slowReaderTimer = setTimeout(reader.onStalled, settings.idleTimeoutMs)
       return false
     },
     end() {

@@ -158,7 +158,10 @@ function attempt(pool: Pool, exchange: Exchange, accessToken: string): Promise<A
   return new Promise((resolve, reject) => {
     let upstream: Dispatcher.DispatchController | undefined
     let over = false
-    const answer = openAnswer(request, response, answerSettings(exchange), () => upstream?.resume())
+    const answer = openAnswer(request, response, answerSettings(exchange), {
+      onReadable: () => upstream?.resume(),
+      onStalled: () => cut(),
+    })
 
     /** Whatever undici reports afterwards comes too late. */
     const release = () => {
@@ -171,10 +174,21 @@ function attempt(pool: Pool, exchange: Exchange, accessToken: string): Promise<A
       upstream?.abort(new errors.RequestAbortedError())
       upload?.destroy()
     }
+    const leave = (complete: boolean) => {
+      release()
+      if (!complete) stop()
+      resolve({ kind: 'ended', forwarded: forwardedAs(answer.status, complete) })
+    }
+    /** Breaks the connection off, so that no cut answer looks whole. A pipelined response has no socket yet. */
+    const cut = () => {
+      response.destroy()
+      request.socket.destroy()
+      leave(false)
+    }
     const fail = (failure: unknown) => {
       if (over || response.writableEnded) return
       if (answer.status !== undefined) {
-        response.destroy()
+        cut()
         return
       }
       release()
@@ -182,15 +196,10 @@ function attempt(pool: Pool, exchange: Exchange, accessToken: string): Promise<A
       reject(asForwardError(failure))
     }
     const onTotalTimeout = () => {
-      if (response.writableEnded) response.destroy()
+      if (response.writableEnded) cut()
       else fail(new errors.HeadersTimeoutError('total timeout'))
     }
-    const onClose = () => {
-      const complete = response.writableFinished
-      release()
-      if (!complete) stop()
-      resolve({ kind: 'ended', forwarded: forwardedAs(answer.status, complete) })
-    }
+    const onClose = () => leave(response.writableFinished)
     const totalTimer = setTimeout(onTotalTimeout, exchange.deadlineMs - performance.now())
     if (response.destroyed) {
       onClose()

@@ -148,6 +148,8 @@ export interface Evidence {
   unknownBefore: boolean
   /** Refusals of this token so far, the newest included. */
   refusals: number
+  /** A process that has neither restarted nor drained its spool may hold the answer to an earlier attempt. */
+  successorMayComeBack: boolean
   /** The ledger has seen a later generation of this login than the row holds: the row was restored. */
   laterGeneration: boolean
   /** Either reading of the three years is over, or within a day of it. */
@@ -156,6 +158,8 @@ export interface Evidence {
 
 export interface GrantStore {
   find(user: UserKey): Promise<Grant | undefined>
+  /** Those of the users that have a grant, in one statement. */
+  findMany(users: readonly UserKey[]): Promise<Grant[]>
   /** Returns the database's instant of arming, or undefined when the row is not ours to arm. One autocommit statement. */
   arm(request: ArmRequest): Promise<{ armedAt: Date } | undefined>
   /** Closes an attempt that brought no successor and lets the row be armed again after the back-off. */
@@ -169,7 +173,10 @@ export interface GrantStore {
     /** An attempt in doubt leaves the row armed: only the take-over rule frees it. */
     stayArmed: boolean
   }): Promise<void>
-  /** Compare-and-set on login and generation alone, never on owner, attempt or lease. */
+  /**
+   * Compare-and-set on login and generation alone, never on owner, attempt or lease: a later generation of the same
+   * login takes the place of any earlier one, also where a failover has taken commits back.
+   */
   store(successor: Successor): Promise<StoreResult>
   /** Ends the ledger entry of a superseded successor, once its revocation is queued. */
   finishSuperseded(successor: Successor): Promise<void>

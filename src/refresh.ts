@@ -8,6 +8,7 @@ import { createBreaker, clientRejected } from './breaker.ts'
 import type { RefreshSettings } from './config.ts'
 import { BrokerError, grantNotFound } from './errors.ts'
 import {
+  accessTokenLifeSeconds,
   accessTokenSecondsLeft,
   type DeathCause,
   fingerprintOf,
@@ -22,12 +23,15 @@ import { revokeSuperseded } from './revocation.ts'
 
 /** An access token that may be handed out, with its life on this process's monotonic clock. */
 export interface LiveToken {
+  loginId: string
   generation: number
   accessToken: string
   fingerprint: string
   scope: string
   /** By the database clock. */
   expiresAt: Date
+  /** Its whole life. */
+  lifeSeconds: number
   /** `clock.monotonicMs()` at which it runs out; never later than it really does. */
   expiresAtMs: number
 }
@@ -40,6 +44,8 @@ export interface Refresher {
    *   `grant_not_found`, `integrity_failure`
    */
   refresh(grant: Grant, cause: RefreshCause): Promise<LiveToken>
+  /** The rotation of this user in flight in this process, if there is one. */
+  join(user: UserKey): Promise<LiveToken> | undefined
   /** Number of rotations that are not yet stored. */
   inFlight(): number
   /** Arms nothing from now on; resolves when every rotation in flight is stored or safely in the spool. */
@@ -117,6 +123,7 @@ export function createRefresher(
         return
       }
       refuseUnspendable(grant)
+      if (grant.state === 'suspect') throw await judgeSuspect(grant)
       breaker.admit()
       const release = await slots.take()
       try {
@@ -264,11 +271,13 @@ export function createRefresher(
       tokens.accessToken === undefined
         ? undefined
         : {
+            loginId: place.loginId,
             generation: place.generation,
             accessToken: tokens.accessToken,
             fingerprint: fingerprintOf(tokens.accessToken),
             scope: tokens.scope,
             expiresAt: new Date(attempt.armedAt.getTime() + lifeMs),
+            lifeSeconds: tokens.expiresInSeconds,
             expiresAtMs: attempt.armingAtMs + lifeMs,
           }
     const successor: Successor = {
@@ -332,15 +341,29 @@ export function createRefresher(
       answer.fail(unavailable('The grant is being checked.', 2))
       return
     }
+    answer.fail(await condemn(grant, evidence))
+  }
+
+  /** Gives the verdict on a refused token and returns the problem of it. A late success overrules it. */
+  async function condemn(grant: Grant, evidence: Evidence): Promise<BrokerError> {
     const cause = causeOfDeath(evidence)
-    log.warn('grant_condemned', { user: grant.user, generation: grant.generation, cause })
+    const state = evidence.successorMayComeBack ? 'suspect' : 'reauthentication_required'
+    log.warn('grant_condemned', {
+      user: grant.user,
+      generation: grant.generation,
+      state,
+      cause,
+    })
     await persist('grant_store_failed', grant.user, () =>
-      grants.condemn(grant.user, grant.generation, {
-        state: 'reauthentication_required',
-        reason: cause,
-      }),
+      grants.condemn(grant.user, grant.generation, { state, reason: cause }),
     )
-    answer.fail(reauthenticationRequired(cause))
+    return state === 'suspect' ? suspected() : reauthenticationRequired(cause)
+  }
+
+  /** A suspect grant is not presented: its owner comes back with the successor, or the wait ends and the verdict falls. */
+  async function judgeSuspect(grant: Grant): Promise<BrokerError> {
+    const evidence = await grants.evidence(grant.user, grant.loginId, grant.generation)
+    return evidence.successorMayComeBack ? suspected() : condemn(grant, evidence)
   }
 
   /** Nothing changes for the grant; it may be armed again after the back-off. */
@@ -457,6 +480,7 @@ export function createRefresher(
 
   return {
     refresh,
+    join: (user) => inFlight.get(user)?.answer,
     inFlight: () => inFlight.size,
     async stop() {
       stopping.abort()
@@ -475,11 +499,13 @@ export function openLiveToken(
   const secondsLeft = accessTokenSecondsLeft(grant)
   if (accessToken === null || secondsLeft <= 0) return undefined
   return {
+    loginId: grant.loginId,
     generation: grant.generation,
     accessToken: sealer.open(grantSealContext('access_token_sealed', grant), accessToken.sealed),
     fingerprint: accessToken.fingerprint,
     scope: grant.scope,
     expiresAt: accessToken.expiresAt,
+    lifeSeconds: accessTokenLifeSeconds(grant),
     expiresAtMs: readAtMs + secondsLeft * 1000,
   }
 }
@@ -545,6 +571,10 @@ function causeOfDeath(evidence: Evidence): DeathCause {
   if (evidence.unknownBefore) return 'rotation_lost'
   if (evidence.lifetimeOver) return 'lifetime_over'
   return 'revoked_or_expired'
+}
+
+function suspected(): BrokerError {
+  return unavailable('The grant is being checked: an answer from Pagero may still arrive.', 15)
 }
 
 function unavailable(

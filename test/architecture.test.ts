@@ -14,7 +14,8 @@ interface SourceFile {
   imports: string[]
 }
 
-const IMPORT = /^\s*(?:import|export)\s(?:[^'"]*?\sfrom\s)?['"]([^'"]+)['"]|\bimport\(\s*['"]([^'"]+)['"]/gm
+const IMPORT =
+  /^\s*(?:import|export)\s(?:[^'"]*?\sfrom\s)?['"]([^'"]+)['"]|\bimport\(\s*['"]([^'"]+)['"]/gm
 
 function readSources(directory: string): SourceFile[] {
   return readdirSync(directory, { recursive: true, encoding: 'utf8' })
@@ -73,16 +74,19 @@ t.test('every package is imported only where it is confined to', (t) => {
   t.end()
 })
 
-t.test('the core imports node, the core and its adapters’ packages, never http/ or postgres/', (t) => {
-  for (const file of sources) {
-    if (file.name.includes('/') || COMPOSITION.includes(file.name)) continue
-    const outside = file.imports.filter(
-      (one) => isUnder(one, 'http/') || isUnder(one, 'postgres/') || COMPOSITION.includes(one),
-    )
-    t.same(outside, [], file.name)
-  }
-  t.end()
-})
+t.test(
+  'the core imports node, the core and its adapters’ packages, never http/ or postgres/',
+  (t) => {
+    for (const file of sources) {
+      if (file.name.includes('/') || COMPOSITION.includes(file.name)) continue
+      const outside = file.imports.filter(
+        (one) => isUnder(one, 'http/') || isUnder(one, 'postgres/') || COMPOSITION.includes(one),
+      )
+      t.same(outside, [], file.name)
+    }
+    t.end()
+  },
+)
 
 t.test('http/ and postgres/ do not know each other, and nobody imports main.ts', (t) => {
   for (const file of sources) {
@@ -107,7 +111,9 @@ t.test('errors.ts and grant.ts import nothing, ports.ts only types', (t) => {
 })
 
 t.test('only refresh.ts presents a refresh token', (t) => {
-  const spenders = sources.filter(({ text }) => /\bauthorizationServer\s*\.\s*refresh\s*\(/.test(text))
+  const spenders = sources.filter(({ text }) =>
+    /\bauthorizationServer\s*\.\s*refresh\s*\(/.test(text),
+  )
   t.same(
     spenders.map(({ name }) => name),
     ['refresh.ts'],

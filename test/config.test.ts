@@ -418,6 +418,10 @@ t.test('lists name the entry that is wrong, and take none twice', async (t) => {
   ])
 })
 
+function entry(bytes: Buffer): string {
+  return `k1:${bytes.toString('base64')}`
+}
+
 t.test('encryption keys are 32 random bytes under ids of their own', async (t) => {
   const second = randomBytes(32)
   const config = read({
@@ -430,7 +434,6 @@ t.test('encryption keys are 32 random bytes under ids of their own', async (t) =
       ['key_2-b', second.toString('base64')],
     ],
   )
-  const entry = (bytes: Buffer): string => `k1:${bytes.toString('base64')}`
   refuses(
     t,
     'ENCRYPTION_KEYS',

@@ -83,7 +83,7 @@ t.test(
 t.test(
   'a server that accepts and says nothing is given up, though the driver has no code for it',
   async (t) => {
-    const server = createServer((socket) => socket.on('error', () => {}))
+    const server = createServer((socket) => socket.on('error', () => {}).resume())
     await new Promise<void>((done) => server.listen(0, '127.0.0.1', done))
     t.teardown(() => new Promise((done) => server.close(done)))
     const { port } = server.address() as AddressInfo

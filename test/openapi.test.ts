@@ -5,7 +5,7 @@ import { join } from 'node:path'
 import t from 'tap'
 import { parse } from 'yaml'
 import { PROBLEM_CODES } from '../src/errors.ts'
-import { renderOpenApi } from '../src/http/openapi-file.ts'
+import { renderOpenApi } from '../src/http/render-openapi.ts'
 import { TAGS } from '../src/http/openapi.ts'
 
 interface Media {
@@ -21,7 +21,11 @@ interface Operation {
   security?: unknown[]
   parameters?: Array<{ name: string; in: string; required?: boolean; example?: unknown } & Media>
   requestBody?: { content: Record<string, Media> }
-  responses: Record<string, { description: string; content?: Record<string, Media> }>
+  responses: Record<string, Answer | { $ref: string }>
+}
+interface Answer {
+  description: string
+  content?: Record<string, Media>
 }
 interface Document {
   openapi: string
@@ -29,7 +33,11 @@ interface Document {
   servers: Array<{ url: string }>
   tags: Array<{ name: string }>
   paths: Record<string, { servers?: Array<{ url: string }> } & Record<string, Operation>>
-  components: { schemas: Record<string, unknown>; securitySchemes: Record<string, unknown> }
+  components: {
+    schemas: Record<string, unknown>
+    responses: Record<string, Answer>
+    securitySchemes: Record<string, unknown>
+  }
 }
 
 const METHODS = ['get', 'head', 'post', 'put', 'patch', 'delete', 'options']
@@ -42,6 +50,9 @@ const operations = Object.entries(document.paths).flatMap(([path, item]) =>
     path,
     method,
     operation: item[method] as Operation,
+    answers: Object.entries((item[method] as Operation).responses).map(
+      ([status, answer]) => [status, '$ref' in answer ? resolve(answer.$ref) : answer] as const,
+    ),
   })),
 )
 
@@ -70,8 +81,8 @@ t.test('the document has the shape of OpenAPI 3.1', (t) => {
     const extra = Object.keys(item).filter((key) => key !== 'servers' && !METHODS.includes(key))
     t.same(extra, [], `${path} has operations and servers only`)
   }
-  for (const { name, path, operation } of operations) {
-    const named = [...path.matchAll(/\{([^}]+)\}/g)].map((match) => match[1])
+  for (const { name, path, operation, answers } of operations) {
+    const named = [...path.matchAll(/\{([^}]+)\}/g)].map((match) => match[1] ?? '')
     const described = (operation.parameters ?? []).filter((one) => one.in === 'path')
     t.same(
       described.map((one) => one.name).toSorted(),
@@ -82,7 +93,7 @@ t.test('the document has the shape of OpenAPI 3.1', (t) => {
       described.every((one) => one.required),
       `${name} requires its path parameters`,
     )
-    for (const [status, response] of Object.entries(operation.responses)) {
+    for (const [status, response] of answers) {
       t.match(status, /^(?:[1-5]\d\d|[1-5]XX)$/, name)
       t.type(response.description, 'string')
       t.not(response.description, 'Default Response', `${name} ${status} is described`)
@@ -95,8 +106,9 @@ t.test('every reference leads somewhere, and every schema has a name of its own'
   const references = [...text.matchAll(/\$ref: ["']?([^"'\s]+)/g)].map((match) => match[1] ?? '')
   t.ok(references.length > 20)
   for (const reference of new Set(references)) {
-    const name = /^#\/components\/schemas\/(\w+)$/.exec(reference)?.[1] ?? ''
-    t.ok(Object.hasOwn(document.components.schemas, name), reference)
+    const [, kind, name] = /^#\/components\/(schemas|responses)\/([\w.]+)$/.exec(reference) ?? []
+    const components = document.components[kind === 'responses' ? 'responses' : 'schemas']
+    t.ok(Object.hasOwn(components, name ?? ''), reference)
   }
   for (const name of Object.keys(document.components.schemas)) {
     t.match(name, /^[A-Z][A-Za-z]+$/, name)
@@ -129,16 +141,16 @@ t.test('every operation says what it is, who may call it, and which tag it is un
 })
 
 t.test('every request and every answer with a body has an example', (t) => {
-  for (const { name, path, operation } of operations) {
+  for (const { name, path, operation, answers } of operations) {
     for (const parameter of operation.parameters ?? []) {
       t.ok(hasExample(parameter), `${name}: parameter ${parameter.name}`)
     }
     for (const [type, media] of Object.entries(operation.requestBody?.content ?? {})) {
       t.ok(hasExample(media) || isProxied(path), `${name}: request body ${type}`)
     }
-    const answers = Object.entries(operation.responses).filter(([status]) => /^[1-3]/.test(status))
-    t.ok(answers.length > 0, `${name} has an answer for when all is well`)
-    for (const [status, response] of answers) {
+    const good = answers.filter(([status]) => /^[1-3]/.test(status))
+    t.ok(good.length > 0, `${name} has an answer for when all is well`)
+    for (const [status, response] of good) {
       for (const [type, media] of Object.entries(response.content ?? {})) {
         t.ok(hasExample(media) || isProxied(path), `${name}: ${status} ${type}`)
       }
@@ -149,8 +161,8 @@ t.test('every request and every answer with a body has an example', (t) => {
 
 t.test('every operation that can be refused says with which problems', (t) => {
   const seen = new Set<string>()
-  for (const { name, operation } of operations) {
-    const problems = Object.entries(operation.responses).flatMap(([status, response]) =>
+  for (const { name, operation, answers } of operations) {
+    const problems = answers.flatMap(([status, response]) =>
       Object.entries(response.content?.['application/problem+json']?.examples ?? {}).map(
         ([code, { value }]) => ({ status, code, value: value as Record<string, unknown> }),
       ),
@@ -192,15 +204,24 @@ t.test('each path says which listener serves it', (t) => {
   t.end()
 })
 
-t.test('the introduction tells of authentication, errors, both listeners and the life of a token', (t) => {
-  for (const heading of ['Two listeners', 'Authentication', 'The life of a token', 'Errors']) {
-    t.match(document.info.description, `## ${heading}`)
-  }
-  for (const word of ['RFC 9457', 'Authorization: Bearer', 'X-CSRF', 'token:read', 'ops:read']) {
-    t.match(document.info.description, word)
-  }
-  t.end()
-})
+t.test(
+  'the introduction tells of authentication, errors, both listeners and the life of a token',
+  (t) => {
+    for (const heading of ['Two listeners', 'Authentication', 'The life of a token', 'Errors']) {
+      t.match(document.info.description, `## ${heading}`)
+    }
+    for (const word of ['RFC 9457', 'Authorization: Bearer', 'X-CSRF', 'token:read', 'ops:read']) {
+      t.match(document.info.description, word)
+    }
+    t.end()
+  },
+)
+
+function resolve(reference: string): Answer {
+  const answer = document.components.responses[reference.replace('#/components/responses/', '')]
+  if (answer === undefined) throw new Error(`${reference} leads nowhere`)
+  return answer
+}
 
 function hasExample(media: Media): boolean {
   return media.example !== undefined || Object.keys(media.examples ?? {}).length > 0

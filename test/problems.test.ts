@@ -146,32 +146,35 @@ t.test('every code has the status of the contract on either listener, and an exp
   t.end()
 })
 
-t.test('a problem document has the members of RFC 9457 and the broker’s own, and no others', (t) => {
-  const { document } = problemDocument(
-    new BrokerError('reauthentication_required', 'Log in again.', {
+t.test(
+  'a problem document has the members of RFC 9457 and the broker’s own, and no others',
+  (t) => {
+    const { document } = problemDocument(
+      new BrokerError('reauthentication_required', 'Log in again.', {
+        cause: 'rotation_lost',
+        reconnectUrl: 'https://app.example/auth/login',
+        attemptId: 'a1',
+        retryAfterSeconds: 0.1,
+        errors: [{ pointer: 'params/user', detail: 'is no key' }],
+      }),
+      { listener: 'internal', requestId: REQUEST_ID },
+    )
+    t.same(document, {
+      type: '/problems/reauthentication_required',
+      title: 'The user must log in again',
+      status: 409,
+      code: 'reauthentication_required',
+      detail: 'Log in again.',
+      instance: `urn:uuid:${REQUEST_ID}`,
+      retry_after: 1,
       cause: 'rotation_lost',
-      reconnectUrl: 'https://app.example/auth/login',
-      attemptId: 'a1',
-      retryAfterSeconds: 0.1,
+      reconnect_url: 'https://app.example/auth/login',
+      attempt_id: 'a1',
       errors: [{ pointer: 'params/user', detail: 'is no key' }],
-    }),
-    { listener: 'internal', requestId: REQUEST_ID },
-  )
-  t.same(document, {
-    type: '/problems/reauthentication_required',
-    title: 'The user must log in again',
-    status: 409,
-    code: 'reauthentication_required',
-    detail: 'Log in again.',
-    instance: `urn:uuid:${REQUEST_ID}`,
-    retry_after: 1,
-    cause: 'rotation_lost',
-    reconnect_url: 'https://app.example/auth/login',
-    attempt_id: 'a1',
-    errors: [{ pointer: 'params/user', detail: 'is no key' }],
-  })
-  t.end()
-})
+    })
+    t.end()
+  },
+)
 
 t.test('what a route throws is answered as its problem, on either listener', async (t) => {
   for (const listener of ['internal', 'public'] as const) {
@@ -198,15 +201,18 @@ t.test('what a route throws is answered as its problem, on either listener', asy
   }
 })
 
-t.test('an unforeseen error is a 500 that tells the caller nothing and the log something', async (t) => {
-  const lines: LoggedLine[] = []
-  const { app } = await startApp(t, 'internal', lines)
-  const answer = await app.inject('/throw/unknown')
-  t.equal(answer.statusCode, 500)
-  t.equal(answer.json().code, 'internal_error')
-  t.notMatch(answer.body, /ECONNREFUSED|10\.1\.2\.3|TypeError|at /)
-  t.match(lines, [{ event: 'request_failed', fields: { error: TypeError } }])
-})
+t.test(
+  'an unforeseen error is a 500 that tells the caller nothing and the log something',
+  async (t) => {
+    const lines: LoggedLine[] = []
+    const { app } = await startApp(t, 'internal', lines)
+    const answer = await app.inject('/throw/unknown')
+    t.equal(answer.statusCode, 500)
+    t.equal(answer.json().code, 'internal_error')
+    t.notMatch(answer.body, /ECONNREFUSED|10\.1\.2\.3|TypeError|at /)
+    t.match(lines, [{ event: 'request_failed', fields: { error: TypeError } }])
+  },
+)
 
 t.test('a request id is taken over only if it is a UUID', async (t) => {
   const { app } = await startApp(t, 'internal')
@@ -222,32 +228,157 @@ const JSON_BODY = 'Content-Type: application/json\r\n'
 
 /** Requests that something below the routes refuses. */
 const REFUSED: ReadonlyArray<{ what: string; bytes: string; status: number; code: ProblemCode }> = [
-  { what: 'an unknown path', bytes: `GET /nowhere HTTP/1.1\r\n${HOST}\r\n`, status: 404, code: 'not_found' },
-  { what: 'a method that the path has not', bytes: `DELETE /throw/x HTTP/1.1\r\n${HOST}\r\n`, status: 405, code: 'method_not_allowed' },
-  { what: 'TRACE', bytes: `TRACE /throw/x HTTP/1.1\r\n${HOST}\r\n`, status: 405, code: 'method_not_allowed' },
-  { what: 'a method nobody knows', bytes: `BREW /throw/x HTTP/1.1\r\n${HOST}\r\n`, status: 400, code: 'request_invalid' },
-  { what: 'an absolute-form target', bytes: `GET http://evil.example/throw/x HTTP/1.1\r\n${HOST}\r\n`, status: 400, code: 'request_invalid' },
-  { what: 'an asterisk-form target', bytes: `OPTIONS * HTTP/1.1\r\n${HOST}\r\n`, status: 400, code: 'request_invalid' },
-  { what: 'a fragment in the target', bytes: `GET /throw/x#y HTTP/1.1\r\n${HOST}\r\n`, status: 400, code: 'request_invalid' },
-  { what: 'two Host headers', bytes: `GET /throw/x HTTP/1.1\r\n${HOST}${HOST}\r\n`, status: 400, code: 'request_invalid' },
-  { what: 'no Host header', bytes: 'GET /throw/x HTTP/1.1\r\n\r\n', status: 400, code: 'request_invalid' },
-  { what: 'two Authorization headers', bytes: `GET /throw/x HTTP/1.1\r\n${HOST}Authorization: Bearer a\r\nAuthorization: Bearer b\r\n\r\n`, status: 400, code: 'request_invalid' },
-  { what: 'a percent-escape that is cut off', bytes: `GET /throw/%e0%a4 HTTP/1.1\r\n${HOST}\r\n`, status: 400, code: 'request_invalid' },
-  { what: 'a percent sign alone', bytes: `GET /throw/% HTTP/1.1\r\n${HOST}\r\n`, status: 400, code: 'request_invalid' },
-  { what: 'HTTP/0.9', bytes: `GET /throw/x HTTP/0.9\r\n${HOST}\r\n`, status: 400, code: 'request_invalid' },
-  { what: 'the preface of HTTP/2', bytes: 'PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n', status: 400, code: 'request_invalid' },
+  {
+    what: 'an unknown path',
+    bytes: `GET /nowhere HTTP/1.1\r\n${HOST}\r\n`,
+    status: 404,
+    code: 'not_found',
+  },
+  {
+    what: 'a method that the path has not',
+    bytes: `DELETE /throw/x HTTP/1.1\r\n${HOST}\r\n`,
+    status: 405,
+    code: 'method_not_allowed',
+  },
+  {
+    what: 'TRACE',
+    bytes: `TRACE /throw/x HTTP/1.1\r\n${HOST}\r\n`,
+    status: 405,
+    code: 'method_not_allowed',
+  },
+  {
+    what: 'a method nobody knows',
+    bytes: `BREW /throw/x HTTP/1.1\r\n${HOST}\r\n`,
+    status: 400,
+    code: 'request_invalid',
+  },
+  {
+    what: 'an absolute-form target',
+    bytes: `GET http://evil.example/throw/x HTTP/1.1\r\n${HOST}\r\n`,
+    status: 400,
+    code: 'request_invalid',
+  },
+  {
+    what: 'an asterisk-form target',
+    bytes: `OPTIONS * HTTP/1.1\r\n${HOST}\r\n`,
+    status: 400,
+    code: 'request_invalid',
+  },
+  {
+    what: 'a fragment in the target',
+    bytes: `GET /throw/x#y HTTP/1.1\r\n${HOST}\r\n`,
+    status: 400,
+    code: 'request_invalid',
+  },
+  {
+    what: 'two Host headers',
+    bytes: `GET /throw/x HTTP/1.1\r\n${HOST}${HOST}\r\n`,
+    status: 400,
+    code: 'request_invalid',
+  },
+  {
+    what: 'no Host header',
+    bytes: 'GET /throw/x HTTP/1.1\r\n\r\n',
+    status: 400,
+    code: 'request_invalid',
+  },
+  {
+    what: 'two Authorization headers',
+    bytes: `GET /throw/x HTTP/1.1\r\n${HOST}Authorization: Bearer a\r\nAuthorization: Bearer b\r\n\r\n`,
+    status: 400,
+    code: 'request_invalid',
+  },
+  {
+    what: 'a percent-escape that is cut off',
+    bytes: `GET /throw/%e0%a4 HTTP/1.1\r\n${HOST}\r\n`,
+    status: 400,
+    code: 'request_invalid',
+  },
+  {
+    what: 'a percent sign alone',
+    bytes: `GET /throw/% HTTP/1.1\r\n${HOST}\r\n`,
+    status: 400,
+    code: 'request_invalid',
+  },
+  {
+    what: 'HTTP/0.9',
+    bytes: `GET /throw/x HTTP/0.9\r\n${HOST}\r\n`,
+    status: 400,
+    code: 'request_invalid',
+  },
+  {
+    what: 'the preface of HTTP/2',
+    bytes: 'PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n',
+    status: 400,
+    code: 'request_invalid',
+  },
   { what: 'a line that is no HTTP', bytes: 'hello\r\n\r\n', status: 400, code: 'request_invalid' },
-  { what: 'a space before the colon of a header', bytes: `GET /throw/x HTTP/1.1\r\n${HOST}X-A : b\r\n\r\n`, status: 400, code: 'request_invalid' },
-  { what: 'length and chunks together', bytes: `POST /things/1 HTTP/1.1\r\n${HOST}${JSON_BODY}Content-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n`, status: 400, code: 'request_invalid' },
-  { what: 'a transfer coding other than chunked', bytes: `POST /things/1 HTTP/1.1\r\n${HOST}${JSON_BODY}Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n`, status: 400, code: 'request_invalid' },
-  { what: 'headers over 16 KiB', bytes: `GET /throw/x HTTP/1.1\r\n${HOST}X-A: ${'a'.repeat(17_000)}\r\n\r\n`, status: 431, code: 'headers_too_large' },
-  { what: 'a body over the limit, announced', bytes: `POST /things/1 HTTP/1.1\r\n${HOST}${JSON_BODY}Content-Length: 65537\r\n\r\n`, status: 413, code: 'payload_too_large' },
-  { what: 'a body over the limit, in chunks', bytes: `POST /things/1 HTTP/1.1\r\n${HOST}${JSON_BODY}Transfer-Encoding: chunked\r\n\r\n10001\r\n${'a'.repeat(65_537)}\r\n0\r\n\r\n`, status: 413, code: 'payload_too_large' },
-  { what: 'a body that is not JSON by type', bytes: `POST /things/1 HTTP/1.1\r\n${HOST}Content-Type: application/x-www-form-urlencoded\r\nContent-Length: 3\r\n\r\na=b`, status: 415, code: 'unsupported_media_type' },
-  { what: 'broken JSON', bytes: `POST /things/1 HTTP/1.1\r\n${HOST}${JSON_BODY}Content-Length: 4\r\n\r\n{"a"`, status: 400, code: 'request_invalid' },
-  { what: 'an empty body', bytes: `POST /things/1 HTTP/1.1\r\n${HOST}${JSON_BODY}Content-Length: 0\r\n\r\n`, status: 400, code: 'request_invalid' },
-  { what: 'an unknown member', bytes: `POST /things/1 HTTP/1.1\r\n${HOST}${JSON_BODY}Content-Length: 17\r\n\r\n{"a":"b","c":"d"}`, status: 400, code: 'request_invalid' },
-  { what: 'a member named __proto__', bytes: `POST /things/1 HTTP/1.1\r\n${HOST}${JSON_BODY}Content-Length: 24\r\n\r\n{"a":"b","__proto__":{}}`, status: 400, code: 'request_invalid' },
+  {
+    what: 'a space before the colon of a header',
+    bytes: `GET /throw/x HTTP/1.1\r\n${HOST}X-A : b\r\n\r\n`,
+    status: 400,
+    code: 'request_invalid',
+  },
+  {
+    what: 'length and chunks together',
+    bytes: `POST /things/1 HTTP/1.1\r\n${HOST}${JSON_BODY}Content-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n`,
+    status: 400,
+    code: 'request_invalid',
+  },
+  {
+    what: 'a transfer coding other than chunked',
+    bytes: `POST /things/1 HTTP/1.1\r\n${HOST}${JSON_BODY}Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n`,
+    status: 400,
+    code: 'request_invalid',
+  },
+  {
+    what: 'headers over 16 KiB',
+    bytes: `GET /throw/x HTTP/1.1\r\n${HOST}X-A: ${'a'.repeat(17_000)}\r\n\r\n`,
+    status: 431,
+    code: 'headers_too_large',
+  },
+  {
+    what: 'a body over the limit, announced',
+    bytes: `POST /things/1 HTTP/1.1\r\n${HOST}${JSON_BODY}Content-Length: 65537\r\n\r\n`,
+    status: 413,
+    code: 'payload_too_large',
+  },
+  {
+    what: 'a body over the limit, in chunks',
+    bytes: `POST /things/1 HTTP/1.1\r\n${HOST}${JSON_BODY}Transfer-Encoding: chunked\r\n\r\n10001\r\n${'a'.repeat(65_537)}\r\n0\r\n\r\n`,
+    status: 413,
+    code: 'payload_too_large',
+  },
+  {
+    what: 'a body that is not JSON by type',
+    bytes: `POST /things/1 HTTP/1.1\r\n${HOST}Content-Type: application/x-www-form-urlencoded\r\nContent-Length: 3\r\n\r\na=b`,
+    status: 415,
+    code: 'unsupported_media_type',
+  },
+  {
+    what: 'broken JSON',
+    bytes: `POST /things/1 HTTP/1.1\r\n${HOST}${JSON_BODY}Content-Length: 4\r\n\r\n{"a"`,
+    status: 400,
+    code: 'request_invalid',
+  },
+  {
+    what: 'an empty body',
+    bytes: `POST /things/1 HTTP/1.1\r\n${HOST}${JSON_BODY}Content-Length: 0\r\n\r\n`,
+    status: 400,
+    code: 'request_invalid',
+  },
+  {
+    what: 'an unknown member',
+    bytes: `POST /things/1 HTTP/1.1\r\n${HOST}${JSON_BODY}Content-Length: 17\r\n\r\n{"a":"b","c":"d"}`,
+    status: 400,
+    code: 'request_invalid',
+  },
+  {
+    what: 'a member named __proto__',
+    bytes: `POST /things/1 HTTP/1.1\r\n${HOST}${JSON_BODY}Content-Length: 24\r\n\r\n{"a":"b","__proto__":{}}`,
+    status: 400,
+    code: 'request_invalid',
+  },
 ]
 
 t.test('what no route ever sees is refused with a problem document', async (t) => {
@@ -260,7 +391,11 @@ t.test('what no route ever sees is refused with a problem document', async (t) =
       const document = JSON.parse(answer.body || '{}') as Record<string, unknown>
       t.equal(answer.headers.get('content-type'), 'application/problem+json; charset=utf-8', what)
       t.equal(answer.headers.get('cache-control'), 'no-store', what)
-      t.match(document, { type: `/problems/${code}`, code, status, title: String, detail: String }, what)
+      t.match(
+        document,
+        { type: `/problems/${code}`, code, status, title: String, detail: String },
+        what,
+      )
       t.equal(answer.headers.has('allow'), status === 405, 'Allow goes with 405 and nothing else')
     }
   }

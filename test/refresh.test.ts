@@ -120,6 +120,7 @@ t.test(
     )
     const served = await engine.accessTokens.fresh(user)
     t.equal(served.accessToken, first.accessToken)
+    while (scene.refreshes().length === 0) await delay(10)
     await engine.refresher.stop()
     t.equal(scene.refreshes().length, 1)
     t.match(await ledger(scene, user), [{ cause: 'ahead', outcome: 'granted' }])

@@ -17,19 +17,22 @@ const code = (rawUrl: string, prefix = API): string => {
   }
 }
 
-t.test('the target is what follows the prefix, and the prefix is given back as it was sent', (t) => {
-  t.strictSame(readForwardTarget('/api/file/v1/files/7?Status=Error,Other', API), {
-    prefix: '/api',
-    target: '/file/v1/files/7?Status=Error,Other',
-    path: '/file/v1/files/7',
-  })
-  t.strictSame(readForwardTarget('/v1/users/a%40b/pagero/document/v1/', USER), {
-    prefix: '/v1/users/a%40b/pagero',
-    target: '/document/v1/',
-    path: '/document/v1/',
-  })
-  t.end()
-})
+t.test(
+  'the target is what follows the prefix, and the prefix is given back as it was sent',
+  (t) => {
+    t.strictSame(readForwardTarget('/api/file/v1/files/7?Status=Error,Other', API), {
+      prefix: '/api',
+      target: '/file/v1/files/7?Status=Error,Other',
+      path: '/file/v1/files/7',
+    })
+    t.strictSame(readForwardTarget('/v1/users/a%40b/pagero/document/v1/', USER), {
+      prefix: '/v1/users/a%40b/pagero',
+      target: '/document/v1/',
+      path: '/document/v1/',
+    })
+    t.end()
+  },
+)
 
 t.test('calls as Pagero documents them, and odd but legal ones, pass unchanged', (t) => {
   for (const target of [
@@ -155,7 +158,7 @@ t.test('the limit is on path and query together', (t) => {
 const segment = fc
   .array(
     fc.constantFrom(
-      ...'abzAZ09-_~!$&\'()*+,=:@.'.split(''),
+      ..."abzAZ09-_~!$&'()*+,=:@.".split(''),
       ...['%20', '%2B', '%C3%A9', '%25', '%2e', '%2f', '%5C', '%3b', '%00', '%252e', '%41'],
     ),
     { minLength: 1, maxLength: 6 },
@@ -170,7 +173,9 @@ function decode(text: string): string {
   return Buffer.from(text, 'latin1')
     .toString('latin1')
     .split(/(%[0-9a-fA-F]{2})/)
-    .map((part, i) => (i % 2 === 1 ? String.fromCharCode(Number.parseInt(part.slice(1), 16)) : part))
+    .map((part, i) =>
+      i % 2 === 1 ? String.fromCharCode(Number.parseInt(part.slice(1), 16)) : part,
+    )
     .join('')
 }
 

@@ -22,7 +22,7 @@ function recordingLog(): { log: Log; lines: Line[] } {
   return { log: { trace: record, debug: record, info: record, warn: record, error: record }, lines }
 }
 
-const { log } = recordingLog()
+const { log: unread } = recordingLog()
 const ALICE = parseUserKey('acme-alice') as UserKey
 
 function successor(changes: Partial<Successor> = {}): Successor {
@@ -50,13 +50,13 @@ t.test(
   'entries come back whole, in the order they were granted, from a spool opened anew too',
   async (t) => {
     const directory = t.testdir()
-    const spool = await createSpool(directory, log)
+    const spool = await createSpool(directory, unread)
     const second = successor({ generation: 9, accessToken: null, scope: 'all openid' })
     const first = successor({ generation: 8 })
     await spool.write(second)
     await spool.write(first)
     t.strictSame(await spool.list(), [first, second])
-    t.strictSame(await (await createSpool(directory, log)).list(), [first, second])
+    t.strictSame(await (await createSpool(directory, unread)).list(), [first, second])
   },
 )
 
@@ -78,12 +78,12 @@ t.test('what write has confirmed survives SIGKILL', async (t) => {
   child.kill('SIGKILL')
   const [, signal] = await once(child, 'exit')
   t.equal(signal, 'SIGKILL')
-  t.strictSame(await (await createSpool(directory, log)).list(), [entry])
+  t.strictSame(await (await createSpool(directory, unread)).list(), [entry])
 })
 
 t.test('files are for their owner alone and hold no temporary remains', async (t) => {
   const directory = join(t.testdir(), 'not', 'yet', 'there')
-  const spool = await createSpool(directory, log)
+  const spool = await createSpool(directory, unread)
   const entry = successor()
   await spool.write(entry)
   await spool.checkWritable()
@@ -95,12 +95,12 @@ t.test('files are for their owner alone and hold no temporary remains', async (t
 t.test('a directory that is open to others is closed', async (t) => {
   const directory = t.testdir()
   await chmod(directory, 0o755)
-  await createSpool(directory, log)
+  await createSpool(directory, unread)
   t.equal((await stat(directory)).mode & 0o777, 0o700)
 })
 
 t.test('an entry written twice is there once; one removed twice is gone', async (t) => {
-  const spool = await createSpool(t.testdir(), log)
+  const spool = await createSpool(t.testdir(), unread)
   const entry = successor()
   await spool.write(entry)
   await spool.write({ ...entry, httpStatus: 201 })
@@ -111,7 +111,7 @@ t.test('an entry written twice is there once; one removed twice is gone', async 
 })
 
 t.test('fifty writes at once are fifty entries', async (t) => {
-  const spool = await createSpool(t.testdir(), log)
+  const spool = await createSpool(t.testdir(), unread)
   const entries = Array.from({ length: 50 }, (_, index) => successor({ generation: index + 1 }))
   await Promise.all(entries.map((entry) => spool.write(entry)))
   t.strictSame(await spool.list(), entries)
@@ -188,13 +188,13 @@ t.test('temporary files are cleared at the start once they are old', async (t) =
   const directory = t.testdir({ '.old.tmp': 'x', '.young.tmp': 'x' })
   const longAgo = new Date(Date.now() - 120_000)
   await utimes(join(directory, '.old.tmp'), longAgo, longAgo)
-  await createSpool(directory, log)
+  await createSpool(directory, unread)
   t.strictSame(await readdir(directory), ['.young.tmp'])
 })
 
 t.test('an attempt id that is no UUID never becomes a path', async (t) => {
   const directory = join(t.testdir({ 'victim.json': '{}' }), 'spool')
-  const spool = await createSpool(directory, log)
+  const spool = await createSpool(directory, unread)
   for (const attemptId of ['../victim', '', 'x', randomUUID().toUpperCase()]) {
     await t.rejects(spool.write(successor({ attemptId })), TypeError)
     await t.rejects(spool.remove(attemptId), TypeError)
@@ -205,7 +205,7 @@ t.test('an attempt id that is no UUID never becomes a path', async (t) => {
 
 t.test('an entry that could not be read back is not written', async (t) => {
   const directory = t.testdir()
-  const spool = await createSpool(directory, log)
+  const spool = await createSpool(directory, unread)
   await t.rejects(spool.write(successor({ durationMs: Number.NaN })), TypeError)
   await t.rejects(spool.write(successor({ loginId: 'x' })), TypeError)
   t.strictSame(await readdir(directory), [])
@@ -215,11 +215,11 @@ t.test(
   'a directory that cannot be made fails the start, one that is gone fails the check',
   async (t) => {
     const root = t.testdir({ file: '' })
-    await t.rejects(createSpool(join(root, 'file', 'spool'), log), { code: 'ENOTDIR' })
-    await t.rejects(createSpool(join(root, 'file'), log), { code: 'EEXIST' })
+    await t.rejects(createSpool(join(root, 'file', 'spool'), unread), { code: 'ENOTDIR' })
+    await t.rejects(createSpool(join(root, 'file'), unread), { code: 'EEXIST' })
 
     const directory = join(root, 'spool')
-    const spool = await createSpool(directory, log)
+    const spool = await createSpool(directory, unread)
     await rename(directory, join(root, 'elsewhere'))
     await t.rejects(spool.checkWritable(), { code: 'ENOENT' })
     await t.rejects(spool.write(successor()), { code: 'ENOENT' })
@@ -229,7 +229,7 @@ t.test(
 t.test(
   'a full spool refuses, says so before it is full, and takes entries again when it drains',
   async (t) => {
-    const spool = await createSpool(t.testdir(), log, 20)
+    const spool = await createSpool(t.testdir(), unread, 20)
     const entries = Array.from({ length: 20 }, () => successor())
     for (const entry of entries.slice(0, 18)) await spool.write(entry)
     await t.resolves(spool.checkWritable())

@@ -4,9 +4,9 @@
 import { createHash } from 'node:crypto'
 import { createServer, type IncomingMessage, type ServerResponse } from 'node:http'
 import type { Account } from './accounts.ts'
-import { close, listen } from './authorization-server.ts'
 import { createDocuments, type Document, type Documents } from './documents.ts'
 import { invoicePdf, invoiceXml } from './invoice-files.ts'
+import { close, listen } from './listening.ts'
 import { boundaryOf, createMultipartReader } from './multipart.ts'
 import { pairsOf } from './record.ts'
 

@@ -1,11 +1,11 @@
 // A local authorization server that looks like Pagero's and is stricter than it need be: every refresh token works
 // once, and a second use ends the whole login. Tests and the demo talk to it over HTTP, as they would to Pagero.
 
-import { createServer, type Server } from 'node:http'
-import type { AddressInfo } from 'node:net'
+import { createServer } from 'node:http'
 import type { Account } from './accounts.ts'
 import { applyFaults, type Fault } from './faults.ts'
 import { createIssuedAccessTokens } from './issued-access-tokens.ts'
+import { close, listen } from './listening.ts'
 import { serveLoginPages } from './login-pages.ts'
 import {
   answerAsPagero,
@@ -127,20 +127,4 @@ export async function startAuthorizationServer(
       await close(server)
     },
   }
-}
-
-/** Listens and returns the port. */
-export async function listen(server: Server, host: string, port: number): Promise<number> {
-  await new Promise<void>((resolve, reject) => {
-    server.once('error', reject)
-    server.listen(port, host, resolve)
-  })
-  return (server.address() as AddressInfo).port
-}
-
-/** Stops listening and cuts what is still connected. */
-export async function close(server: Server): Promise<void> {
-  const closed = new Promise<void>((resolve) => server.close(() => resolve()))
-  server.closeAllConnections()
-  await closed
 }

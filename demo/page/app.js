@@ -21,12 +21,20 @@ let documentCount = 0
 /** What a problem document says (RFC 9457), or the little that is known without one. */
 class Problem extends Error {
   constructor(status, body) {
-    super(body?.title ?? `The answer was ${status}`)
+    super(body?.title ?? `Pagero answered ${status}`)
     this.status = status
     this.code = body?.code
-    this.detail = body?.detail ?? 'Pagero gave no reason.'
+    this.detail = body?.detail ?? reasonOf(body)
     this.reconnectUrl = body?.reconnect_url
   }
+}
+
+/** Pagero documents no form of its API's errors; the look-alike gives a code. */
+function reasonOf(body) {
+  const code = body?.error?.code
+  return code === undefined
+    ? 'It gave no reason.'
+    : `The reason it gave: ${code.replaceAll('_', ' ')}.`
 }
 
 async function call(path, { headers, ...init } = {}) {
@@ -141,9 +149,8 @@ async function loadDocuments(from = offset) {
   lastShown = from + items.length
   documentCount = meta.total
   element('documents').replaceChildren(...items.map(rowOf))
-  const position = documentCount === 0
-      ? 'No documents yet'
-      : `${offset + 1} to ${lastShown} of ${documentCount}`
+  const position =
+    documentCount === 0 ? 'No documents yet' : `${offset + 1} to ${lastShown} of ${documentCount}`
   element('page-position').textContent = position
   showPaging()
   announce(`Documents: ${position}`)

@@ -20,12 +20,12 @@ export interface CallerAuth {
  * Authenticates the caller and checks its right, before anything of the body is read.
  * @throws BrokerError `caller_unauthenticated`, `caller_forbidden`
  */
-export async function authenticateCaller(
+function authenticateCaller(
   { callers }: Pick<CallerAuth, 'callers'>,
   request: FastifyRequest,
   right: Right,
-): Promise<Caller> {
-  const caller = await callers.authenticate(request.headers.authorization)
+): Caller {
+  const caller = callers.authenticate(request.headers.authorization)
   if (!callers.mayUse(caller, right)) {
     throw new BrokerError('caller_forbidden', `This caller has not the right ${right}.`)
   }
@@ -39,7 +39,7 @@ export async function authenticateCaller(
  * tells it from one without a grant.
  * @throws BrokerError `grant_not_found`
  */
-export async function requireVisibleUser(
+async function requireVisibleUser(
   { callers, ports }: CallerAuth,
   caller: Caller,
   user: UserKey,
@@ -57,7 +57,7 @@ export function requireCaller(auth: CallerAuth, right: Right) {
   return {
     async onRequest(request: FastifyRequest, reply: FastifyReply): Promise<void> {
       reply.header('cache-control', 'no-store')
-      request.setDecorator(CALLER, await authenticateCaller(auth, request, right))
+      request.setDecorator(CALLER, authenticateCaller(auth, request, right))
       readUserKey(request)
     },
     async preHandler(request: FastifyRequest): Promise<void> {
@@ -75,7 +75,7 @@ export async function authorizeProxiedCall(
   request: FastifyRequest,
   call: { method: string; path: string },
 ): Promise<{ caller: Caller; user: UserKey }> {
-  const caller = await authenticateCaller(auth, request, 'proxy:call')
+  const caller = authenticateCaller(auth, request, 'proxy:call')
   const user = readUserKey(request)
   if (!auth.callers.mayCall(caller, call.method, call.path)) {
     throw new BrokerError('caller_forbidden', 'This caller may not make this call to Pagero.')

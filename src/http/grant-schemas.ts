@@ -25,15 +25,16 @@ export const GrantSchema = Type.Object(
       description:
         '`active`: in use. `suspect`: refused by Pagero, being confirmed. `reauthentication_required`: the user must log in again. `revoked`: disconnected.',
     }),
-    cause: OrNull('string', 'Why the grant is in a state other than `active`, as far as the broker knows.'),
+    cause: OrNull(
+      'string',
+      'Why the grant is in a state other than `active`, as far as the broker knows.',
+    ),
     scope: Type.String({ description: 'As Pagero granted it; empty is normal there.' }),
     generation: Type.Integer({ description: 'Grows by one with each renewal and each login.' }),
     key_id: OrNull('string', 'Id of the key that seals the refresh token.'),
     rolling_expires_at: DateTime('Three years from the last renewal.'),
     absolute_expires_at: DateTime('Three years from the last login.'),
-    expires_at: DateTime(
-      'The earlier of the two: Pagero does not say which of them it goes by.',
-    ),
+    expires_at: DateTime('The earlier of the two: Pagero does not say which of them it goes by.'),
     authenticated_at: DateTime('Last login of the user.'),
     rotated_at: DateTime('Last renewal.'),
     last_used_at: DateTimeOrNull('Last use, to the minute.'),
@@ -49,8 +50,13 @@ export const GrantSchema = Type.Object(
 export const RefreshAttempt = Type.Object(
   {
     attempt_id: Type.String({ format: 'uuid' }),
-    generation: Type.Integer({ description: 'Generation of the refresh token that was presented.' }),
-    cause: Type.Enum([...REFRESH_CAUSES], { type: 'string', description: 'What the renewal was begun for.' }),
+    generation: Type.Integer({
+      description: 'Generation of the refresh token that was presented.',
+    }),
+    cause: Type.Enum([...REFRESH_CAUSES], {
+      type: 'string',
+      description: 'What the renewal was begun for.',
+    }),
     replica: Type.String({ description: 'Replica that made the attempt.' }),
     armed_at: DateTime('Written before Pagero was called.'),
     finished_at: DateTimeOrNull('Null while the attempt runs, or when its process died in it.'),

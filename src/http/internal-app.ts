@@ -3,7 +3,6 @@
 
 import type { AccessTokens } from '../access-token.ts'
 import type { Callers } from '../callers.ts'
-import type { Config } from '../config.ts'
 import type { Forwarder } from '../forward.ts'
 import type { Ports } from '../ports.ts'
 import type { Revoker } from '../revocation.ts'
@@ -26,19 +25,25 @@ export interface InternalParts {
   revoker: Pick<Revoker, 'kick'>
   /** The other listener's app, whose operations are documented here. */
   publicApp: App
-  config: Pick<Config, 'publicUrl' | 'trustedProxies' | 'proxy'>
+  settings: {
+    /** What browsers see; named in the documentation. */
+    publicUrl: string
+    /** Longest time for receiving one request, uploads included. */
+    requestTimeoutMs: number
+    trustedProxies: readonly string[]
+  }
 }
 
 /** Builds the app of the internal listener, ready to listen. */
 export function buildInternalApp(parts: InternalParts): Promise<App> {
-  const { ports, callers, accessTokens, forwarder, config } = parts
+  const { ports, callers, accessTokens, forwarder, settings } = parts
   const auth: CallerAuth = { callers, ports }
   return buildApp(
     ports,
     {
       listener: 'internal',
-      trustedProxies: config.trustedProxies,
-      requestTimeoutMs: config.proxy.totalTimeoutMs,
+      trustedProxies: settings.trustedProxies,
+      requestTimeoutMs: settings.requestTimeoutMs,
       tls: false,
     },
     async (app) => {
@@ -71,7 +76,7 @@ export function buildInternalApp(parts: InternalParts): Promise<App> {
           openApiDocument({
             publicApp: parts.publicApp,
             internalApp: app,
-            publicUrl: config.publicUrl,
+            publicUrl: settings.publicUrl,
           }),
       })
     },

@@ -54,6 +54,8 @@ export function registerLoginRoutes(app: App, parts: LoginRouteParts): void {
       if (known.code === 'internal_error' || known.code === 'integrity_failure') {
         ports.log.error('login_refused', fields)
       } else ports.log.warn('login_refused', fields)
+      // A login that was refused after its tokens came has left one to revoke.
+      if (known.code === 'authorization_failed') revoker.kick()
       return sendProblemPage(reply, request, known)
     },
   }

@@ -11,7 +11,10 @@ import type { Listener } from './problem.ts'
 /** Tags in reading order. An operation names one of them. */
 export const TAGS = [
   { name: 'tokens', description: 'Access tokens for backend services.' },
-  { name: 'grants', description: 'What each user gave the broker at Pagero: look, disconnect, trace.' },
+  {
+    name: 'grants',
+    description: 'What each user gave the broker at Pagero: look, disconnect, trace.',
+  },
   { name: 'proxy', description: "Calls to Pagero's API with the user's access token." },
   { name: 'login', description: 'Login of a person, in the browser.' },
   { name: 'session', description: "The browser's session." },
@@ -48,7 +51,11 @@ const SECURITY_SCHEMES = {
 interface Operation {
   operationId?: string
   parameters?: Array<{ name: string; in: string }>
-  responses: Record<string, { content?: Record<string, { examples?: Record<string, unknown> }> }>
+  responses: Record<string, Answer>
+}
+interface Answer {
+  $ref?: string
+  content?: Record<string, { examples?: Record<string, unknown> }>
 }
 type PathItem = Record<string, unknown>
 interface Server {
@@ -66,7 +73,7 @@ export interface OpenApiDocument {
   components: {
     securitySchemes: Record<string, unknown>
     schemas: Record<string, unknown>
-    examples?: Record<string, unknown>
+    responses?: Record<string, unknown>
   }
 }
 
@@ -89,7 +96,7 @@ export async function registerOpenApi(app: App, listener: Listener): Promise<voi
       tags: [...TAGS],
       components: { securitySchemes: SECURITY_SCHEMES[listener] },
     },
-    refResolver: { buildLocalReference: (schema) => String(schema['$id']) },
+    refResolver: { buildLocalReference: (schema) => schema['$id'] as string },
   })
 }
 
@@ -99,7 +106,10 @@ export function jsonAnswer(answer: { description: string; schema: string; exampl
   content: Record<'application/json', { schema: object; example: unknown }>
 } {
   const { description, schema, example } = answer
-  return { description, content: { 'application/json': { schema: { $ref: `${schema}#` }, example } } }
+  return {
+    description,
+    content: { 'application/json': { schema: { $ref: `${schema}#` }, example } },
+  }
 }
 
 /**
@@ -132,9 +142,12 @@ export function openApiDocument(listeners: {
     tags: internal.tags ?? [],
     paths,
     components: {
-      securitySchemes: { ...internal.components.securitySchemes, ...open.components.securitySchemes },
+      securitySchemes: {
+        ...internal.components.securitySchemes,
+        ...open.components.securitySchemes,
+      },
       schemas: sortByKey({ ...open.components.schemas, ...internal.components.schemas }),
-      examples: sortByKey(takeOutProblemExamples(paths)),
+      responses: sortByKey(takeOutProblemResponses(paths)),
     },
   }
 }
@@ -171,25 +184,24 @@ function nameOperationsApart(item: PathItem): void {
 }
 
 /**
- * Puts a reference in place of each problem example, and returns the examples by name: code and status, since the
- * listeners differ in some. Standing in full at every operation, they would be three quarters of the document.
+ * Puts a reference in place of each answer that is a problem, and returns these answers by name: status and codes.
+ * Standing in full at every operation, they would be nine tenths of the document.
  */
-function takeOutProblemExamples(paths: Record<string, PathItem>): Record<string, unknown> {
-  const examples: Record<string, unknown> = {}
+function takeOutProblemResponses(paths: Record<string, PathItem>): Record<string, unknown> {
+  const taken: Record<string, unknown> = {}
   for (const item of Object.values(paths)) {
     for (const method of METHODS) {
       const responses = (item[method] as Operation | undefined)?.responses ?? {}
       for (const [status, response] of Object.entries(responses)) {
-        const here = response.content?.['application/problem+json']?.examples ?? {}
-        for (const [code, example] of Object.entries(here)) {
-          const name = `${code}_${status}`
-          examples[name] = example
-          here[code] = { $ref: `#/components/examples/${name}` }
-        }
+        const problem = response.content?.['application/problem+json']
+        if (problem === undefined) continue
+        const name = [status, ...Object.keys(problem.examples ?? {})].join('.')
+        taken[name] = response
+        responses[status] = { $ref: `#/components/responses/${name}` }
       }
     }
   }
-  return examples
+  return taken
 }
 
 function sortByKey(record: Record<string, unknown>): Record<string, unknown> {

@@ -48,8 +48,7 @@ export function sendProblemIndexPage(reply: FastifyReply): FastifyReply {
 function sendPage(reply: FastifyReply, title: string, body: string): FastifyReply {
   return reply
     .header('content-security-policy', CONTENT_SECURITY_POLICY)
-    .type('text/html; charset=utf-8')
-    .send(`<!doctype html>
+    .type('text/html; charset=utf-8').send(`<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">

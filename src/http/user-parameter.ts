@@ -29,7 +29,8 @@ export function readUserKey(request: FastifyRequest): UserKey {
     errors: [
       {
         pointer: 'params/user',
-        detail: 'must be 1 to 255 characters of A-Z a-z 0-9 . _ ~ @ : + - after one percent-decoding',
+        detail:
+          'must be 1 to 255 characters of A-Z a-z 0-9 . _ ~ @ : + - after one percent-decoding',
       },
     ],
   })

@@ -100,8 +100,9 @@ function lendFrom(pool: Pool): PostgresPool {
       try {
         return await client.query(text, [...parameters])
       } catch (error) {
-        // Read-only is what a demoted primary answers; only a new connection finds the new one.
-        failed ||= !(error instanceof DatabaseError) || error.code === READ_ONLY
+        // A server that says it is going away closes the connection a moment after; one that says
+        // it is read-only was demoted, and only a new connection finds the new primary.
+        failed ||= !(error instanceof DatabaseError) || isDatabaseUnavailable(error)
         throw isProgrammerError(error) || error instanceof DatabaseError
           ? error
           : new ConnectionFailure(error)
@@ -137,12 +138,9 @@ function isProgrammerError(error: unknown): boolean {
   return error instanceof TypeError || error instanceof RangeError || error instanceof SyntaxError
 }
 
-/** SQLSTATE read_only_sql_transaction. */
-const READ_ONLY = '25006'
-
 /** @see {@link https://www.postgresql.org/docs/current/errcodes-appendix.html PostgreSQL, Appendix A} */
 const UNAVAILABLE_STATES: ReadonlySet<string> = new Set([
-  READ_ONLY,
+  '25006', // read_only_sql_transaction
   '25P03', // idle_in_transaction_session_timeout
   '40001', // serialization_failure: distributed databases answer so under load or failover
   '40P01', // deadlock_detected

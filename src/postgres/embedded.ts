@@ -5,7 +5,7 @@
 
 import { execFile } from 'node:child_process'
 import { randomBytes } from 'node:crypto'
-import { chown, mkdir, readFile, rename, rm, writeFile } from 'node:fs/promises'
+import { chown, link, mkdir, readFile, rename, rm, writeFile } from 'node:fs/promises'
 import { createServer } from 'node:net'
 import type { AddressInfo } from 'node:net'
 import { join, resolve } from 'node:path'
@@ -61,13 +61,9 @@ export async function startEmbeddedPostgres(options: {
   await createCluster(program, options.durable)
   const urlAt = (port: number) => `postgres://${USER}:${password}@127.0.0.1:${port}/postgres`
 
-  let port = await answeringPort(directory, urlAt)
-  if (port === undefined) {
-    port = await startServer(program, options.durable, urlAt)
-    await answerFor(directory)
-  } else if (!(await isAnsweredFor(directory))) {
-    await answerFor(directory)
-  }
+  const port =
+    (await answeringPort(directory, urlAt)) ?? (await startServer(program, options.durable, urlAt))
+  if (!(await isAnsweredFor(directory))) await answerFor(directory)
   options.log?.info('embedded_postgres_started', { path: directory, port })
 
   const stop = async () => {
@@ -90,12 +86,16 @@ export async function startEmbeddedPostgres(options: {
 
 async function readOrCreatePassword(program: ServerProgram): Promise<string> {
   const path = join(program.directory, 'password')
+  const written = `${path}.${process.pid}`
+  await writeFile(written, randomBytes(24).toString('base64url'), { mode: 0o600 })
+  if (program.user !== undefined) await chown(written, program.user.uid, program.user.gid)
   try {
-    await writeFile(path, randomBytes(24).toString('base64url'), { flag: 'wx', mode: 0o600 })
-    if (program.user !== undefined) await chown(path, program.user.uid, program.user.gid)
+    // Whole or not at all, and never over one that is there.
+    await link(written, path)
   } catch (error) {
     if (!hasCode(error, 'EEXIST')) throw error
   }
+  await rm(written)
   return readFile(path, 'utf8')
 }
 
@@ -131,6 +131,7 @@ async function startServer(
   durable: boolean,
   urlAt: (port: number) => string,
 ): Promise<number> {
+  await removePidFileOfZombie(program.directory)
   const port = await findFreePort()
   const settings = [
     `-p ${port}`,
@@ -152,6 +153,7 @@ async function startServer(
       '--wait',
       '--silent',
     ])
+    await answerFor(program.directory)
     return port
   } catch (error) {
     // Another process may be starting the same server, or it is still recovering from a crash.
@@ -185,6 +187,19 @@ async function answeringPort(
   } finally {
     await client.end().catch(() => {})
   }
+}
+
+/**
+ * Removes the pid file of a server that was killed and that nobody has waited for: in a container
+ * whose first process is no init it stays a zombie, and PostgreSQL takes it for a running server.
+ */
+async function removePidFileOfZombie(directory: string): Promise<void> {
+  const pidFile = join(directory, 'cluster', 'postmaster.pid')
+  const processId = Number((await readFile(pidFile, 'utf8').catch(() => '')).split('\n')[0])
+  if (!(processId > 0)) return
+  // Only Linux has this file; elsewhere the first process waits for orphans.
+  const state = await readFile(`/proc/${processId}/stat`, 'utf8').catch(() => '')
+  if (/^\d+ \(.*\) Z /.test(state)) await rm(pidFile, { force: true })
 }
 
 /** A port that is free now. Somebody else may take it before the server does; the start fails then. */

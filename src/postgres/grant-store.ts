@@ -11,6 +11,8 @@ export interface GrantStoreSettings {
   refreshTokenLifetime: string
   /** A replica that has not been seen for this long is taken to be gone. */
   heartbeatStaleSeconds: number
+  /** How long a process that neither came back nor drained its spool may still hold an answer. */
+  zombieWaitSeconds: number
   /** After a start of the database, take-overs wait this long for owners to come back. */
   databaseSettleSeconds: number
 }
@@ -50,6 +52,13 @@ export function createGrantStore(
         return row === undefined ? undefined : grantOf(row)
       }),
 
+    findMany: (users) =>
+      throughDatabase(async () => {
+        const { rows } = await sql<GrantRow>`
+          select g.*, ${now} as read_at from grants g where g.user_id = any(${users})`.execute(db)
+        return rows.map(grantOf)
+      }),
+
     arm: (request) =>
       throughDatabase(async () => {
         const { rows } = await sql<{ armed_at: Date }>`
@@ -59,7 +68,7 @@ export function createGrantStore(
               owner_boot = ${request.boot}, armed_at = ${now},
               lease_until = ${now} + ${seconds(request.leaseSeconds)}
             where g.user_id = ${request.user} and g.login_id = ${request.loginId}
-              and g.generation = ${request.generation} and g.state in ('active', 'suspect')
+              and g.generation = ${request.generation} and g.state = 'active'
               and (g.next_retry_at is null or g.next_retry_at <= ${now})
               and (g.phase = 'idle' or ${takeOverAllowed(request.replica, request.boot)})
             returning g.armed_at
@@ -110,7 +119,7 @@ export function createGrantStore(
               next_retry_at = null, failure_count = 0, rotated_at = ${now},
               rolling_expires_at = ${lifetimeFrom(now)}
             where user_id = ${successor.user} and login_id = ${successor.loginId}
-              and generation = ${successor.generation - 1} and state <> 'revoked'
+              and generation < ${successor.generation} and state <> 'revoked'
             returning 1
           ), entry as (
             update refresh_attempts set
@@ -229,6 +238,14 @@ export function createGrantStore(
             ) as refusals,
             exists (
               select 1 from refresh_attempts a
+              left join replicas r on r.name = a.replica
+              where a.user_id = ${user} and a.login_id = ${loginId} and a.generation = ${generation}
+                and a.outcome is null
+                and a.armed_at > ${now} - ${seconds(settings.zombieWaitSeconds)}
+                and (r.name is null or r.boot = a.boot or r.spool_drained_at is null)
+            ) as "successorMayComeBack",
+            exists (
+              select 1 from refresh_attempts a
               where a.user_id = ${user} and a.login_id = ${loginId}
                 and (a.generation > ${generation}
                   or (a.generation = ${generation} and a.outcome = 'granted'))
@@ -240,6 +257,7 @@ export function createGrantStore(
           rows[0] ?? {
             unknownBefore: false,
             refusals: 0,
+            successorMayComeBack: false,
             laterGeneration: false,
             lifetimeOver: false,
           }

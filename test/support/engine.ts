@@ -102,6 +102,8 @@ export interface Scene {
   startEngine(options?: {
     refresh?: Partial<RefreshSettings>
     replica?: string
+    /** 0, the default, asks the database each time. */
+    tokenCacheTrustMs?: number
     replace?: Partial<Ports>
     spoolDir?: string
   }): Promise<Engine>
@@ -119,12 +121,17 @@ export interface Scene {
 /** Sets the scene for one test: a database of its own and a look-alike of its own. */
 export async function setScene(
   test: Test,
-  options: { accessTokenLifeSeconds?: number; pagero?: Partial<PageroSettings> } = {},
+  options: {
+    accessTokenLifeSeconds?: number
+    accessTokenFormat?: 'jwt' | 'opaque'
+    pagero?: Partial<PageroSettings>
+  } = {},
 ): Promise<Scene> {
   const lookAlike = await startAuthorizationServer({
     clientId: CLIENT_ID,
     clientSecret: CLIENT_SECRET,
-    redirectUris: [REDIRECT_URI],
+    redirectUris: [options.pagero?.redirectUri ?? REDIRECT_URI],
+    accessTokenFormat: options.accessTokenFormat ?? 'jwt',
     ...(options.accessTokenLifeSeconds === undefined
       ? {}
       : { accessTokenLifeSeconds: options.accessTokenLifeSeconds }),
@@ -167,6 +174,7 @@ export async function setScene(
         refreshTokenLifetime: 'P3Y',
         heartbeatStaleSeconds: refresh.heartbeatStaleSeconds,
         databaseSettleSeconds: refresh.databaseSettleSeconds,
+        zombieWaitSeconds: refresh.zombieWaitSeconds,
       }),
       attempts: createAttemptStore(database),
       revocations: createRevocationStore(database.db),
@@ -182,6 +190,8 @@ export async function setScene(
     const accessTokens = createAccessTokens(ports, refresher, {
       ...refresh,
       publicUrl: 'https://broker.example',
+      tokenCacheTrustMs: start.tokenCacheTrustMs ?? 0,
+      staleLimitSeconds: 60,
     })
     const antiEntropy = createAntiEntropy(ports, refresh, identity)
     test.teardown(async () => {

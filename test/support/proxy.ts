@@ -54,7 +54,12 @@ export async function startProxy(
   const record = (event: string, fields?: LogFields): void => void lines.push({ event, fields })
   const log: Log = { trace: record, debug: record, info: record, warn: record, error: record }
   const issued = issueTokens(tokens)
-  const forwarder = createForwarder({ ...LIMITS, ...options.limits, apiUrl, viaPseudonym: PSEUDONYM })
+  const forwarder = createForwarder({
+    ...LIMITS,
+    ...options.limits,
+    apiUrl,
+    viaPseudonym: PSEUDONYM,
+  })
   const app = await buildApp(
     { clock: systemClock, log },
     { listener, trustedProxies: [], requestTimeoutMs: 60_000, tls: false },

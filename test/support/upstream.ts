@@ -48,8 +48,13 @@ export async function startUpstream(
     sockets.add(socket)
     socket.setNoDelay(true)
     socket.on('error', () => undefined)
-    socket.on('close', () => sockets.delete(socket))
-    readCalls(socket, (call) => {
+    const closed = new Promise<void>((resolve) => {
+      socket.on('close', () => {
+        sockets.delete(socket)
+        resolve()
+      })
+    })
+    readCalls(socket, closed, (call) => {
       calls.push(call)
       respond(call)
     })
@@ -72,12 +77,22 @@ export function answer(
   body: string | Buffer = '',
   fields: readonly string[] = [],
 ): void {
-  const lines = [`HTTP/1.1 ${status} Status`, ...fields, `Content-Length: ${Buffer.byteLength(body)}`]
-  call.socket.write(Buffer.concat([Buffer.from(`${lines.join('\r\n')}\r\n\r\n`, 'latin1'), Buffer.from(body)]))
+  const lines = [
+    `HTTP/1.1 ${status} Status`,
+    ...fields,
+    `Content-Length: ${Buffer.byteLength(body)}`,
+  ]
+  call.socket.write(
+    Buffer.concat([Buffer.from(`${lines.join('\r\n')}\r\n\r\n`, 'latin1'), Buffer.from(body)]),
+  )
 }
 
-function readCalls(socket: Socket, onCall: (call: UpstreamCall) => void): void {
-  let pending = Buffer.alloc(0)
+function readCalls(
+  socket: Socket,
+  closed: Promise<void>,
+  onCall: (call: UpstreamCall) => void,
+): void {
+  let pending: Buffer = Buffer.alloc(0)
   let current: { done: (rest: Buffer) => boolean } | undefined
   socket.on('data', (chunk: Buffer) => {
     pending = Buffer.concat([pending, chunk])
@@ -94,7 +109,7 @@ function readCalls(socket: Socket, onCall: (call: UpstreamCall) => void): void {
       const body = new Promise<Buffer>((resolve) => {
         resolveBody = resolve
       })
-      const call = openCall(socket, head, () => pending, body)
+      const call = openCall({ socket, closed, head, received: () => pending, body })
       const read = bodyReader(call)
       current = {
         done(bytes) {
@@ -111,11 +126,9 @@ function readCalls(socket: Socket, onCall: (call: UpstreamCall) => void): void {
 }
 
 function openCall(
-  socket: Socket,
-  head: string,
-  received: () => Buffer,
-  body: Promise<Buffer>,
+  parts: Pick<UpstreamCall, 'socket' | 'closed' | 'received' | 'body'> & { head: string },
 ): UpstreamCall {
+  const { head, ...rest } = parts
   const [line = '', ...lines] = head.split('\r\n')
   const fields = lines.map((text) => {
     const colon = text.indexOf(':')
@@ -126,18 +139,18 @@ function openCall(
     target: line.split(' ')[1] ?? '',
     fields,
     values: (name) => fields.filter(([field]) => field === name).map(([, value]) => value),
-    received,
-    body,
-    closed: new Promise((resolve) => socket.on('close', () => resolve())),
-    socket,
+    ...rest,
   }
 }
 
 /** Returns a function that finds the end of the body in the bytes so far. */
-function bodyReader(call: UpstreamCall): (bytes: Buffer) => { length: number; body: Buffer } | undefined {
+function bodyReader(
+  call: UpstreamCall,
+): (bytes: Buffer) => { length: number; body: Buffer } | undefined {
   if (call.values('transfer-encoding').includes('chunked')) return readChunked
   const length = Number(call.values('content-length')[0] ?? 0)
-  return (bytes) => (bytes.length < length ? undefined : { length, body: Buffer.from(bytes.subarray(0, length)) })
+  return (bytes) =>
+    bytes.length < length ? undefined : { length, body: Buffer.from(bytes.subarray(0, length)) }
 }
 
 function readChunked(bytes: Buffer): { length: number; body: Buffer } | undefined {

@@ -54,22 +54,29 @@ const CONFIG: Pick<
   },
 }
 
+/** A part that is only passed on; calling a function of it would be a TypeError. */
+const UNCALLED = {} as never
+
 /** Returns the text of openapi.yaml: the same for the same sources, whatever the settings. */
 export async function renderOpenApi(): Promise<string> {
   const publicApp = await buildPublicApp({
-    ports: uncalled(),
+    ports: UNCALLED,
     config: CONFIG,
-    accessTokens: uncalled(),
-    forwarder: uncalled(),
-    revoker: uncalled(),
+    accessTokens: UNCALLED,
+    forwarder: UNCALLED,
+    revoker: UNCALLED,
   })
   const internalApp = await buildInternalApp({
-    ports: uncalled(),
-    config: CONFIG,
-    callers: uncalled(),
-    accessTokens: uncalled(),
-    forwarder: uncalled(),
-    revoker: uncalled(),
+    ports: UNCALLED,
+    settings: {
+      publicUrl: PUBLIC_URL,
+      requestTimeoutMs: CONFIG.proxy.totalTimeoutMs,
+      trustedProxies: [],
+    },
+    callers: UNCALLED,
+    accessTokens: UNCALLED,
+    forwarder: UNCALLED,
+    revoker: UNCALLED,
     checks: {},
     publicApp,
   })
@@ -78,9 +85,4 @@ export async function renderOpenApi(): Promise<string> {
   } finally {
     await Promise.all([publicApp.close(), internalApp.close()])
   }
-}
-
-/** A part that must only be passed on: calling a function of it is a TypeError. */
-function uncalled<T extends object>(): T {
-  return {} as T
 }

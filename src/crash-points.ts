@@ -1,0 +1,50 @@
+// Places where a test may have the process die: before and after each step of a rotation that another process could
+// see. They stand at the ports, so the engine itself knows nothing of them. Never set in production; serving with one
+// set is said aloud in the log.
+
+import type { Ports } from './ports.ts'
+
+export const CRASH_POINTS = [
+  'before_arm',
+  'after_arm',
+  'before_send',
+  'after_answer',
+  'before_spool',
+  'after_spool',
+  'before_store',
+  'after_store',
+] as const
+export type CrashPoint = (typeof CRASH_POINTS)[number]
+
+/** Returns ports that call `crash`, which must not return, when a rotation reaches `point`. */
+export function withCrashPoint(ports: Ports, point: CrashPoint, crash: () => never): Ports {
+  const reach = (here: CrashPoint) => {
+    if (here === point) crash()
+  }
+  async function around<T>(before: CrashPoint, after: CrashPoint, work: () => Promise<T>) {
+    reach(before)
+    const result = await work()
+    reach(after)
+    return result
+  }
+  const { grants, spool, authorizationServer } = ports
+  return {
+    ...ports,
+    grants: {
+      ...grants,
+      arm: (request) => around('before_arm', 'after_arm', () => grants.arm(request)),
+      store: (successor) => around('before_store', 'after_store', () => grants.store(successor)),
+    },
+    spool: {
+      ...spool,
+      write: (successor) => around('before_spool', 'after_spool', () => spool.write(successor)),
+    },
+    authorizationServer: {
+      ...authorizationServer,
+      refresh: (refreshToken, limits) =>
+        around('before_send', 'after_answer', () =>
+          authorizationServer.refresh(refreshToken, limits),
+        ),
+    },
+  }
+}

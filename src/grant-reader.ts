@@ -1,0 +1,76 @@
+// Reads of many grants that come together are answered by one query. While queries run, further reads gather for the
+// next one, so that the database sees batches under load and single reads otherwise.
+
+import type { Grant, UserKey } from './grant.ts'
+import type { Clock, GrantStore } from './ports.ts'
+
+/** A grant as read, with the monotonic instant before the read: never later than what it says. */
+export interface GrantReading {
+  grant: Grant | undefined
+  readAtMs: number
+}
+
+/** Users in one query; more wait for the next. */
+const BATCH_MAX = 500
+/** Queries at once. One in flight while the next one gathers keeps both sides busy; more only makes batches small. */
+const CONCURRENT_QUERIES_MAX = 2
+
+interface Waiter {
+  resolve(reading: GrantReading): void
+  reject(error: unknown): void
+}
+
+/** Makes the reader of a process. The function it returns may be called any number of times at once. */
+export function createGrantReader(ports: {
+  clock: Pick<Clock, 'monotonicMs'>
+  grants: Pick<GrantStore, 'findMany'>
+}): (user: UserKey) => Promise<GrantReading> {
+  const waiting = new Map<UserKey, Waiter[]>()
+  let running = 0
+  let scheduled = false
+
+  function schedule(): void {
+    if (scheduled || running >= CONCURRENT_QUERIES_MAX || waiting.size === 0) return
+    scheduled = true
+    setImmediate(() => {
+      scheduled = false
+      void readBatch()
+      schedule()
+    })
+  }
+
+  async function readBatch(): Promise<void> {
+    const batch = new Map<UserKey, Waiter[]>()
+    for (const [user, waiters] of waiting) {
+      if (batch.size === BATCH_MAX) break
+      batch.set(user, waiters)
+      waiting.delete(user)
+    }
+    if (batch.size === 0) return
+    running += 1
+    const readAtMs = ports.clock.monotonicMs()
+    try {
+      const found = new Map<UserKey, Grant>()
+      for (const grant of await ports.grants.findMany([...batch.keys()])) {
+        found.set(grant.user, grant)
+      }
+      for (const [user, waiters] of batch) {
+        const reading = { grant: found.get(user), readAtMs }
+        for (const { resolve } of waiters) resolve(reading)
+      }
+    } catch (error) {
+      for (const waiters of batch.values()) for (const { reject } of waiters) reject(error)
+    } finally {
+      running -= 1
+      schedule()
+    }
+  }
+
+  return (user) =>
+    new Promise((resolve, reject) => {
+      const waiters = waiting.get(user)
+      if (waiters === undefined) waiting.set(user, [{ resolve, reject }])
+      else waiters.push({ resolve, reject })
+      schedule()
+    })
+}

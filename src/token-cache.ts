@@ -1,0 +1,116 @@
+// What this process knows of grants: access tokens in memory, trusted without asking PostgreSQL for at most
+// `tokenCacheTrustMs` after they were last checked, so that a revocation holds on every replica within that time and
+// without a broadcast. While PostgreSQL is away they are served up to the stale limit.
+
+import { createHash } from 'node:crypto'
+import { LRUCache } from 'lru-cache'
+import { BrokerError, grantNotFound } from './errors.ts'
+import type { Grant, UserKey } from './grant.ts'
+import { createGrantReader } from './grant-reader.ts'
+import type { Ports } from './ports.ts'
+import { type LiveToken, openLiveToken, refuseDead } from './refresh.ts'
+
+/** As much of a grant as serving needs. */
+export interface KnownGrant {
+  loginId: string
+  generation: number
+  /** Undefined when the row holds none, or none that lives. */
+  token: LiveToken | undefined
+  /** Digest of the stored token's place, life and ciphertext: while it stays, so does what was opened. */
+  stored: string | undefined
+  /** Monotonic instant before the read that confirmed it last. */
+  checkedAtMs: number
+  /** When a refresh ahead of time was last begun for it. */
+  aheadTriedAtMs?: number
+}
+
+export interface TokenCache {
+  /**
+   * Returns what is known of the user's grant, checked no longer ago than the trust allows.
+   * @throws BrokerError `grant_not_found`, `reauthentication_required`, `temporarily_unavailable`, `integrity_failure`
+   */
+  read(user: UserKey): Promise<KnownGrant>
+  /** Takes over a row that was read elsewhere. Errors as `read`. */
+  keepRow(grant: Grant, readAtMs: number): KnownGrant
+  /** Takes over a token that this process has just stored or spooled. */
+  keepToken(user: UserKey, token: LiveToken): void
+}
+
+/** About 2 kB each with a token of 900 characters: 200 MB at most. */
+const GRANTS_MAX = 100_000
+
+/** Makes the cache of a process. */
+export function createTokenCache(
+  ports: Pick<Ports, 'clock' | 'sealer' | 'grants'>,
+  settings: { tokenCacheTrustMs: number; staleLimitSeconds: number },
+): TokenCache {
+  const { clock, sealer } = ports
+  const readGrant = createGrantReader(ports)
+  const known = new LRUCache<UserKey, KnownGrant>({ max: GRANTS_MAX })
+
+  async function read(user: UserKey): Promise<KnownGrant> {
+    const cached = known.get(user)
+    const ageMs = cached === undefined ? Infinity : clock.monotonicMs() - cached.checkedAtMs
+    if (cached !== undefined && ageMs <= settings.tokenCacheTrustMs) return cached
+    try {
+      const { grant, readAtMs } = await readGrant(user)
+      if (grant !== undefined) return keepRow(grant, readAtMs)
+      known.delete(user)
+    } catch (error) {
+      const away = error instanceof BrokerError && error.code === 'temporarily_unavailable'
+      const fresh = clock.monotonicMs() - (cached?.checkedAtMs ?? 0)
+      if (cached !== undefined && away && fresh <= settings.staleLimitSeconds * 1000) return cached
+      throw error
+    }
+    throw grantNotFound()
+  }
+
+  function keepRow(grant: Grant, readAtMs: number): KnownGrant {
+    const { user, loginId, generation } = grant
+    const cached = known.get(user)
+    try {
+      refuseDead(grant)
+      const stored = digestOf(grant)
+      // The same as at the last check, or a successor that is spooled and on its way into the row.
+      const ahead = cached?.loginId === loginId && cached.generation > generation
+      if (cached !== undefined && (ahead || cached.stored === stored)) {
+        cached.checkedAtMs = Math.max(cached.checkedAtMs, readAtMs)
+        return cached
+      }
+      const token = openLiveToken(sealer, grant, readAtMs)
+      return keep(user, { loginId, generation, stored, token, checkedAtMs: readAtMs })
+    } catch (error) {
+      known.delete(user)
+      throw error
+    }
+  }
+
+  function keep(user: UserKey, entry: KnownGrant): KnownGrant {
+    known.set(user, entry)
+    return entry
+  }
+
+  return {
+    read,
+    keepRow,
+    keepToken(user, token) {
+      const cached = known.get(user)
+      if (cached?.loginId === token.loginId && cached.generation >= token.generation) return
+      keep(user, {
+        loginId: token.loginId,
+        generation: token.generation,
+        stored: undefined,
+        token,
+        checkedAtMs: cached?.checkedAtMs ?? clock.monotonicMs(),
+      })
+    },
+  }
+}
+
+function digestOf({ loginId, generation, accessToken }: Grant): string {
+  const hash = createHash('sha256').update(`${loginId} ${generation} `)
+  if (accessToken !== null) {
+    hash.update(`${accessToken.expiresAt.getTime()} `).update(accessToken.sealed)
+  }
+  return hash.digest('base64url')
+}
