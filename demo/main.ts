@@ -1,9 +1,9 @@
 // The demonstration: the broker as it is, against the look-alike of Pagero, with a page to click.
-// Everything it keeps is in ./data; a second run goes on where the first one ended.
+// Everything it keeps is in ./data, or DEMO_DATA_DIR; a second run goes on where the first one ended.
 
 import { createWriteStream } from 'node:fs'
 import { createServer } from 'node:net'
-import { relative } from 'node:path'
+import { relative, resolve } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { startBroker } from '../src/broker.ts'
 import { readConfig } from '../src/config.ts'
@@ -18,7 +18,10 @@ const CLIENT_ID = 'token-broker-demo'
 const HOST = '127.0.0.1'
 /** Another site than localhost, where the page is: logging in crosses sites, as it does at Pagero. */
 const LOOK_ALIKE_HOST = '127.0.0.1'
-/** Fixed, because the issuer is part of who a user is. */
+/**
+ * Where the look-alike listens unless the environment says otherwise. Its port is part of its issuer, and that of who a
+ * user is: it stays as it is for as long as the folder does.
+ */
 const LOOK_ALIKE_PORT = 3002
 const LOOK_ALIKE_API_PORT = 3003
 
@@ -43,8 +46,8 @@ function portsOf(env: NodeJS.ProcessEnv): Ports {
   return {
     public: Number(env['PUBLIC_PORT'] ?? 3000),
     internal: Number(env['INTERNAL_PORT'] ?? 3001),
-    lookAlike: LOOK_ALIKE_PORT,
-    api: LOOK_ALIKE_API_PORT,
+    lookAlike: Number(env['LOOK_ALIKE_PORT'] ?? LOOK_ALIKE_PORT),
+    api: Number(env['LOOK_ALIKE_API_PORT'] ?? LOOK_ALIKE_API_PORT),
   }
 }
 
@@ -52,7 +55,9 @@ function portsOf(env: NodeJS.ProcessEnv): Ports {
 async function takenPort(ports: Ports): Promise<string | undefined> {
   for (const [name, port] of Object.entries(ports)) {
     if (await isFree(port)) continue
-    const way = { public: 'PUBLIC_PORT', internal: 'INTERNAL_PORT' }[name]
+    const way = { public: 'PUBLIC_PORT', internal: 'INTERNAL_PORT', api: 'LOOK_ALIKE_API_PORT' }[
+      name
+    ]
     const advice =
       way === undefined
         ? 'Stop what listens there and start again.'
@@ -153,7 +158,9 @@ function welcomeText(ports: Ports, files: DemoFiles, startedInSeconds: number): 
 }
 
 async function main(): Promise<void> {
-  const directory = fileURLToPath(new URL('../data/', import.meta.url))
+  const directory = resolve(
+    process.env['DEMO_DATA_DIR'] ?? fileURLToPath(new URL('../data/', import.meta.url)),
+  )
   const files = filesIn(directory)
   const ports = portsOf(process.env)
   const taken = await takenPort(ports)

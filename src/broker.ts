@@ -54,6 +54,8 @@ export interface BrokerOptions {
   log: Log
   /** Further routes of the public listener: the demonstration's page. */
   publicRoutes?: (app: App) => void | Promise<void>
+  /** Puts something between the core and the outside world: a crash point of a test. */
+  wrapPorts?: (ports: Ports) => Ports
 }
 
 /**
@@ -62,7 +64,7 @@ export interface BrokerOptions {
  */
 export async function startBroker(
   config: Config,
-  { log, publicRoutes }: BrokerOptions,
+  { log, publicRoutes, wrapPorts = (ports) => ports }: BrokerOptions,
 ): Promise<Broker> {
   const clock = systemClock
   const identity = { replica: config.replicaName, boot: randomUUID() }
@@ -73,7 +75,7 @@ export async function startBroker(
   try {
     const database = await openReadyDatabase(config, log, closing)
     const sealer = createSealer(config.encryptionKeys, await readDeploymentId(database))
-    const ports: Ports = {
+    const ports: Ports = wrapPorts({
       clock,
       log,
       sealer,
@@ -90,7 +92,7 @@ export async function startBroker(
       replicas: createReplicaStore(database.db),
       authorizationServer: createAuthorizationServer(config.pagero, { clock, log }),
       spool: await createSpool(config.spoolDir, log),
-    }
+    })
     const missingKeys = await findMissingKeys(config, database, log)
 
     const callers = await createCallers(config.callersFile, ports)

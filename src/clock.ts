@@ -5,6 +5,7 @@ import type { Clock } from './ports.ts'
 export const systemClock: Clock = {
   now: () => new Date(),
   monotonicMs: () => performance.now(),
+  random: () => Math.random(),
   sleep: (delayMs, signal) =>
     new Promise((resolve) => {
       if (signal?.aborted === true) {

@@ -8,6 +8,7 @@ import closeWithGrace from 'close-with-grace'
 import { startBroker } from './broker.ts'
 import { addCaller, parseCallers } from './callers.ts'
 import { ConfigError, readConfig } from './config.ts'
+import { CRASH_POINTS, withCrashPoint } from './crash-points.ts'
 import { renderOpenApi } from './http/render-openapi.ts'
 import { createLog } from './log.ts'
 import { openDatabase } from './postgres/database.ts'
@@ -35,7 +36,12 @@ const SHUTDOWN_MARGIN_SECONDS = 10
 async function serve(): Promise<void> {
   const config = readConfig(process.env)
   const log = createLog({ level: config.logLevel, replica: config.replicaName })
-  const broker = await startBroker(config, { log })
+  const point = CRASH_POINTS.find((name) => name === process.env['BROKER_TEST_CRASH_POINT'])
+  if (point !== undefined) log.warn('crash_point_set', { setting: 'BROKER_TEST_CRASH_POINT' })
+  const broker = await startBroker(config, {
+    log,
+    wrapPorts: (ports) => (point === undefined ? ports : withCrashPoint(ports, point, die)),
+  })
   const delaySeconds =
     config.shutdownListenSeconds + config.refresh.deadlineSeconds + SHUTDOWN_MARGIN_SECONDS
   closeWithGrace(
@@ -53,6 +59,12 @@ async function serve(): Promise<void> {
       await log.flush()
     },
   )
+}
+
+/** Ends the process as a power cut would: nothing is flushed, no handler runs. */
+function die(): never {
+  process.kill(process.pid, 'SIGKILL')
+  throw new Error('the process outlived SIGKILL')
 }
 
 async function migrateOnce(): Promise<void> {

@@ -17,6 +17,8 @@ export interface Clock {
   monotonicMs(): number
   /** Resolves after the delay, or at once when the signal fires. Never rejects, never keeps the process alive. */
   sleep(delayMs: number, signal?: AbortSignal): Promise<void>
+  /** From 0 to 1, for jitter alone; a simulation seeds it. */
+  random(): number
 }
 
 /** The only fields a log line may carry. What is not listed here cannot be logged. */

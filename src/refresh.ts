@@ -138,7 +138,7 @@ export function createRefresher(
       if (clock.monotonicMs() >= patienceEndsAtMs) {
         throw unavailable('The token is being refreshed and the answer is not there yet.', 2)
       }
-      await clock.sleep(pauseMs * (0.75 + Math.random() / 2))
+      await clock.sleep(pauseMs * (0.75 + clock.random() / 2))
       pauseMs = Math.min(pauseMs * 1.5, POLL_LONGEST_MS)
       readAtMs = clock.monotonicMs()
       grant = await mustFind(first.user)
@@ -458,7 +458,7 @@ export function createRefresher(
         return await write()
       } catch (error) {
         log.warn(event, { user, error })
-        await clock.sleep(pauseMs * (0.75 + Math.random() / 2))
+        await clock.sleep(pauseMs * (0.75 + clock.random() / 2))
         pauseMs = Math.min(pauseMs * 2, STORE_RETRY_LONGEST_MS)
       }
     }

@@ -164,12 +164,24 @@ const CALLBACK_SCHEMA = {
   tags: ['login'],
   security: [],
   querystring: Type.Object({
-    code: Type.Optional(Type.String({ description: 'The authorization code.' })),
-    state: Type.Optional(Type.String({ description: 'As it was sent to Pagero.' })),
-    iss: Type.Optional(
-      Type.String({ description: 'Issuer; compared exactly where the operator has set one.' }),
+    code: Type.Optional(
+      Type.String({ description: 'The authorization code.', examples: ['Yzk5ZDg4NTQ'] }),
     ),
-    error: Type.Optional(Type.String({ description: 'Instead of `code`.' })),
+    state: Type.Optional(
+      Type.String({
+        description: 'As it was sent to Pagero.',
+        examples: ['m3wOCdq0CZzVq1cXBdGRMYqfyPPZ2SEfKQXtc1FjxzE'],
+      }),
+    ),
+    iss: Type.Optional(
+      Type.String({
+        description: 'Issuer; compared exactly where the operator has set one.',
+        examples: ['https://authorization-server.example'],
+      }),
+    ),
+    error: Type.Optional(
+      Type.String({ description: 'Instead of `code`.', examples: ['access_denied'] }),
+    ),
   }),
   response: {
     303: redirectAnswer(

@@ -51,6 +51,7 @@ const SECURITY_SCHEMES = {
 interface Operation {
   operationId?: string
   parameters?: Array<{ name: string; in: string }>
+  requestBody?: unknown
   responses: Record<string, Answer>
 }
 interface Answer {
@@ -76,6 +77,9 @@ export interface OpenApiDocument {
     responses?: Record<string, unknown>
   }
 }
+
+/** A body of these has no meaning (RFC 9110 section 9.3). */
+const BODILESS: ReadonlySet<string> = new Set(['get', 'head', 'delete'])
 
 const METHODS = ['get', 'head', 'post', 'put', 'patch', 'delete', 'options'] as const
 
@@ -161,14 +165,14 @@ function readDocument(app: App): OpenApiDocument {
   // A copy: the plugin keeps its object, and shares parts of it between operations.
   const document = JSON.parse(JSON.stringify(app.swagger())) as OpenApiDocument
   const paths = Object.entries(document.paths).map(([path, item]) => {
-    nameOperationsApart(item)
+    tellMethodsApart(item)
     return [path.replace('{*}', '{path}'), item] as const
   })
   return { ...document, paths: Object.fromEntries(paths) }
 }
 
-/** A route of several methods has one operationId, and a wildcard has no name; OpenAPI wants each to have its own. */
-function nameOperationsApart(item: PathItem): void {
+/** Tells the methods of one route apart: an operationId each, no body where none is usual, a name for the wildcard. */
+function tellMethodsApart(item: PathItem): void {
   const methods = METHODS.filter((method) => item[method] !== undefined)
   const operationIds = methods.map((method) => (item[method] as Operation).operationId)
   for (const method of methods) {
@@ -177,6 +181,7 @@ function nameOperationsApart(item: PathItem): void {
     if (operationIds.filter((other) => other === operationId).length > 1) {
       operation.operationId = `${operationId}${method[0]?.toUpperCase()}${method.slice(1)}`
     }
+    if (BODILESS.has(method)) delete operation.requestBody
     for (const parameter of operation.parameters ?? []) {
       if (parameter.in === 'path' && parameter.name === '*') parameter.name = 'path'
     }

@@ -109,6 +109,7 @@ export function registerProxyRoutes(app: App, parts: ProxyRouteParts): void {
       url: surface.url,
       exposeHeadRoute: false,
       schema: schemaOf(parts),
+      config: { swaggerTransform: describeBody },
       async onRequest(request) {
         const target = readForwardTarget(request.raw.url ?? '', surface.prefix)
         const { method } = request
@@ -192,6 +193,12 @@ function answerProblem(
   endAnswer(request.raw, reply.raw, body)
 }
 
+/** Adds the request body to the description alone: a schema of the route would have it read and checked. */
+function describeBody<T extends object>({ schema, url }: { schema: T; url: string }) {
+  const body = { content: { '*/*': { schema: {} } } }
+  return { url, schema: { ...schema, body } }
+}
+
 function schemaOf({ listener, security }: ProxyRouteParts) {
   const surface = SURFACES[listener]
   return {
@@ -208,7 +215,10 @@ function schemaOf({ listener, security }: ProxyRouteParts) {
     ...(security === undefined ? {} : { security }),
     params: surface.params,
     response: {
-      '2XX': { description: "Pagero's own answer, as are all others with `received-status`." },
+      '2XX': {
+        description: "Pagero's own answer, as are all others with `received-status`.",
+        content: { '*/*': { schema: {} } },
+      },
       ...problemResponses(listener, [...surface.codes, ...PROBLEMS]),
     },
   }
