@@ -4,10 +4,12 @@
 create table deployment (
   one boolean primary key default true check (one),
   deployment_id uuid not null default gen_random_uuid(),
-  created_at timestamptz not null default clock_timestamp()
+  created_at timestamptz not null default clock_timestamp(),
+  database_identity text
 );
 comment on table deployment is 'One row. Its id is bound into every sealed value, so that a value of another deployment does not open here.';
 comment on column deployment.deployment_id is 'Made once, by this migration.';
+comment on column deployment.database_identity is 'The server and database that this deployment works in. Another one means a copy or a restore: nothing is refreshed until an operator accepts it.';
 insert into deployment default values;
 
 create table grants (
@@ -41,6 +43,7 @@ create table grants (
   check ((access_token_sealed is null) = (access_token_expires_at is null)),
   check (phase = 'idle' or attempt_id is not null)
 );
+create index grants_of_keep_alive on grants (rotated_at) where state = 'active';
 comment on table grants is 'What each user gave the broker at Pagero: one row a user, one live refresh token a row.';
 comment on column grants.user_id is 'The application''s key for the user, or pagero:<sub> after a plain login. Compared byte for byte.';
 comment on column grants.login_id is 'Changes with each login, confirmation and import. A late answer of an earlier login is told by it.';
@@ -118,6 +121,22 @@ create table revocations (
 create index revocations_due on revocations (next_attempt_at);
 comment on table revocations is 'Refresh tokens that are out of use here and must still be revoked at Pagero. A row goes when Pagero has confirmed.';
 comment on column revocations.next_attempt_at is 'Not tried before this; pushed on while a replica works on it.';
+
+create table imports (
+  import_id uuid primary key,
+  user_id text collate "C" not null,
+  token_digest bytea not null unique,
+  obtained_at timestamptz not null,
+  created_at timestamptz not null default clock_timestamp(),
+  finished_at timestamptz,
+  outcome text check (outcome in ('imported', 'refused'))
+);
+create index imports_unfinished on imports (created_at) where finished_at is null;
+comment on table imports is 'Refresh tokens taken over from other systems. Each is first proven by one refresh as a grant of its own, named after the import, and then moved to its user in one statement.';
+comment on column imports.user_id is 'Whose grant it becomes.';
+comment on column imports.token_digest is 'Keyed HMAC of the token as it was given: the same one given twice is one import.';
+comment on column imports.obtained_at is 'When the other system got it; the absolute lifetime counts from here.';
+comment on column imports.outcome is 'Null until Pagero has answered.';
 
 create table login_transactions (
   state_hash bytea primary key,

@@ -5,6 +5,7 @@ import { BrokerError, grantNotFound } from './errors.ts'
 import type { RefreshSettings } from './config.ts'
 import {
   DEFAULT_ACCESS_TOKEN_LIFE_SECONDS,
+  type Grant,
   PAGERO_USER_PREFIX,
   type RefreshCause,
   type UserKey,
@@ -37,6 +38,8 @@ export interface AccessTokens {
    * @throws BrokerError as `fresh`
    */
   replaceRejected(user: UserKey, fingerprint: string): Promise<FreshToken>
+  /** Drops what is in memory for a user whose grant this replica has just replaced or closed. */
+  forget(user: UserKey): void
 }
 
 export type AccessTokenSettings = Pick<
@@ -90,11 +93,15 @@ export function createAccessTokens(
   }
 
   async function replaceRejected(user: UserKey, fingerprint: string): Promise<FreshToken> {
-    const known = await read(user)
-    if (known.token?.fingerprint !== fingerprint) return fresh(user)
+    // The ledger first, then the row: whoever was armed in between is then seen as armed, or as done. From the row and
+    // not from memory: a login of a moment ago may have replaced the rejected token already.
     const forcedSecondsAgo = await grants.lastForcedSecondsAgo(user)
-    if (forcedSecondsAgo !== undefined && forcedSecondsAgo < settings.forcedIntervalSeconds) {
-      return secondsLeft(known.token) > 0 ? answerOf(known.token) : fresh(user)
+    const { known, phase } = await readRow(user)
+    if (known.token?.fingerprint !== fingerprint) return fresh(user)
+    const forcedLately =
+      forcedSecondsAgo !== undefined && forcedSecondsAgo < settings.forcedIntervalSeconds
+    if (forcedLately && phase === 'idle' && secondsLeft(known.token) > 0) {
+      return answerOf(known.token)
     }
     return refreshed(user, known, 'rejected')
   }
@@ -105,6 +112,17 @@ export function createAccessTokens(
       const known = await cache.read(user)
       noteUse(user)
       return known
+    } catch (error) {
+      throw withReconnectUrl(error, user)
+    }
+  }
+
+  async function readRow(user: UserKey): Promise<{ known: KnownGrant; phase: Grant['phase'] }> {
+    const readAtMs = clock.monotonicMs()
+    const grant = await grants.find(user)
+    if (grant === undefined) throw grantNotFound()
+    try {
+      return { known: cache.keepRow(grant, readAtMs), phase: grant.phase }
     } catch (error) {
       throw withReconnectUrl(error, user)
     }
@@ -213,7 +231,7 @@ export function createAccessTokens(
     )
   }
 
-  return { fresh, replaceRejected }
+  return { fresh, replaceRejected, forget: (user) => cache.forget(user) }
 }
 
 function askedTooMuch(halfLifeSeconds: number): BrokerError {

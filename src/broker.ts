@@ -19,11 +19,14 @@ import { type Database, openDatabase } from './postgres/database.ts'
 import { readDeploymentId, readKeyIdsInUse } from './postgres/deployment.ts'
 import { startEmbeddedPostgres } from './postgres/embedded.ts'
 import { createGrantStore } from './postgres/grant-store.ts'
+import { createImportStore } from './postgres/import-store.ts'
 import { createLoginTransactionStore } from './postgres/login-transaction-store.ts'
 import { migrate, readSchemaState } from './postgres/migrate.ts'
 import { createReplicaStore } from './postgres/replica-store.ts'
 import { createRevocationStore } from './postgres/revocation-store.ts'
 import { createSessionStore } from './postgres/session-store.ts'
+import { createImporter } from './import.ts'
+import { keepAlive } from './keep-alive.ts'
 import { createRefresher } from './refresh.ts'
 import { createRevoker } from './revocation.ts'
 import { createSealer } from './seal.ts'
@@ -36,6 +39,8 @@ const POOL_MAX = 10
 const EMBEDDED_DIRECTORY = './data/postgres'
 /** Ended sessions and logins that nobody finished are cleared away this often. */
 const SWEEP_SECONDS = 60
+/** A round of keep-alive is a query that finds nothing, nearly always. */
+const KEEP_ALIVE_SECONDS = 60
 /** Names the broker in Via and Proxy-Status: the same on every replica, no version, no host. */
 const VIA_PSEUDONYM = 'pagero-token-broker'
 
@@ -86,6 +91,7 @@ export async function startBroker(
         zombieWaitSeconds: config.refresh.zombieWaitSeconds,
       }),
       attempts: createAttemptStore(database),
+      imports: createImportStore(database, config),
       revocations: createRevocationStore(database.db),
       loginTransactions: createLoginTransactionStore(database.db),
       sessions: createSessionStore(database.db),
@@ -111,7 +117,12 @@ export async function startBroker(
     const sweep = startPeriodic(ports, {
       intervalSeconds: SWEEP_SECONDS,
       event: 'sweep_failed',
-      work: () => Promise.all([ports.sessions.sweep(), ports.loginTransactions.sweep()]),
+      work: () =>
+        Promise.all([
+          ports.sessions.sweep(),
+          ports.loginTransactions.sweep(),
+          ports.imports.sweep(),
+        ]),
     })
     closing.push(() => sweep.stop())
     const revoker = createRevoker(ports)
@@ -119,6 +130,22 @@ export async function startBroker(
     closing.push(() => revoker.stop())
     const refresher = createRefresher(ports, config.refresh, identity)
     closing.push(() => refresher.stop())
+    const keepingAlive = startPeriodic(ports, {
+      intervalSeconds: KEEP_ALIVE_SECONDS,
+      event: 'keep_alive_failed',
+      work: () => keepAlive(ports, refresher),
+    })
+    closing.push(() => keepingAlive.stop())
+    const importer = createImporter(ports, refresher, {
+      callerWaitSeconds: config.refresh.callerWaitSeconds,
+      subjectClaim: config.subjectClaim,
+    })
+    const importing = startPeriodic(ports, {
+      intervalSeconds: config.refresh.antiEntropySeconds,
+      event: 'import_resume_failed',
+      work: () => importer.resume(),
+    })
+    closing.push(() => importing.stop())
     const accessTokens = createAccessTokens(ports, refresher, {
       ...config.refresh,
       publicUrl: config.publicUrl,

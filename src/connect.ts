@@ -110,9 +110,11 @@ function refuseOtherAccount(row: Grant | undefined, connection: GrantConnection)
 }
 
 /** Seals the tokens for the generation after the row's, and the row's own refresh token for its revocation. */
-function sealNewGrant(
+export function sealNewGrant(
   ports: Pick<Ports, 'clock' | 'log' | 'sealer'>,
-  connection: GrantConnection,
+  connection: Pick<GrantConnection, 'user' | 'tokens' | 'requestedAtMonotonicMs'> & {
+    pagero: { issuer: string | null; subject: string | null }
+  },
   loginId: string,
   row: Grant | undefined,
 ): NewGrant {

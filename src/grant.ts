@@ -17,6 +17,14 @@ export function parseUserKey(text: string): UserKey | undefined {
   return USER_KEY.test(text) ? (text as UserKey) : undefined
 }
 
+/** The user key of the grant that proves an import. No login makes such a key: base64url has no second `~`. */
+export function importUserKey(importId: string): UserKey {
+  return `${PAGERO_USER_PREFIX}~import~${importId}` as UserKey
+}
+
+/** Pattern of those keys; lists leave them out. */
+export const IMPORT_USERS = `${PAGERO_USER_PREFIX}~import~*`
+
 export const GRANT_STATES = ['active', 'suspect', 'reauthentication_required', 'revoked'] as const
 export type GrantState = (typeof GRANT_STATES)[number]
 

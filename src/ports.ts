@@ -4,6 +4,7 @@
 import type {
   AttemptOutcome,
   Grant,
+  GrantState,
   RefreshCause,
   SealedAccessToken,
   TokenOutcome,
@@ -68,7 +69,7 @@ export interface Log {
 
 /** Where a sealed value stands. Every part is bound into it; an empty one is an error. */
 export interface SealContext {
-  table: 'grants' | 'login_transactions' | 'revocations' | 'pending_grants'
+  table: 'grants' | 'login_transactions' | 'revocations' | 'imports' | 'pending_grants'
   column: string
   /** The row: user key, state hash, revocation id. */
   row: string
@@ -139,7 +140,11 @@ export interface NewGrant {
   expiresInSeconds: number
   scope: string
   pageroIssuer: string | null
-  pageroSubject: string
+  pageroSubject: string | null
+  /** When the user logged in; undefined is now. */
+  authenticatedAt?: Date
+  /** The proven import that this grant is moved from; it is ended in the same transaction. */
+  movedFrom?: { importId: string; user: UserKey; generation: number }
   /** The refresh token that this replaces, to be revoked at Pagero; written in the same transaction. */
   revocation: NewRevocation | undefined
 }
@@ -198,6 +203,46 @@ export interface GrantStore {
   lastForcedSecondsAgo(user: UserKey): Promise<number | undefined>
   /** Notes that the grant was used. */
   touch(user: UserKey): Promise<void>
+  /** Grants that were not rotated for half their lifetime and are not being refreshed, in no order. */
+  findKeepAliveDue(limit: number): Promise<Grant[]>
+  /** A page of grants in the order of their user keys. `mayList` patterns use `*` for any run of characters. */
+  list(filter: GrantFilter): Promise<Grant[]>
+}
+
+export interface GrantFilter {
+  state: GrantState | undefined
+  /** ISO 8601 duration: the earlier expiry lies within it from now, or is past. */
+  expiresWithin: string | undefined
+  /** User patterns of which one must match; `*` stands for any run of characters. */
+  users: readonly string[]
+  /** Only keys after this one. */
+  after: UserKey | undefined
+  limit: number
+}
+
+// ── Imports: refresh tokens taken over from other systems ────────────────────────────────────────
+
+export interface GrantImport {
+  importId: string
+  user: UserKey
+  obtainedAt: Date
+  outcome: 'imported' | 'refused' | null
+}
+
+export interface ImportStore {
+  /**
+   * Writes the import and the grant that proves it, or returns the import that has this token already. `grant` is
+   * named after the import.
+   */
+  begin(
+    entry: { importId: string; user: UserKey; tokenDigest: Buffer; obtainedAt: Date },
+    grant: { user: UserKey; loginId: string; refreshTokenSealed: Buffer; keyId: string },
+  ): Promise<GrantImport>
+  findUnfinished(limit: number): Promise<GrantImport[]>
+  /** Ends an import that Pagero refused, and the grant that was to prove it. */
+  refuse(importId: string, grantUser: UserKey): Promise<void>
+  /** Forgets those that ended more than a day ago. */
+  sweep(): Promise<number>
 }
 
 /** One line of the ledger: a refresh token was presented, or is being presented. */
@@ -354,6 +399,7 @@ export interface Ports {
   sealer: Sealer
   grants: GrantStore
   attempts: AttemptStore
+  imports: ImportStore
   revocations: RevocationStore
   loginTransactions: LoginTransactionStore
   sessions: SessionStore

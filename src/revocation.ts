@@ -124,7 +124,7 @@ export function createRevoker(
 }
 
 async function revokeOne(
-  ports: Pick<Ports, 'log' | 'sealer' | 'revocations' | 'authorizationServer'>,
+  ports: Pick<Ports, 'clock' | 'log' | 'sealer' | 'revocations' | 'authorizationServer'>,
   revocation: Revocation,
 ): Promise<void> {
   const { revocationId, user, tokenSealed, failureCount } = revocation
@@ -142,15 +142,15 @@ async function revokeOne(
     ports.log.info('refresh_token_revoked', { user })
     return
   }
-  const delaySeconds = backoffSeconds(failureCount)
+  const delaySeconds = backoffSeconds(failureCount, ports.clock.random())
   ports.log.warn('revocation_failed', { user, retryAfterSeconds: Math.round(delaySeconds) })
   await ports.revocations.retryLater(revocationId, delaySeconds)
 }
 
 /** 5 s, doubling to an hour, less up to half of it, so that what failed together does not return together. */
-function backoffSeconds(failureCount: number): number {
+function backoffSeconds(failureCount: number, random: number): number {
   const full = Math.min(BACKOFF_FIRST_SECONDS * 2 ** failureCount, BACKOFF_LAST_SECONDS)
-  return full * (1 - Math.random() / 2)
+  return full * (1 - random / 2)
 }
 
 function sealContextOf(revocationId: string): SealContext {

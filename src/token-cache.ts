@@ -34,6 +34,7 @@ export interface TokenCache {
   keepRow(grant: Grant, readAtMs: number): KnownGrant
   /** Takes over a token that this process has just stored or spooled. */
   keepToken(user: UserKey, token: LiveToken): void
+  forget(user: UserKey): void
 }
 
 /** About 2 kB each with a token of 900 characters: 200 MB at most. */
@@ -93,6 +94,9 @@ export function createTokenCache(
   return {
     read,
     keepRow,
+    forget: (user) => {
+      known.delete(user)
+    },
     keepToken(user, token) {
       const cached = known.get(user)
       if (cached?.loginId === token.loginId && cached.generation >= token.generation) return

@@ -245,14 +245,12 @@ t.test('a login that finds no database revokes its token at Pagero itself', asyn
   const { scene, engine } = await start(t)
   const user = await scene.connect(engine, 'alice')
   const refreshToken = await scene.storedRefreshToken(engine, user)
-  const away = () =>
-    Promise.reject(new BrokerError('temporarily_unavailable', 'The database is away.'))
   const ports = {
     ...engine.ports,
     // Time passes with the pauses, not with the clock on the wall.
     clock: hurriedClock(),
-    grants: { ...engine.ports.grants, find: away },
-    revocations: { ...engine.ports.revocations, add: away },
+    grants: { ...engine.ports.grants, find: databaseAway },
+    revocations: { ...engine.ports.revocations, add: databaseAway },
   }
   const connection = connectionOf(user)
   connection.tokens.refreshToken = refreshToken
@@ -265,15 +263,14 @@ t.test('a login that finds no database revokes its token at Pagero itself', asyn
 
 t.test('a login whose fate is unknown is left alone', async (t) => {
   const { scene, engine } = await start(t)
-  const lost = () => Promise.reject(new BrokerError('temporarily_unavailable', 'Lost.'))
   let finds = 0
   const ports = {
     ...engine.ports,
     clock: hurriedClock(),
     grants: {
       ...engine.ports.grants,
-      find: async () => ((finds += 1) === 1 ? undefined : lost()),
-      connect: lost,
+      find: async () => ((finds += 1) === 1 ? undefined : databaseAway()),
+      connect: databaseAway,
     },
   }
   await t.rejects(connectGrant(ports, connectionOf('alice' as UserKey)), {
@@ -407,7 +404,6 @@ t.test('a token that nobody keeps is queued, under no user', async (t) => {
 })
 
 t.test('the user key of a subject is the subject where that fits, and encoded where not', (t) => {
-  const digest = (text: string) => createHash('sha256').update(text).digest('base64url')
   const long = 'x'.repeat(249)
   const longWords = 'x '.repeat(93)
   for (const [subject, key] of [
@@ -459,8 +455,6 @@ t.test('no two subjects share a user key', (t) => {
 })
 
 t.test('claims are read leniently and never trusted beyond their shape', (t) => {
-  const jwt = (payload: unknown) =>
-    `e30.${Buffer.from(JSON.stringify(payload)).toString('base64url')}.c2ln`
   t.same(accessTokenClaims(jwt({ sub: 'alice' })), { sub: 'alice' })
   for (const text of [
     '',
@@ -493,4 +487,17 @@ function hurriedClock(): typeof systemClock {
       passedMs += delayMs
     },
   }
+}
+
+function databaseAway(): Promise<never> {
+  return Promise.reject(new BrokerError('temporarily_unavailable', 'The database is away.'))
+}
+
+function digest(text: string): string {
+  return createHash('sha256').update(text).digest('base64url')
+}
+
+/** A JWT by its look, with this payload. */
+function jwt(payload: unknown): string {
+  return `e30.${Buffer.from(JSON.stringify(payload)).toString('base64url')}.c2ln`
 }

@@ -349,7 +349,7 @@ t.test('a GET that the upstream refuses is sent once more, with the renewed toke
     t.equal(answered.body, method === 'GET' ? 'yes' : '')
     t.equal(proxy.renewals(), 1)
     t.strictSame(
-      upstream.calls.slice(before).map(({ line, values }) => [line, ...values('authorization')]),
+      upstream.calls.slice(before).map((call) => [call.line, ...call.values('authorization')]),
       [
         [`${method} /a?b=c HTTP/1.1`, 'Bearer old'],
         [`${method} /a?b=c HTTP/1.1`, 'Bearer new'],

@@ -1,6 +1,6 @@
 // What passes the forwarder in the head of a request and of an answer, seen on the wire on both sides.
 
-import fc from 'fast-check'
+import * as fc from 'fast-check'
 import t from 'tap'
 import { BrokerError } from '../src/errors.ts'
 import { PSEUDONYM, requestText, sendRaw, startProxy } from './support/proxy.ts'
@@ -9,19 +9,20 @@ import { answer, startUpstream } from './support/upstream.ts'
 t.test('path and query reach the upstream byte for byte', async (t) => {
   const upstream = await startUpstream(t, (call) => answer(call, 200))
   const proxy = await startProxy(t, { apiUrl: upstream.url })
+  // Without a 0 or an f, so that no %25 begins an escape which is refused.
   const bytes = fc.string({
-    unit: fc.constantFrom(..."abz09-_~!$&'()*+,=:@".split(''), '%20', '%2B', '%C3%A9', '%25'),
+    unit: fc.constantFrom(..."abz19-_~!$&'()*+,=:@".split(''), '%20', '%2B', '%C3%A9', '%25'),
     minLength: 1,
     maxLength: 12,
   })
-  const target = fc
+  const targets = fc
     .tuple(fc.array(bytes, { minLength: 1, maxLength: 4 }), fc.boolean(), fc.option(bytes))
     .map(([segments, slash, query]) => {
       const path = `/${segments.join('/')}${slash ? '/' : ''}`
       return query === null ? path : `${path}?${query}//..;&a=1&a=2,3[]`
     })
   await fc.assert(
-    fc.asyncProperty(target, async (target) => {
+    fc.asyncProperty(targets, async (target) => {
       const { status } = await sendRaw(proxy.port, requestText(`GET /api${target}`))
       return status === 200 && upstream.calls.at(-1)?.line === `GET ${target} HTTP/1.1`
     }),
@@ -332,6 +333,11 @@ t.test('a Location within the API becomes one at the broker, another is dropped'
   )
 })
 
+/** A head without its end, for fields that a test writes itself. */
+function head(line: string): string {
+  return `${line} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n`
+}
+
 t.test('framing is made anew, with one length or one chunked coding', async (t) => {
   const upstream = await startUpstream(t, async (call) => {
     await call.body
@@ -348,7 +354,6 @@ t.test('framing is made anew, with one length or one chunked coding', async (t) 
       String(await call?.body),
     ]
   }
-  const head = (line: string) => `${line} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n`
   t.same(await framing(`${head('POST /api/a')}Content-Length: 00003\r\n\r\nabc`), ['3', '', 'abc'])
   t.same(await framing(`${head('POST /api/a')}\r\n`), ['0', '', ''])
   t.same(await framing(`${head('PUT /api/a')}Content-Length: 0\r\n\r\n`), ['0', '', ''])

@@ -72,10 +72,11 @@ t.test('200 MiB go down and up unchanged, in flat memory', async (t) => {
       Readable.from(repeat()).pipe(response)
       return
     }
-    void digestOf(request).then((digest) => {
-      digests.push(digest)
+    const finish = async () => {
+      digests.push(await digestOf(request))
       response.end()
-    })
+    }
+    void finish()
   })
   const proxy = await startProxy(t, { apiUrl })
   const download = async () => {
@@ -221,6 +222,11 @@ t.test('events and fields arrive as they come, not when the answer ends', async 
   t.equal(incoming.complete, true)
 })
 
+/** A request that leaves the connection open for the next. */
+function keepAlive(line: string): string {
+  return `${line} HTTP/1.1\r\nHost: a\r\n\r\n`
+}
+
 t.test('HEAD, 204 and 304 have no body, and the connection serves on', async (t) => {
   const upstream = await startUpstream(t, (call) => {
     const { socket, line } = call
@@ -232,7 +238,6 @@ t.test('HEAD, 204 and 304 have no body, and the connection serves on', async (t)
     else answer(call, 200, 'last')
   })
   const proxy = await startProxy(t, { apiUrl: upstream.url })
-  const keepAlive = (line: string) => `${line} HTTP/1.1\r\nHost: a\r\n\r\n`
   const answered = await sendRaw(
     proxy.port,
     keepAlive('HEAD /api/a') +
@@ -384,13 +389,15 @@ t.test('an echo runs both ways at once', async (t) => {
   t.equal(incoming.complete, true)
 })
 
+function post(body: string): string {
+  return `POST /api/a HTTP/1.1\r\nHost: a\r\nContent-Length: ${body.length}\r\n\r\n${body}`
+}
+
 t.test('requests on one connection follow each other, with and without bodies', async (t) => {
   const upstream = await startUpstream(t, async (call) => {
     answer(call, 200, String(await call.body))
   })
   const proxy = await startProxy(t, { apiUrl: upstream.url })
-  const post = (body: string) =>
-    `POST /api/a HTTP/1.1\r\nHost: a\r\nContent-Length: ${body.length}\r\n\r\n${body}`
   const large = 'x'.repeat(300_000)
   const answered = await sendRaw(
     proxy.port,

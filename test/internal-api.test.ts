@@ -271,6 +271,23 @@ t.test('without a valid credential nothing is answered, whatever is asked', asyn
   t.equal((await scene.grantOf(engine, 'alice' as UserKey)).state, 'active')
 })
 
+t.test('every refusal of a caller is on record, with the caller where it is known', async (t) => {
+  const { ask, engine } = await setUp(t)
+  await ask(undefined, '/v1/users/bob/grant')
+  await ask('nothing', '/v1/users/bob/grant')
+  await ask('acme', '/v1/users/bob/grant')
+  await ask('reader', '/v1/users/bob/pagero/file/v1/files')
+  t.match(
+    engine.log.events.filter(({ level }) => level === 'warn'),
+    [
+      { event: 'caller_unauthenticated', requestId: String, address: '127.0.0.1' },
+      { event: 'caller_forbidden', caller: 'nothing', reason: 'lacks the right grant:read' },
+      { event: 'user_not_visible', caller: 'acme', user: 'bob' },
+      { event: 'caller_forbidden', caller: 'reader', method: 'GET', reason: /proxy_allow/ },
+    ],
+  )
+})
+
 t.test('each route needs its own right, and says so before anything about the user', async (t) => {
   const { ask } = await setUp(t)
   for (const { right, method, path, payload } of USER_ROUTES) {
@@ -289,25 +306,25 @@ t.test('each route needs its own right, and says so before anything about the us
 })
 
 t.test('a right opens its own routes and no others', async (t) => {
+  const { internalApp, credentials } = await buildListeners(t, {
+    callers: Object.fromEntries(
+      ALL_RIGHTS.map((right) => [right.replace(':', '-'), { rights: [right], users: ['*'] }]),
+    ),
+  })
   for (const granted of ALL_RIGHTS) {
-    await t.test(granted, async (t) => {
-      const { internalApp, credentials } = await buildListeners(t, {
-        callers: { one: { rights: [granted], users: ['*'] } },
+    for (const { right, method, path, payload } of USER_ROUTES) {
+      const response = await internalApp.inject({
+        method,
+        url: `/v1/users/nobody${path}`,
+        headers: credentials[granted.replace(':', '-')] ?? {},
+        ...(payload === undefined ? {} : { payload }),
       })
-      for (const { right, method, path, payload } of USER_ROUTES) {
-        const response = await internalApp.inject({
-          method,
-          url: `/v1/users/nobody${path}`,
-          headers: credentials['one'] ?? {},
-          ...(payload === undefined ? {} : { payload }),
-        })
-        const expected =
-          right === granted
-            ? { status: 404, code: 'grant_not_found' }
-            : { status: 403, code: 'caller_forbidden' }
-        t.match(problemOf(response), expected, `${method} ${path}`)
-      }
-    })
+      const expected =
+        right === granted
+          ? { status: 404, code: 'grant_not_found' }
+          : { status: 403, code: 'caller_forbidden' }
+      t.match(problemOf(response), expected, `${method} ${path} with ${granted}`)
+    }
   }
 })
 

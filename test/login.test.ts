@@ -124,14 +124,10 @@ for (const clientAuth of ['client_secret_basic', 'client_secret_post'] as const)
         t.same(headerOf(request ?? { headers: [] }, 'authorization'), [])
       } else {
         // RFC 6749 section 2.3.1: id and secret are form-encoded before Base64.
-        const form = (text: string) => new URLSearchParams({ x: text }).toString().slice(2)
-        const credentials = `${form(CLIENT_ID)}:${form(CLIENT_SECRET)}`
         const [header = ''] = headerOf(request ?? { headers: [] }, 'authorization')
         const sent = Buffer.from(header.replace(/^Basic /, ''), 'base64').toString()
-        t.equal(
-          decodeURIComponent(sent.replaceAll('+', '%20')),
-          decodeURIComponent(credentials.replaceAll('+', '%20')),
-        )
+        const parts = sent.split(':').map((part) => new URLSearchParams(`x=${part}`).get('x'))
+        t.same(parts, [CLIENT_ID, CLIENT_SECRET], 'the colon within the secret is escaped')
         t.notMatch(sent, / /, 'encoded, not raw')
       }
       const { code_verifier: verifier, ...form } = request?.form ?? {}
@@ -277,7 +273,7 @@ t.test('an answer without a refresh token is refused with an explanation', async
   listener.scene.lookAlike.faults.push({
     endpoint: 'token',
     kind: 'mutate',
-    change: ({ refresh_token: _, ...answer }) => answer,
+    change: (answer) => ({ ...answer, refresh_token: undefined }),
   })
   const answer = await listener.browser().logIn('alice')
   t.equal(answer.status, 502)

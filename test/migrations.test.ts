@@ -38,7 +38,21 @@ const INSTANT_OR_NULL = 'timestamp with time zone null'
 
 /** The compiler holds this against the table types, the test against the database: so the two agree. */
 const COLUMNS: Described = {
-  deployment: { one: 'boolean', deployment_id: 'uuid', created_at: INSTANT },
+  deployment: {
+    one: 'boolean',
+    deployment_id: 'uuid',
+    created_at: INSTANT,
+    database_identity: 'text null',
+  },
+  imports: {
+    import_id: 'uuid',
+    user_id: 'text',
+    token_digest: 'bytea',
+    obtained_at: INSTANT,
+    created_at: INSTANT,
+    finished_at: INSTANT_OR_NULL,
+    outcome: 'text null',
+  },
   grants: {
     user_id: 'text',
     login_id: 'uuid',

@@ -58,6 +58,7 @@ const clock: Clock = {
   now: () => new Date(),
   monotonicMs: () => performance.now(),
   sleep: () => Promise.resolve(),
+  random: () => 0.5,
 }
 
 async function startApp(

@@ -4,6 +4,8 @@
 import { createServer } from 'node:http'
 import type { Account } from './accounts.ts'
 import { applyFaults, type Fault } from './faults.ts'
+import { replayWithin } from './grace.ts'
+import { type IssuedLogin, issueLogin } from './issue-login.ts'
 import { createIssuedAccessTokens } from './issued-access-tokens.ts'
 import { close, listen } from './listening.ts'
 import { serveLoginPages } from './login-pages.ts'
@@ -11,6 +13,7 @@ import {
   answerAsPagero,
   assumeDefaultScope,
   createProvider,
+  notePresented,
   presentOneAtATime,
 } from './provider.ts'
 import { PATHS, type RecordedRequest, recordRequests } from './record.ts'
@@ -36,6 +39,8 @@ export interface AuthorizationServerOptions {
   accessTokenFormat?: 'jwt' | 'opaque'
   accessTokenLifeSeconds?: number
   refreshTokenLifeSeconds?: number
+  /** How long a spent refresh token is answered with its successor again; 0, the default, never. */
+  graceSeconds?: number
   /** Where to keep what must outlast the process; without it nothing does. */
   stateFile?: string
 }
@@ -58,6 +63,8 @@ export interface LookAlike {
   rejectAccessToken(accessToken: string): Promise<void>
   /** Whether a refresh with this token would be granted. */
   acceptsRefreshToken(refreshToken: string): Promise<boolean>
+  /** Makes a login for the subject without a browser. */
+  issueLogin(subject: string): Promise<IssuedLogin>
   /** Ends the login that a refresh token stands for, as Pagero or the user could at any time. */
   revokeLogin(refreshToken: string): Promise<void>
   stop(): Promise<void>
@@ -72,18 +79,16 @@ export async function startAuthorizationServer(
   const host = options.host ?? '127.0.0.1'
   const origin = `http://${host}:${await listen(server, host, options.port ?? 0)}`
   const issuer = origin + PATHS.issuer
-  const provider = createProvider(
-    {
-      issuer,
-      clientId: options.clientId,
-      clientSecret: options.clientSecret,
-      redirectUris: options.redirectUris,
-      accessTokenFormat: options.accessTokenFormat ?? 'jwt',
-      accessTokenLifeSeconds: options.accessTokenLifeSeconds ?? ACCESS_TOKEN_LIFE_SECONDS,
-      refreshTokenLifeSeconds: options.refreshTokenLifeSeconds ?? REFRESH_TOKEN_LIFE_SECONDS,
-    },
-    store,
-  )
+  const settings = {
+    issuer,
+    clientId: options.clientId,
+    clientSecret: options.clientSecret,
+    redirectUris: options.redirectUris,
+    accessTokenFormat: options.accessTokenFormat ?? 'jwt',
+    accessTokenLifeSeconds: options.accessTokenLifeSeconds ?? ACCESS_TOKEN_LIFE_SECONDS,
+    refreshTokenLifeSeconds: options.refreshTokenLifeSeconds ?? REFRESH_TOKEN_LIFE_SECONDS,
+  } as const
+  const provider = createProvider(settings, store)
   const issued = createIssuedAccessTokens(store.adapter('IssuedAccessToken'))
   const record: RecordedRequest[] = []
   const faults: Fault[] = []
@@ -91,10 +96,12 @@ export async function startAuthorizationServer(
 
   provider.on('grant.revoked', (_context, grantId) => void issued.revokeGrant(grantId))
   provider.use(recordRequests(record))
+  provider.use(notePresented(provider))
   provider.use(serveLoginPages(provider))
   provider.use(applyFaults(faults, stopping.signal))
   provider.use(assumeDefaultScope)
   provider.use(presentOneAtATime())
+  if (options.graceSeconds) provider.use(replayWithin(options.graceSeconds, provider))
   provider.use(answerAsPagero(issued))
   const answer = provider.callback()
   server.on('request', (request, response) => void answer(request, response))
@@ -115,6 +122,7 @@ export async function startAuthorizationServer(
       if (found?.grantId === undefined || found.consumed !== undefined) return false
       return (await provider.Grant.find(found.grantId)) !== undefined
     },
+    issueLogin: (subject) => issueLogin(provider, issued, subject, settings),
     async revokeLogin(refreshToken) {
       const grantId = (await provider.RefreshToken.find(refreshToken))?.grantId
       if (grantId === undefined) return

@@ -8,9 +8,9 @@ import { type Middleware, PATHS, recordedRequest } from './record.ts'
 import type { Store } from './store.ts'
 
 /** Audience of the access tokens. */
-const API = 'https://api.pageroonline.com'
+export const API = 'https://api.pageroonline.com'
 /** The only scope of the API, and what Pagero takes when none is asked for. */
-const DEFAULT_SCOPE = 'all'
+export const DEFAULT_SCOPE = 'all'
 
 export interface ProviderSettings {
   issuer: string
@@ -121,6 +121,22 @@ export const assumeDefaultScope: Middleware = async (context, next) => {
   await next()
 }
 
+/** Notes whose refresh token a request presents, before anything is done with it. */
+export function notePresented(provider: Provider): Middleware {
+  return async (context, next) => {
+    const recorded = recordedRequest(context)
+    const presented = recorded.form['refresh_token']
+    if (recorded.endpoint === 'token' && presented !== undefined) {
+      const found = await provider.RefreshToken.find(presented)
+      if (found?.grantId !== undefined && found.accountId !== undefined) {
+        const generation = 1 + (found.rotations ?? 0)
+        recorded.presented = { subject: found.accountId, grantId: found.grantId, generation }
+      }
+    }
+    await next()
+  }
+}
+
 /**
  * Lets requests that present the same code or refresh token in one after the other.
  * Without this two at once would both be granted, between the provider's look and its mark.
@@ -153,6 +169,7 @@ export function answerAsPagero(issued: IssuedAccessTokens): Middleware {
     await next()
     const recorded = recordedRequest(context)
     if (recorded.endpoint !== 'token' || context.status !== 200) return
+    if (recorded.replayed) return
     const { AccessToken, AuthorizationCode, RotatedRefreshToken } = context.oidc.entities
     const answer = context.body as Record<string, unknown>
     const grantId = AccessToken?.grantId ?? ''

@@ -28,6 +28,10 @@ export interface RecordedRequest {
   answered: boolean
   /** Kind of the fault that befell this request. */
   fault: string | undefined
+  /** Whose refresh token was presented, as far as the server knew it when it came. */
+  presented: { subject: string; grantId: string; generation: number } | undefined
+  /** Answered with a successor that had been given out before; nothing was spent. */
+  replayed: boolean
   /** What a token request spent: one login, and the generation of its refresh token; 0 is the code. */
   spent: { grantId: string; generation: number } | undefined
 }
@@ -76,6 +80,8 @@ export function recordRequests(record: RecordedRequest[]): Middleware {
       status: undefined,
       answered: false,
       fault: undefined,
+      presented: undefined,
+      replayed: false,
       spent: undefined,
     }
     record.push(recorded)

@@ -13,23 +13,32 @@ export const CALLER = 'caller'
 
 export interface CallerAuth {
   callers: Callers
-  ports: Pick<Ports, 'grants'>
+  ports: Pick<Ports, 'grants' | 'log'>
 }
 
 /**
- * Authenticates the caller and checks its right, before anything of the body is read.
+ * Authenticates the caller and checks its right, before anything of the body is read. A refusal is on record.
  * @throws BrokerError `caller_unauthenticated`, `caller_forbidden`
  */
 function authenticateCaller(
-  { callers }: Pick<CallerAuth, 'callers'>,
+  { callers, ports }: CallerAuth,
   request: FastifyRequest,
   right: Right,
 ): Caller {
-  const caller = callers.authenticate(request.headers.authorization)
-  if (!callers.mayUse(caller, right)) {
-    throw new BrokerError('caller_forbidden', `This caller has not the right ${right}.`)
+  let caller: Caller
+  try {
+    caller = callers.authenticate(request.headers.authorization)
+  } catch (error) {
+    ports.log.warn('caller_unauthenticated', { requestId: request.id, address: request.ip })
+    throw error
   }
-  return caller
+  if (callers.mayUse(caller, right)) return caller
+  ports.log.warn('caller_forbidden', {
+    requestId: request.id,
+    caller: caller.name,
+    reason: `lacks the right ${right}`,
+  })
+  throw new BrokerError('caller_forbidden', `This caller has not the right ${right}.`)
 }
 
 /**
@@ -41,10 +50,12 @@ function authenticateCaller(
  */
 async function requireVisibleUser(
   { callers, ports }: CallerAuth,
+  request: FastifyRequest,
   caller: Caller,
   user: UserKey,
 ): Promise<void> {
   if (callers.maySee(caller, user)) return
+  ports.log.warn('user_not_visible', { requestId: request.id, caller: caller.name, user })
   await ports.grants.find(user)
   throw grantNotFound()
 }
@@ -61,7 +72,7 @@ export function requireCaller(auth: CallerAuth, right: Right) {
       readUserKey(request)
     },
     async preHandler(request: FastifyRequest): Promise<void> {
-      await requireVisibleUser(auth, callerOf(request), readUserKey(request))
+      await requireVisibleUser(auth, request, callerOf(request), readUserKey(request))
     },
   }
 }
@@ -78,9 +89,15 @@ export async function authorizeProxiedCall(
   const caller = authenticateCaller(auth, request, 'proxy:call')
   const user = readUserKey(request)
   if (!auth.callers.mayCall(caller, call.method, call.path)) {
+    auth.ports.log.warn('caller_forbidden', {
+      requestId: request.id,
+      caller: caller.name,
+      method: call.method,
+      reason: 'proxy_allow does not cover the call',
+    })
     throw new BrokerError('caller_forbidden', 'This caller may not make this call to Pagero.')
   }
-  await requireVisibleUser(auth, caller, user)
+  await requireVisibleUser(auth, request, caller, user)
   return { caller, user }
 }
 

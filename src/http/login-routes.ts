@@ -3,14 +3,14 @@
 
 import type { FastifyError, FastifyReply, FastifyRequest } from 'fastify'
 import Type from 'typebox'
-import { BrokerError } from '../errors.ts'
+import { BrokerError, type ProblemCode } from '../errors.ts'
 import { beginLogin, completeLogin, type LoginSettings } from '../login.ts'
 import type { Ports } from '../ports.ts'
 import type { Revoker } from '../revocation.ts'
 import { type App, asBrokerError } from './app.ts'
 import { refuseNonNavigation } from './csrf.ts'
 import { pageResponses, sendProblemPage } from './page.ts'
-import { sendProblem } from './problem.ts'
+import { problemResponses, sendProblem } from './problem.ts'
 import {
   LOGIN_COOKIE,
   readCookie,
@@ -116,8 +116,22 @@ function redirectAnswer(description: string, location: string, cookie: string): 
     description,
     type: 'null',
     headers: {
-      Location: { schema: { type: 'string' }, description: 'Where to.', example: location },
-      'Set-Cookie': { schema: { type: 'string' }, description: cookie },
+      Location: { type: 'string', description: 'Where to.', example: location },
+      'Set-Cookie': { type: 'string', description: cookie },
+    },
+  }
+}
+
+/** A person gets a page for everything but what no person opened, which gets a problem document. */
+function navigationResponses(codes: readonly ProblemCode[]): Record<number, object> {
+  const pages = pageResponses(codes)
+  const { 403: refused } = problemResponses('public', ['csrf_refused']) as typeof pages
+  const descriptions = [pages[403]?.description, refused?.description]
+  return {
+    ...pages,
+    403: {
+      description: descriptions.filter((text) => text !== undefined).join('\n\n'),
+      content: { ...pages[403]?.content, ...refused?.content },
     },
   }
 }
@@ -152,7 +166,7 @@ const LOGIN_SCHEMA = {
       'https://sso.pageroonline.com/oauth/v2/oauth-authorize?response_type=code&client_id=…',
       'The login cookie, `__Host-broker-login`.',
     ),
-    ...pageResponses(['request_invalid', 'csrf_refused', 'temporarily_unavailable']),
+    ...navigationResponses(['request_invalid', 'temporarily_unavailable']),
   },
 }
 
@@ -189,11 +203,10 @@ const CALLBACK_SCHEMA = {
       '/invoices?status=new',
       'The session cookie, `__Host-broker-session`.',
     ),
-    ...pageResponses([
+    ...navigationResponses([
       'login_transaction_invalid',
       'request_invalid',
       'authorization_denied',
-      'csrf_refused',
       'authorization_failed',
       'client_rejected_by_pagero',
       'temporarily_unavailable',

@@ -88,8 +88,10 @@ function escapeHtml(text: string): string {
 }
 
 /** Response schemas of a route that answers its problems with this page. */
-export function pageResponses(codes: readonly ProblemCode[]): Record<number, object> {
-  const responses: Record<number, object> = {}
+export function pageResponses(
+  codes: readonly ProblemCode[],
+): Record<number, { description: string; content: object }> {
+  const responses: ReturnType<typeof pageResponses> = {}
   for (const status of new Set(codes.map((code) => statusOf(code, 'public')))) {
     const here = codes.filter((code) => statusOf(code, 'public') === status)
     responses[status] = {

@@ -16,6 +16,9 @@ import { registerProxyRoutes } from './proxy-routes.ts'
 import { createSessionAuth } from './session-cookie.ts'
 import { registerSessionRoutes } from './session-routes.ts'
 
+/** An upload may take as long as a proxied call; every other request is here well within this. */
+const REQUEST_TIMEOUT_MIN_MS = 30_000
+
 export interface PublicParts {
   ports: Pick<
     Ports,
@@ -62,7 +65,7 @@ export async function buildPublicApp(parts: PublicParts): Promise<App> {
     {
       listener: 'public',
       trustedProxies: config.trustedProxies,
-      requestTimeoutMs: config.proxy.totalTimeoutMs,
+      requestTimeoutMs: Math.max(config.proxy.totalTimeoutMs, REQUEST_TIMEOUT_MIN_MS),
       tls: publicUrl.startsWith('https:'),
     },
     async (app) => {

@@ -2,8 +2,8 @@
 // nothing half-written. What two replicas must agree on is decided by the database's clock inside that statement.
 
 import { type Selectable, sql } from 'kysely'
-import type { Grant } from '../grant.ts'
-import type { Evidence, GrantStore } from '../ports.ts'
+import { type Grant, IMPORT_USERS } from '../grant.ts'
+import type { Evidence, GrantStore, NewGrant } from '../ports.ts'
 import { type Database, type Tables, throughDatabase } from './database.ts'
 
 export interface GrantStoreSettings {
@@ -156,20 +156,25 @@ export function createGrantStore(
         const access = grant.accessToken
         const requestedAt = sql`${now} - ${seconds(grant.requestedSecondsAgo)}`
         const expiresAt = sql`${requestedAt} + ${seconds(grant.expiresInSeconds)}`
+        const authenticatedAt = sql`coalesce(${grant.authenticatedAt ?? null}::timestamptz, ${now})`
+        const moved = grant.movedFrom
         const { rows } = await sql`
-          with placed as (
+          with source as (${moved === undefined ? sql`select 1` : lockProven(moved)}),
+          placed as (
             insert into grants as g (
               user_id, login_id, generation, refresh_token_sealed, key_id, access_token_sealed,
               access_token_requested_at, access_token_expires_at, access_token_fingerprint, scope,
               pagero_issuer, pagero_subject, authenticated_at, rotated_at, rolling_expires_at,
               absolute_expires_at)
-            values (
-              ${grant.user}, ${grant.loginId}, ${grant.replaces + 1}, ${grant.refreshTokenSealed},
-              ${grant.keyId}, ${access?.sealed ?? null},
-              ${access === null ? sql`null` : requestedAt},
-              ${access === null ? sql`null` : expiresAt}, ${access?.fingerprint ?? null},
-              ${grant.scope}, ${grant.pageroIssuer}, ${grant.pageroSubject}, ${now}, ${now},
-              ${lifetimeFrom(now)}, ${lifetimeFrom(now)})
+            select
+              ${grant.user}, ${grant.loginId}::uuid, ${grant.replaces + 1}::bigint,
+              ${grant.refreshTokenSealed}::bytea, ${grant.keyId}, ${access?.sealed ?? null}::bytea,
+              ${access === null ? sql`null::timestamptz` : requestedAt},
+              ${access === null ? sql`null::timestamptz` : expiresAt},
+              ${access?.fingerprint ?? null}, ${grant.scope}, ${grant.pageroIssuer},
+              ${grant.pageroSubject}, ${authenticatedAt}, ${now}, ${lifetimeFrom(now)},
+              ${lifetimeFrom(authenticatedAt)}
+            from source
             on conflict (user_id) do update set
               login_id = excluded.login_id, generation = excluded.generation, state = 'active',
               state_reason = null, refresh_token_sealed = excluded.refresh_token_sealed,
@@ -185,7 +190,9 @@ export function createGrantStore(
               absolute_expires_at = excluded.absolute_expires_at
             where g.generation = ${grant.replaces}
             returning 1
-          ), queued as (${queueRevocation(grant.revocation)})
+          ), queued as (${queueRevocation(grant.revocation)}),
+          ended as (${moved === undefined ? sql`select 1` : endImport(moved)}),
+          removed as (${moved === undefined ? sql`select 1` : removeProven(moved)})
           select 1 from placed`.execute(db)
         return rows.length > 0
       }),
@@ -276,7 +283,56 @@ export function createGrantStore(
       throughDatabase(async () => {
         await sql`update grants set last_used_at = ${now} where user_id = ${user}`.execute(db)
       }),
+
+    findKeepAliveDue: (limit) =>
+      throughDatabase(async () => {
+        // Spread over a thirty-sixth of the lifetime (a month of three years), so that grants of one day do not
+        // come due on one day; the hash makes a grant's place in it the same on every replica.
+        const { rows } = await sql<GrantRow>`
+          select g.*, ${now} as read_at from grants g
+          where g.state = 'active' and g.phase = 'idle'
+            and (g.next_retry_at is null or g.next_retry_at <= ${now})
+            and g.rotated_at < ${now} - ${settings.refreshTokenLifetime}::interval / 2
+            and ${now} > g.rotated_at + (g.rolling_expires_at - g.rotated_at)
+              * (0.5 + (abs(hashtext(g.user_id)::bigint) % 1000) / 36000.0)
+          limit ${limit}`.execute(db)
+        return rows.map(grantOf)
+      }),
+
+    list: (filter) =>
+      throughDatabase(async () => {
+        const patterns = filter.users.map(likePatternOf)
+        const { rows } = await sql<GrantRow>`
+          select g.*, ${now} as read_at from grants g
+          where g.user_id > ${filter.after ?? ''}
+            and g.user_id like any(${patterns}) and g.user_id not like ${likePatternOf(IMPORT_USERS)}
+            and (${filter.state ?? null}::text is null or g.state = ${filter.state ?? null})
+            and (${filter.expiresWithin ?? null}::interval is null
+              or least(g.rolling_expires_at, g.absolute_expires_at)
+                <= ${now} + ${filter.expiresWithin ?? null}::interval)
+          order by g.user_id limit ${filter.limit}`.execute(db)
+        return rows.map(grantOf)
+      }),
   }
+}
+
+type Proven = NonNullable<NewGrant['movedFrom']>
+
+/** Locks the grant that proved an import, so that it cannot rotate while it is moved. */
+function lockProven({ user, generation }: Proven) {
+  return sql`
+    select 1 from grants
+    where user_id = ${user} and generation = ${generation} and phase = 'idle' for update`
+}
+
+function endImport({ importId }: Proven) {
+  return sql`
+    update imports set finished_at = clock_timestamp(), outcome = 'imported'
+    where import_id = ${importId} and exists (select 1 from placed)`
+}
+
+function removeProven({ user }: Proven) {
+  return sql`delete from grants where user_id = ${user} and exists (select 1 from placed)`
 }
 
 /** Queues the revocation in the transaction that took the token out of use, and only if that happened. */
@@ -288,6 +344,11 @@ function queueRevocation(revocation: Parameters<GrantStore['close']>[2]) {
         select ${revocation.revocationId}::uuid, ${revocation.user}, ${revocation.tokenSealed}::bytea,
           ${revocation.keyId}
         from placed`
+}
+
+/** Turns a pattern with `*` into one of LIKE; user keys hold `_`, which means something there. */
+function likePatternOf(pattern: string): string {
+  return pattern.replaceAll(/[\\%_]/g, (character) => `\\${character}`).replaceAll('*', '%')
 }
 
 type GrantRow = Selectable<Tables['grants']> & { read_at: Date }

@@ -9,6 +9,7 @@ interface DeploymentTable {
   one: Generated<boolean>
   deployment_id: Generated<string>
   created_at: Generated<Date>
+  database_identity: string | null
 }
 
 interface GrantsTable {
@@ -75,6 +76,16 @@ interface RevocationsTable {
   failure_count: Generated<number>
 }
 
+interface ImportsTable {
+  import_id: string
+  user_id: UserKey
+  token_digest: Buffer
+  obtained_at: Date
+  created_at: Generated<Date>
+  finished_at: Date | null
+  outcome: 'imported' | 'refused' | null
+}
+
 interface LoginTransactionsTable {
   state_hash: Buffer
   browser_binding_hash: Buffer
@@ -107,6 +118,7 @@ export interface Tables {
   refresh_attempts: RefreshAttemptsTable
   replicas: ReplicasTable
   revocations: RevocationsTable
+  imports: ImportsTable
   login_transactions: LoginTransactionsTable
   sessions: SessionsTable
   schema_migrations: SchemaMigrationsTable

@@ -21,6 +21,7 @@ import type { Log, LogFields, Ports } from '../../src/ports.ts'
 import { createAttemptStore } from '../../src/postgres/attempt-store.ts'
 import type { Database } from '../../src/postgres/database.ts'
 import { createGrantStore } from '../../src/postgres/grant-store.ts'
+import { createImportStore } from '../../src/postgres/import-store.ts'
 import { createLoginTransactionStore } from '../../src/postgres/login-transaction-store.ts'
 import { createReplicaStore } from '../../src/postgres/replica-store.ts'
 import { createRevocationStore } from '../../src/postgres/revocation-store.ts'
@@ -177,6 +178,7 @@ export async function setScene(
         zombieWaitSeconds: refresh.zombieWaitSeconds,
       }),
       attempts: createAttemptStore(database),
+      imports: createImportStore(database, { refreshTokenLifetime: 'P3Y' }),
       revocations: createRevocationStore(database.db),
       loginTransactions: createLoginTransactionStore(database.db),
       sessions: createSessionStore(database.db),

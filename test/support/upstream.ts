@@ -105,10 +105,7 @@ function readCalls(
       if (headEnd === -1) return
       const head = pending.subarray(0, headEnd).toString('latin1')
       pending = pending.subarray(headEnd + 4)
-      let resolveBody: (body: Buffer) => void = () => undefined
-      const body = new Promise<Buffer>((resolve) => {
-        resolveBody = resolve
-      })
+      const { promise: body, resolve: resolveBody } = Promise.withResolvers<Buffer>()
       const call = openCall({ socket, closed, head, received: () => pending, body })
       const read = bodyReader(call)
       current = {

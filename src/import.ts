@@ -1,0 +1,188 @@
+// Taking over a refresh token from another system. It counts only after one refresh has proven it, and that refresh goes
+// through the protocol like any other: the token first becomes a grant of its own, named after the import, and is moved
+// to its user, in one statement, when Pagero has answered. A crash at any point leaves an import that is gone on with.
+
+import { randomUUID } from 'node:crypto'
+import { sealNewGrant } from './connect.ts'
+import { BrokerError, grantNotFound } from './errors.ts'
+import { type Grant, grantSealContext, importUserKey, type UserKey } from './grant.ts'
+import { accessTokenClaims, accountOfClaims } from './identity.ts'
+import type { GrantImport, Ports } from './ports.ts'
+import { openLiveToken, type Refresher } from './refresh.ts'
+
+type ImportPorts = Pick<Ports, 'clock' | 'log' | 'sealer' | 'grants' | 'imports'>
+
+export interface Importer {
+  /**
+   * Takes over `refreshToken` for the user and returns the grant. The same token given again is the same import. An
+   * older grant of the user stays as it was until the new one is proven; then it is replaced and revoked.
+   * @throws BrokerError `request_invalid` before the token is used, `reauthentication_required` when Pagero refuses it,
+   *   `temporarily_unavailable` when there is no verdict yet: the import goes on, and asking again tells
+   */
+  takeOver(request: { user: UserKey; refreshToken: string; obtainedAt: Date }): Promise<Grant>
+  /** Goes on with imports that a crash or an outage interrupted; returns how many there were. */
+  resume(): Promise<number>
+}
+
+/** Imports that one round goes on with. */
+const RESUME_MAX = 20
+/** Rounds of reading and moving; a row moves on when a refresh stores, which is once in minutes. */
+const MOVE_TRIES_MAX = 10
+
+/** Makes the importer of a process. */
+export function createImporter(
+  ports: ImportPorts,
+  refresher: Refresher,
+  settings: { callerWaitSeconds: number; subjectClaim: string },
+): Importer {
+  const { clock, log, sealer, grants, imports } = ports
+
+  async function takeOver(request: {
+    user: UserKey
+    refreshToken: string
+    obtainedAt: Date
+  }): Promise<Grant> {
+    const { user, refreshToken, obtainedAt } = request
+    if (obtainedAt > clock.now()) {
+      throw new BrokerError('request_invalid', 'obtained_at lies in the future.', {
+        errors: [{ pointer: '/obtained_at', detail: 'must not lie in the future' }],
+      })
+    }
+    const importId = randomUUID()
+    const proof = { user: importUserKey(importId), loginId: randomUUID(), generation: 1 }
+    const entry = await imports.begin(
+      {
+        importId,
+        user,
+        obtainedAt,
+        tokenDigest: sealer.digest(
+          { table: 'imports', column: 'token_digest', row: user, salt: 'import', generation: 1 },
+          refreshToken,
+        ),
+      },
+      {
+        ...proof,
+        refreshTokenSealed: sealer.seal(
+          grantSealContext('refresh_token_sealed', proof),
+          refreshToken,
+        ),
+        keyId: sealer.primaryKeyId,
+      },
+    )
+    await withinPatience(goOn(entry))
+    const grant = await grants.find(user)
+    if (grant === undefined) throw grantNotFound()
+    return grant
+  }
+
+  /** Brings an import to its end: proves the token unless that is done, and moves it. */
+  async function goOn(entry: GrantImport): Promise<void> {
+    if (entry.outcome === 'imported') return
+    if (entry.outcome === 'refused') throw tokenRefused()
+    const proofUser = importUserKey(entry.importId)
+    const proof = await grants.find(proofUser)
+    // Another replica has just ended it.
+    if (proof === undefined) return
+    if (proof.generation === 1) {
+      try {
+        await refresher.refresh(proof, 'import')
+      } catch (error) {
+        const dead = error instanceof BrokerError && error.code === 'reauthentication_required'
+        if (!dead) throw error
+        await imports.refuse(entry.importId, proofUser)
+        log.warn('import_refused', { user: entry.user })
+        throw tokenRefused()
+      }
+    }
+    await move(entry, proofUser)
+  }
+
+  async function move(entry: GrantImport, proofUser: UserKey): Promise<void> {
+    for (let tries = 1; tries <= MOVE_TRIES_MAX; tries += 1) {
+      const readAtMs = clock.monotonicMs()
+      const proof = await grants.find(proofUser)
+      if (proof === undefined) return
+      if (proof.generation === 1 || proof.refreshTokenSealed === null) break
+      const token = openLiveToken(sealer, proof, readAtMs)
+      const claims = token === undefined ? undefined : accessTokenClaims(token.accessToken)
+      const account = claims && accountOfClaims(claims, settings.subjectClaim)
+      const grant = sealNewGrant(
+        ports,
+        {
+          user: entry.user,
+          tokens: {
+            refreshToken: sealer.open(
+              grantSealContext('refresh_token_sealed', proof),
+              proof.refreshTokenSealed,
+            ),
+            accessToken: token?.accessToken,
+            expiresInSeconds: token?.lifeSeconds ?? 0,
+            scope: proof.scope,
+            idToken: undefined,
+          },
+          requestedAtMonotonicMs:
+            token === undefined ? readAtMs : token.expiresAtMs - token.lifeSeconds * 1000,
+          pagero: account ?? { issuer: null, subject: null },
+        },
+        randomUUID(),
+        await grants.find(entry.user),
+      )
+      const moved = await grants.connect({
+        ...grant,
+        authenticatedAt: entry.obtainedAt,
+        movedFrom: { importId: entry.importId, user: proofUser, generation: proof.generation },
+      })
+      if (moved) {
+        log.info('grant_imported', { user: entry.user, generation: grant.replaces + 1 })
+        return
+      }
+    }
+    throw goesOn()
+  }
+
+  /** The import goes on when its caller has waited long enough. */
+  async function withinPatience(work: Promise<void>): Promise<void> {
+    const patience = new AbortController()
+    work.catch((error: unknown) => log.debug('import_not_ended', { error }))
+    const tooLong = clock.sleep(settings.callerWaitSeconds * 1000, patience.signal).then(() => {
+      if (!patience.signal.aborted) throw goesOn()
+    })
+    try {
+      await Promise.race([work, tooLong])
+    } finally {
+      patience.abort()
+      tooLong.catch(() => undefined)
+    }
+  }
+
+  return {
+    takeOver,
+    async resume() {
+      const unfinished = await imports.findUnfinished(RESUME_MAX)
+      for (const entry of unfinished) {
+        try {
+          await goOn(entry)
+        } catch (error) {
+          log.debug('import_not_ended', { user: entry.user, error })
+        }
+      }
+      return unfinished.length
+    },
+  }
+}
+
+function tokenRefused(): BrokerError {
+  return new BrokerError(
+    'reauthentication_required',
+    'Pagero refuses this refresh token. An older grant of the user is as it was.',
+    { cause: 'revoked_or_expired' },
+  )
+}
+
+function goesOn(): BrokerError {
+  return new BrokerError(
+    'temporarily_unavailable',
+    'Pagero has not confirmed the refresh token yet. The import goes on; send the same request again to learn its end.',
+    { retryAfterSeconds: 5 },
+  )
+}

@@ -1,0 +1,28 @@
+// Refreshes grants that nobody used for half their lifetime, once each and slowly. Nothing sooner: every refresh is a risk.
+
+import { BrokerError } from './errors.ts'
+import type { Ports } from './ports.ts'
+import type { Refresher } from './refresh.ts'
+
+/** Grants of one round. With a round a minute: 14,400 a day at most, one at a time. */
+const GRANTS_A_ROUND = 10
+
+/** Refreshes a few grants that are due, one after the other; returns how many were refreshed. Safe on every replica. */
+export async function keepAlive(
+  ports: Pick<Ports, 'log' | 'grants'>,
+  refresher: Refresher,
+): Promise<number> {
+  let refreshed = 0
+  for (const grant of await ports.grants.findKeepAliveDue(GRANTS_A_ROUND)) {
+    try {
+      await refresher.refresh(grant, 'keep_alive')
+      refreshed += 1
+    } catch (error) {
+      const code = error instanceof BrokerError ? error.code : 'internal_error'
+      ports.log.warn('keep_alive_failed', { user: grant.user, code })
+      // Whatever ails the server now would ail the next one too.
+      if (code !== 'reauthentication_required') break
+    }
+  }
+  return refreshed
+}
