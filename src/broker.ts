@@ -16,7 +16,7 @@ import { startPeriodic } from './periodic.ts'
 import type { Log, Ports } from './ports.ts'
 import { createAttemptStore } from './postgres/attempt-store.ts'
 import { type Database, openDatabase } from './postgres/database.ts'
-import { readDeploymentId, readKeyIdsInUse } from './postgres/deployment.ts'
+import { claimDatabase, readDeploymentId, readKeyIdsInUse } from './postgres/deployment.ts'
 import { startEmbeddedPostgres } from './postgres/embedded.ts'
 import { createGrantStore } from './postgres/grant-store.ts'
 import { createImportStore } from './postgres/import-store.ts'
@@ -99,6 +99,9 @@ export async function startBroker(
       authorizationServer: createAuthorizationServer(config.pagero, { clock, log }),
       spool: await createSpool(config.spoolDir, log),
     })
+    // A copy, or a restored database: whoever else uses its tokens would lose them to us, or we to them.
+    const held = (await claimDatabase(database)) === 'another'
+    if (held) log.error('database_not_accepted', { reason: 'run: broker accept-database' })
     const missingKeys = await findMissingKeys(config, database, log)
 
     const callers = await createCallers(config.callersFile, ports)
@@ -112,7 +115,7 @@ export async function startBroker(
     })
     closing.push(() => heartbeat.stop())
     const antiEntropy = createAntiEntropy(ports, config.refresh, identity)
-    antiEntropy.start()
+    if (!held) antiEntropy.start()
     closing.push(() => antiEntropy.stop())
     const sweep = startPeriodic(ports, {
       intervalSeconds: SWEEP_SECONDS,
@@ -126,14 +129,14 @@ export async function startBroker(
     })
     closing.push(() => sweep.stop())
     const revoker = createRevoker(ports)
-    revoker.start()
+    if (!held) revoker.start()
     closing.push(() => revoker.stop())
-    const refresher = createRefresher(ports, config.refresh, identity)
+    const refresher = createRefresher(ports, config.refresh, { ...identity, held })
     closing.push(() => refresher.stop())
     const keepingAlive = startPeriodic(ports, {
       intervalSeconds: KEEP_ALIVE_SECONDS,
       event: 'keep_alive_failed',
-      work: () => keepAlive(ports, refresher),
+      work: async () => (held ? 0 : keepAlive(ports, refresher)),
     })
     closing.push(() => keepingAlive.stop())
     const importer = createImporter(ports, refresher, {
@@ -143,7 +146,7 @@ export async function startBroker(
     const importing = startPeriodic(ports, {
       intervalSeconds: config.refresh.antiEntropySeconds,
       event: 'import_resume_failed',
-      work: () => importer.resume(),
+      work: async () => (held ? 0 : importer.resume()),
     })
     closing.push(() => importing.stop())
     const accessTokens = createAccessTokens(ports, refresher, {
@@ -190,6 +193,8 @@ export async function startBroker(
           const state = await readSchemaState(database)
           return state === 'current' ? undefined : state
         },
+        deployment: async () =>
+          held ? 'the database is a copy or was restored, and is not accepted yet' : undefined,
         keys: async () => missingKeys,
         spool: async () => {
           if (!antiEntropy.drained()) return 'not drained yet'

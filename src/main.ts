@@ -11,7 +11,8 @@ import { ConfigError, readConfig } from './config.ts'
 import { CRASH_POINTS, withCrashPoint } from './crash-points.ts'
 import { renderOpenApi } from './http/render-openapi.ts'
 import { createLog } from './log.ts'
-import { openDatabase } from './postgres/database.ts'
+import { type Database, openDatabase } from './postgres/database.ts'
+import { acceptDatabase } from './postgres/deployment.ts'
 import { migrate } from './postgres/migrate.ts'
 import { readFile } from 'node:fs/promises'
 
@@ -19,6 +20,7 @@ const USAGE = `broker <command>
 
   serve                     run the broker (settings come from the environment; see README.md)
   migrate                   bring the database's schema up to this version, and exit
+  accept-database           after a restore, or in a copy: confirm that nothing else uses its tokens
   keys generate [ID]        print a new entry for ENCRYPTION_KEYS
   callers add NAME          add a caller to CALLERS_FILE and print its API key, once
       --rights a,b          token:read, proxy:call, grant:read, grant:manage, ops:read
@@ -68,17 +70,29 @@ function die(): never {
 }
 
 async function migrateOnce(): Promise<void> {
+  await withDatabase(async (database) => {
+    const { applied } = await migrate(database)
+    print(applied.length === 0 ? 'The schema is current.' : `Applied: ${applied.join(', ')}`)
+  })
+}
+
+async function acceptDatabaseOnce(): Promise<void> {
+  await withDatabase(async (database) => {
+    await acceptDatabase(database)
+    print('Accepted. Restart the replicas; they refresh again.')
+  })
+}
+
+async function withDatabase(work: (database: Database) => Promise<void>): Promise<void> {
   const config = readConfig(process.env)
-  if (config.databaseUrl === undefined)
-    throw new Error('Set DATABASE_URL to the database to migrate.')
+  if (config.databaseUrl === undefined) throw new Error('Set DATABASE_URL to the database.')
   const log = createLog({ level: config.logLevel, replica: config.replicaName })
   const database = openDatabase(
-    { url: config.databaseUrl, poolMax: 1, applicationName: 'broker migrate' },
+    { url: config.databaseUrl, poolMax: 1, applicationName: 'broker command' },
     log,
   )
   try {
-    const { applied } = await migrate(database)
-    print(applied.length === 0 ? 'The schema is current.' : `Applied: ${applied.join(', ')}`)
+    await work(database)
   } finally {
     await database.close()
   }
@@ -139,6 +153,8 @@ async function run([command, ...rest]: string[]): Promise<void> {
       return serve()
     case 'migrate':
       return migrateOnce()
+    case 'accept-database':
+      return acceptDatabaseOnce()
     case 'keys':
       if (rest[0] !== 'generate') throw new UsageError()
       return generateKey(rest.slice(1))

@@ -81,11 +81,14 @@ interface Answer {
   fail(error: unknown): void
 }
 
-/** Makes the one refresher of a process. `identity.boot` is new at each start of it. */
+/**
+ * Makes the one refresher of a process. `identity.boot` is new at each start of it. With `held` nothing is ever armed:
+ * the database is a copy, and its tokens may be in use elsewhere.
+ */
 export function createRefresher(
   ports: RefreshPorts,
   settings: RefreshSettings,
-  identity: { replica: string; boot: string },
+  identity: { replica: string; boot: string; held?: boolean },
 ): Refresher {
   const { clock, log, sealer, grants, authorizationServer, spool } = ports
   const inFlight = new Map<UserKey, { answer: Promise<LiveToken>; ended: Promise<void> }>()
@@ -101,6 +104,14 @@ export function createRefresher(
     const running = inFlight.get(grant.user)
     if (running !== undefined) return running.answer
     if (stopping.signal.aborted) return Promise.reject(unavailable('The broker is stopping.', 1))
+    if (identity.held === true) {
+      return Promise.reject(
+        unavailable(
+          'The database is a copy or was restored; nothing is refreshed until that is accepted.',
+          60,
+        ),
+      )
+    }
     const { promise, resolve, reject } = Promise.withResolvers<LiveToken>()
     // With refresh-ahead nobody waits; a rejection is then nobody's.
     promise.catch(() => undefined)

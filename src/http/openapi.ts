@@ -1,6 +1,7 @@
 // The OpenAPI 3.1 document, written by the routes' own schemas: nothing is described twice.
 // Each listener collects its operations; the two are merged into the one document that integrators read.
 
+import { isDeepStrictEqual } from 'node:util'
 import swagger from '@fastify/swagger'
 import { stringify } from 'yaml'
 import manifest from '../../package.json' with { type: 'json' }
@@ -201,7 +202,9 @@ function takeOutProblemResponses(paths: Record<string, PathItem>): Record<string
         const problem = response.content?.['application/problem+json']
         if (problem === undefined) continue
         const name = [status, ...Object.keys(problem.examples ?? {})].join('.')
-        taken[name] = response
+        taken[name] ??= response
+        // One that says more than its namesake, such as a page beside the document, stays where it is.
+        if (!isDeepStrictEqual(taken[name], response)) continue
         responses[status] = { $ref: `#/components/responses/${name}` }
       }
     }

@@ -22,3 +22,36 @@ export function readKeyIdsInUse({ db }: Pick<Database, 'db'>): Promise<string[]>
     return rows.map(({ key_id: keyId }) => keyId)
   })
 }
+
+/**
+ * Says whether this is the database that the deployment has always worked in. The first broker to ask claims it. A
+ * copy, or one restored from a dump, has another identity: its refresh tokens may be spent, or in use elsewhere.
+ */
+export function claimDatabase({ db }: Pick<Database, 'db'>): Promise<'ours' | 'another'> {
+  return throughDatabase(async () => {
+    const { rows } = await sql<{ ours: boolean }>`
+      with claimed as (
+        update deployment set database_identity = ${identity} where database_identity is null
+        returning true as ours
+      )
+      select ours from claimed
+      union all
+      select database_identity = ${identity} from deployment where database_identity is not null`.execute(
+      db,
+    )
+    // Two that claim at once: the one that comes second waits, changes nothing, and has seen no claim yet.
+    return (rows[0]?.ours ?? true) ? 'ours' : 'another'
+  })
+}
+
+/** Makes the database's present identity the deployment's: the operator's word that nothing else uses its tokens. */
+export function acceptDatabase({ db }: Pick<Database, 'db'>): Promise<void> {
+  return throughDatabase(async () => {
+    await sql`update deployment set database_identity = ${identity}`.execute(db)
+  })
+}
+
+/** Server and database: both change when a dump is restored, the database also beside its original. */
+const identity = sql`(
+  (select system_identifier from pg_control_system())::text || '/' ||
+  (select oid from pg_database where datname = current_database())::text)`

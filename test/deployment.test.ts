@@ -1,0 +1,36 @@
+// A copy of the database, or one restored from a dump, is told from the original, and refreshes nothing by itself.
+
+import { Client } from 'pg'
+import t from 'tap'
+import { acceptDatabase, claimDatabase } from '../src/postgres/deployment.ts'
+import { openDatabase } from '../src/postgres/database.ts'
+import { Secret } from '../src/secret.ts'
+import { silentLog } from './support/database.ts'
+import { setScene } from './support/engine.ts'
+
+t.test('a copy is not the deployment’s own database until an operator accepts it', async (t) => {
+  const scene = await setScene(t)
+  t.equal(await claimDatabase(scene.database), 'ours', 'the first one to ask claims it')
+  t.equal(await claimDatabase(scene.database), 'ours')
+
+  const original = new URL(scene.url).pathname.slice(1)
+  await scene.database.close()
+  const admin = new Client({
+    connectionString: scene.url.replace(`/${original}`, '/postgres'),
+  })
+  await admin.connect()
+  await admin.query(`create database ${original}_copy template ${original}`)
+  t.teardown(async () => {
+    await admin.query(`drop database ${original}_copy with (force)`)
+    await admin.end()
+  })
+  const copy = openDatabase(
+    { url: new Secret(`${scene.url}_copy`), poolMax: 1, applicationName: 'test' },
+    silentLog,
+  )
+  t.teardown(() => copy.close())
+  t.equal(await claimDatabase(copy), 'another')
+  t.equal(await claimDatabase(copy), 'another', 'asking does not accept it')
+  await acceptDatabase(copy)
+  t.equal(await claimDatabase(copy), 'ours')
+})

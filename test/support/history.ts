@@ -1,0 +1,104 @@
+// What must hold of every run, whatever befell it: the record of the authorization server, the ledger and the grants
+// tell one story. Each check returns what contradicts it, so that a failure names the user and the generation.
+
+import { grantSealContext } from '../../src/grant.ts'
+import { type Fleet, userKeyOf } from './fleet.ts'
+
+/** Two clocks of one machine, read in two processes. */
+const CLOCK_TOLERANCE_MS = 20
+
+interface AttemptRow {
+  user: string
+  loginId: string
+  generation: number
+  outcome: string | null
+  digest: Buffer
+  armedAtMs: number
+}
+
+export interface History {
+  /** Refresh tokens that the server has spent. */
+  spent: number
+  /** Attempts whose outcome is `granted`. */
+  granted: number
+  /** Generations that the grants have grown by since they were connected. */
+  increments: number
+  /** Calls of one login that overlapped in time. */
+  overlaps: string[]
+  /** Calls that had no attempt of their own in the ledger before them. */
+  unarmed: string[]
+  /** Refresh tokens that were presented more often than once. */
+  presentedAgain: string[]
+}
+
+/** Reads what happened; grants must have been connected once each. */
+export async function readHistory(fleet: Fleet): Promise<History> {
+  const { rows: attempts } = await fleet.database.pool.query<AttemptRow>(
+    `select user_id as "user", login_id as "loginId", generation, outcome, token_digest as digest,
+       extract(epoch from armed_at)::float8 * 1000 as "armedAtMs"
+     from refresh_attempts order by armed_at`,
+  )
+  const rows = await fleet.rows()
+  const calls = fleet.refreshes()
+  return {
+    spent: calls.filter(({ spent }) => spent !== undefined).length,
+    granted: attempts.filter(({ outcome }) => outcome === 'granted').length,
+    increments: rows.reduce((sum, { generation }) => sum + generation - 1, 0),
+    overlaps: overlapping(calls),
+    unarmed: withoutAttempt(fleet, calls, attempts),
+    presentedAgain: presentedAgain(calls),
+  }
+}
+
+type Calls = ReturnType<Fleet['refreshes']>
+
+function nameOf({ presented }: Calls[number]): string {
+  return presented === undefined ? 'unknown' : `${presented.subject}@${presented.generation}`
+}
+
+function overlapping(calls: Calls): string[] {
+  const busyUntil = new Map<string, number>()
+  const found: string[] = []
+  for (const call of calls.toSorted((a, b) => a.at - b.at)) {
+    const family = call.presented?.grantId
+    if (family === undefined) continue
+    if (call.at < (busyUntil.get(family) ?? -Infinity)) found.push(nameOf(call))
+    busyUntil.set(family, call.endedAt ?? Infinity)
+  }
+  return found
+}
+
+/** The k-th call with one token needs k attempts that were armed for it by then. */
+function withoutAttempt(fleet: Fleet, calls: Calls, attempts: AttemptRow[]): string[] {
+  const attemptsOf = Map.groupBy(attempts, ({ user }) => user)
+  const callsOf = new Map<string, number>()
+  const found: string[] = []
+  for (const call of calls) {
+    const token = call.form['refresh_token'] ?? ''
+    const count = (callsOf.get(token) ?? 0) + 1
+    callsOf.set(token, count)
+    const byMs = performance.timeOrigin + call.at + CLOCK_TOLERANCE_MS
+    const own = (attemptsOf.get(call.presented?.subject ?? '') ?? []).filter(
+      ({ armedAtMs, generation }) =>
+        armedAtMs <= byMs && generation >= (call.presented?.generation ?? 0),
+    )
+    const armed = own.filter((attempt) => {
+      const place = { ...attempt, user: userKeyOf(attempt.user) }
+      const context = grantSealContext('refresh_token_sealed', place)
+      return fleet.sealer.digest(context, token).equals(attempt.digest)
+    })
+    if (armed.length < count) found.push(nameOf(call))
+  }
+  return found
+}
+
+function presentedAgain(calls: Calls): string[] {
+  const seen = new Set<string>()
+  const found: string[] = []
+  for (const call of calls) {
+    const token = call.form['refresh_token'] ?? ''
+    if (seen.has(token)) found.push(nameOf(call))
+    seen.add(token)
+  }
+  return found
+}

@@ -1,0 +1,164 @@
+// One replica of the broker as a process of its own, started as an operator starts it: settings from the environment,
+// a disk and a name that outlive it. A test may kill it, stop its clock hands with SIGSTOP, and start it again.
+
+import { type ChildProcess, spawn } from 'node:child_process'
+import { once } from 'node:events'
+import { createInterface } from 'node:readline'
+import { setTimeout as delay } from 'node:timers/promises'
+import { Pool } from 'undici'
+import { ROOT } from './program.ts'
+
+/** A start takes one second; on a busy machine several. */
+const READY_LIMIT_MS = 30_000
+/** Beyond the longest wait of a caller. */
+const CALL_LIMIT_MS = 20_000
+
+export interface Answer {
+  /** 0 when the connection broke or nothing came in time. */
+  status: number
+  body: Record<string, unknown>
+  tookMs: number
+}
+
+export interface LogLine {
+  event: string
+  [field: string]: unknown
+}
+
+export interface Replica {
+  readonly name: string
+  readonly origin: string
+  /** Log lines of all its lives, oldest first. */
+  readonly log: LogLine[]
+  /** Starts the process, with the settings changed for this life, and waits until it is ready. */
+  start(env?: Readonly<Record<string, string>>): Promise<void>
+  /** Sends a signal to the process. */
+  signal(name: NodeJS.Signals): void
+  /** Sends a signal and waits until the process is gone; returns its exit code, or the signal that ended it. */
+  kill(name?: 'SIGKILL' | 'SIGTERM'): Promise<number | NodeJS.Signals | null>
+  /** Resolves when the process has ended, by whatever hand. */
+  gone(): Promise<number | NodeJS.Signals | null>
+  /** Asks for the access token of a user. Never throws. */
+  token(user: string, options?: { minTtl?: number; limitMs?: number }): Promise<Answer>
+  /** Any call of the internal listener. Never throws. */
+  call(method: string, path: string, body?: object, limitMs?: number): Promise<Answer>
+  ready(): Promise<Answer>
+  /** Ends the process, if there is one, and the connections to it. */
+  close(): Promise<void>
+}
+
+/** Makes a replica that is not started yet. */
+export function createReplica(settings: {
+  name: string
+  ports: { public: number; internal: number }
+  apiKey: string
+  env: Readonly<Record<string, string>>
+}): Replica {
+  const origin = `http://127.0.0.1:${settings.ports.internal}`
+  const log: LogLine[] = []
+  let child: ChildProcess | undefined
+  let end: Promise<number | NodeJS.Signals | null> = Promise.resolve(null)
+  const connections = new Pool(origin, { connections: 256, pipelining: 1 })
+
+  async function call(
+    method: string,
+    path: string,
+    body?: object,
+    limitMs = CALL_LIMIT_MS,
+  ): Promise<Answer> {
+    const startedAtMs = performance.now()
+    const took = () => performance.now() - startedAtMs
+    try {
+      const answer = await connections.request({
+        method: method as 'GET',
+        path,
+        headers: {
+          authorization: `Bearer ${settings.apiKey}`,
+          ...(body === undefined ? {} : { 'content-type': 'application/json' }),
+        },
+        body: body === undefined ? null : JSON.stringify(body),
+        signal: AbortSignal.timeout(limitMs),
+      })
+      const text = await answer.body.text()
+      const json = text === '' ? {} : (JSON.parse(text) as Record<string, unknown>)
+      return { status: answer.statusCode, body: json, tookMs: took() }
+    } catch (error) {
+      return { status: 0, body: { error: String(error) }, tookMs: took() }
+    }
+  }
+
+  function spawnProcess(env: Readonly<Record<string, string>>): void {
+    const started = spawn(process.execPath, ['src/main.ts', 'serve'], {
+      cwd: ROOT,
+      env: {
+        PATH: process.env['PATH'] ?? '',
+        ...settings.env,
+        REPLICA_NAME: settings.name,
+        PUBLIC_HOST: '127.0.0.1',
+        PUBLIC_PORT: String(settings.ports.public),
+        INTERNAL_HOST: '127.0.0.1',
+        INTERNAL_PORT: String(settings.ports.internal),
+        ...env,
+      },
+      stdio: ['ignore', 'pipe', 'pipe'],
+    })
+    child = started
+    end = once(started, 'close').then(([code, signal]) => {
+      if (child === started) child = undefined
+      return (code ?? signal) as number | NodeJS.Signals | null
+    })
+    for (const stream of [started.stdout, started.stderr]) {
+      createInterface({ input: stream }).on('line', (line) => log.push(readLine(line)))
+    }
+  }
+
+  return {
+    name: settings.name,
+    origin,
+    log,
+    async start(env = {}) {
+      spawnProcess(env)
+      const mine = child
+      const startedAtMs = performance.now()
+      while ((await call('GET', '/readyz', undefined, 2_000)).status !== 200) {
+        if (child !== mine || performance.now() - startedAtMs > READY_LIMIT_MS) {
+          throw new Error(`${settings.name} is not ready:\n${log.slice(-20).map(show).join('\n')}`)
+        }
+        await delay(50)
+      }
+    },
+    signal: (name) => void child?.kill(name),
+    async kill(name = 'SIGKILL') {
+      child?.kill(name)
+      return end
+    },
+    gone: () => end,
+    call,
+    token: (user, { minTtl, limitMs } = {}) =>
+      call(
+        'GET',
+        `/v1/users/${user}/access-token${minTtl === undefined ? '' : `?min_ttl=${minTtl}`}`,
+        undefined,
+        limitMs,
+      ),
+    ready: () => call('GET', '/readyz', undefined, 5_000),
+    async close() {
+      // One that is stopped does not hear anything else.
+      child?.kill('SIGKILL')
+      await end
+      await connections.destroy()
+    },
+  }
+}
+
+function readLine(line: string): LogLine {
+  try {
+    return JSON.parse(line) as LogLine
+  } catch {
+    return { event: 'not_json', line }
+  }
+}
+
+function show(line: LogLine): string {
+  return JSON.stringify(line)
+}
