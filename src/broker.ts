@@ -176,6 +176,7 @@ export async function startBroker(
       callers,
       accessTokens,
       forwarder,
+      importer,
       revoker,
       publicApp,
       settings: {

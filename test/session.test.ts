@@ -294,6 +294,26 @@ t.test(
   },
 )
 
+t.test('what is in memory ends with the login or disconnect that replaces it', async (t) => {
+  const { listener, browser } = await loggedIn(t, { config: { tokenCacheTrustMs: 60_000 } })
+  const documents = '/api/document/v1/documents'
+  const presented = () =>
+    listener.api.record.at(-1)?.headers.find(([name]) => name === 'authorization')
+  t.equal((await browser.fetch(documents)).status, 200)
+  const first = presented()
+  await browser.fetch(documents)
+  t.same(presented(), first, 'it is in memory')
+
+  await browser.logIn('alice')
+  t.equal((await browser.fetch(documents)).status, 200)
+  t.notSame(presented(), first)
+
+  await browser.fetch('/auth/logout?disconnect=true', { method: 'POST' })
+  await t.rejects(listener.engine.accessTokens.fresh('pagero:alice' as Session['user']), {
+    code: 'grant_not_found',
+  })
+})
+
 t.test('without the CSRF header, or from another page, nothing reaches the API', async (t) => {
   const { listener, browser } = await loggedIn(t)
   for (const headers of [

@@ -77,6 +77,16 @@ export function requireCaller(auth: CallerAuth, right: Right) {
   }
 }
 
+/** Hook of a route that names no user: the caller needs the right, and the route shows what it may see. */
+export function requireRight(auth: CallerAuth, right: Right) {
+  return {
+    async onRequest(request: FastifyRequest, reply: FastifyReply): Promise<void> {
+      reply.header('cache-control', 'no-store')
+      request.setDecorator(CALLER, authenticateCaller(auth, request, right))
+    },
+  }
+}
+
 /**
  * Decides about a proxied call: right, user key, the caller's list of paths, and last visibility.
  * @throws BrokerError `caller_unauthenticated`, `caller_forbidden`, `request_invalid`, `grant_not_found`

@@ -4,13 +4,16 @@
 import type { AccessTokens } from '../access-token.ts'
 import type { Callers } from '../callers.ts'
 import type { Forwarder } from '../forward.ts'
+import type { Importer } from '../import.ts'
 import type { Ports } from '../ports.ts'
 import type { Revoker } from '../revocation.ts'
 import { type App, buildApp } from './app.ts'
 import { authorizeProxiedCall, CALLER, type CallerAuth } from './caller-auth.ts'
 import { registerDocsRoutes } from './docs-routes.ts'
+import { registerGrantListRoute } from './grant-list-route.ts'
 import { registerGrantRoutes } from './grant-routes.ts'
 import { type Check, registerHealthRoutes } from './health-routes.ts'
+import { registerImportRoute } from './import-route.ts'
 import { openApiDocument, registerOpenApi } from './openapi.ts'
 import { registerProxyRoutes } from './proxy-routes.ts'
 import { registerTokenRoutes } from './token-routes.ts'
@@ -20,6 +23,7 @@ export interface InternalParts {
   callers: Callers
   accessTokens: AccessTokens
   forwarder: Forwarder
+  importer: Importer
   /** What `/readyz` asks, by name. */
   checks: Readonly<Record<string, Check>>
   revoker: Pick<Revoker, 'kick'>
@@ -70,6 +74,8 @@ export function buildInternalApp(parts: InternalParts): Promise<App> {
           return { user }
         },
       })
+      registerGrantListRoute(app, { auth, ports })
+      registerImportRoute(app, { auth, importer: parts.importer, log: ports.log })
       registerHealthRoutes(app, { clock: ports.clock, checks: parts.checks })
       await registerDocsRoutes(app, {
         document: () =>

@@ -3,6 +3,7 @@
 
 import type { FastifyError, FastifyReply, FastifyRequest } from 'fastify'
 import Type from 'typebox'
+import type { AccessTokens } from '../access-token.ts'
 import { BrokerError, type ProblemCode } from '../errors.ts'
 import { beginLogin, completeLogin, type LoginSettings } from '../login.ts'
 import type { Ports } from '../ports.ts'
@@ -32,12 +33,13 @@ export interface LoginRouteParts {
     | 'authorizationServer'
   >
   settings: LoginSettings & { redirectUri: string }
+  accessTokens: Pick<AccessTokens, 'forget'>
   revoker: Pick<Revoker, 'kick'>
 }
 
 /** `GET /auth/login`, and the callback at the path of the redirect URI. */
 export function registerLoginRoutes(app: App, parts: LoginRouteParts): void {
-  const { ports, settings, revoker } = parts
+  const { ports, settings, accessTokens, revoker } = parts
   const navigation = {
     // HEAD is answered 405: it must neither begin a login nor spend a code.
     exposeHeadRoute: false,
@@ -79,7 +81,8 @@ export function registerLoginRoutes(app: App, parts: LoginRouteParts): void {
       browserBinding: readCookie(request.headers, LOGIN_COOKIE),
     })
     ports.log.info('login_completed', { requestId: request.id, user: login.user })
-    // The refresh token of a login that this one replaces waits for its revocation.
+    // Of a login that this one replaces: its access token, and its refresh token that waits to be revoked.
+    accessTokens.forget(login.user)
     revoker.kick()
     setSessionCookie(reply, login.sessionToken)
     return reply.header('cache-control', 'no-store').redirect(login.returnTo, 303)

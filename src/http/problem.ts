@@ -205,7 +205,10 @@ export const ProblemSchema = Type.Object(
     type: Type.String({ description: 'Path of the page that explains this problem.' }),
     title: Type.String({ description: 'Constant for a type.' }),
     status: Type.Integer(),
-    code: Type.Enum([...PROBLEM_CODES], { type: 'string', description: 'The last segment of type.' }),
+    code: Type.Enum([...PROBLEM_CODES], {
+      type: 'string',
+      description: 'The last segment of type.',
+    }),
     detail: Type.String({ description: 'What was wrong this time, and what to do; for a person.' }),
     instance: Type.String({ description: 'urn:uuid of the request, to be found in the log.' }),
     retry_after: Type.Optional(Type.Integer({ description: 'Seconds; as in Retry-After.' })),

@@ -76,7 +76,7 @@ export interface ProxyRouteParts {
     request: FastifyRequest,
     call: { method: string; path: string },
   ) => Promise<{ user: UserKey }>
-  accessTokens: AccessTokens
+  accessTokens: Pick<AccessTokens, 'fresh' | 'replaceRejected'>
   forwarder: Forwarder
   log: Log
   /** OpenAPI security requirement of the operations. */

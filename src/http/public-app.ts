@@ -88,9 +88,10 @@ export async function buildPublicApp(parts: PublicParts): Promise<App> {
           allowedOrigins,
           sessions: config.sessions,
         },
+        accessTokens,
         revoker,
       })
-      registerSessionRoutes(app, { ports, auth, sessions, revoker })
+      registerSessionRoutes(app, { ports, auth, sessions, accessTokens, revoker })
       registerProxyRoutes(app, {
         listener: 'public',
         authorize: (request) => auth.requireSession(request),

@@ -76,6 +76,7 @@ export async function renderOpenApi(): Promise<string> {
     callers: UNCALLED,
     accessTokens: UNCALLED,
     forwarder: UNCALLED,
+    importer: UNCALLED,
     revoker: UNCALLED,
     checks: {},
     publicApp,

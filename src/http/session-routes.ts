@@ -2,6 +2,7 @@
 
 import type { FastifyReply } from 'fastify'
 import Type from 'typebox'
+import type { AccessTokens } from '../access-token.ts'
 import { disconnectGrant } from '../connect.ts'
 import type { Grant } from '../grant.ts'
 import type { Ports, Session } from '../ports.ts'
@@ -113,12 +114,13 @@ export interface SessionRouteParts {
   ports: Pick<Ports, 'log' | 'sealer' | 'grants' | 'sessions'>
   auth: SessionAuth
   sessions: SessionReader
+  accessTokens: Pick<AccessTokens, 'forget'>
   revoker: Pick<Revoker, 'kick'>
 }
 
 /** `GET /auth/session` and `POST /auth/logout`. */
 export function registerSessionRoutes(app: App, parts: SessionRouteParts): void {
-  const { ports, auth, sessions, revoker } = parts
+  const { ports, auth, sessions, accessTokens, revoker } = parts
   app.addSchema(SessionSchema)
 
   app.get('/auth/session', { schema: SESSION_ROUTE }, async (request, reply) => {
@@ -134,6 +136,7 @@ export function registerSessionRoutes(app: App, parts: SessionRouteParts): void 
       await disconnectGrant(ports, user)
       await endSessionsOf(ports, user)
       sessions.forgetUser(user)
+      accessTokens.forget(user)
       revoker.kick()
     } else {
       await endSession(ports, token)

@@ -13,6 +13,7 @@ import type { App } from '../../src/http/app.ts'
 import type { Check } from '../../src/http/health-routes.ts'
 import { buildInternalApp } from '../../src/http/internal-app.ts'
 import { buildPublicApp } from '../../src/http/public-app.ts'
+import { createImporter } from '../../src/import.ts'
 import { createRevoker } from '../../src/revocation.ts'
 import { type Engine, type Scene, setScene } from './engine.ts'
 
@@ -87,6 +88,10 @@ export async function buildListeners(
     callers,
     accessTokens: engine.accessTokens,
     forwarder,
+    importer: createImporter(engine.ports, engine.refresher, {
+      callerWaitSeconds: 3,
+      subjectClaim: 'sub',
+    }),
     revoker,
     checks: options.checks ?? {},
     publicApp,

@@ -52,7 +52,10 @@ async function startReplica(
   api: LookAlikeApi,
   setup: Setup,
 ): Promise<PublicListener> {
-  const engine = await scene.startEngine({ replace: setup.replace?.(scene) ?? {} })
+  const engine = await scene.startEngine({
+    replace: setup.replace?.(scene) ?? {},
+    tokenCacheTrustMs: setup.config?.tokenCacheTrustMs ?? 0,
+  })
   const revoker = createRevoker(engine.ports)
   const config: PublicParts['config'] = {
     pagero: scene.pagero,

@@ -1,0 +1,165 @@
+// Taking over refresh tokens from another system: proven by one refresh, moved in one statement, safe to repeat.
+
+import { randomUUID } from 'node:crypto'
+import t from 'tap'
+import { BrokerError } from '../src/errors.ts'
+import { grantSealContext, importUserKey, parseUserKey, type UserKey } from '../src/grant.ts'
+import { createImporter } from '../src/import.ts'
+import { createRevoker } from '../src/revocation.ts'
+import { type Engine, type Scene, setScene } from './support/engine.ts'
+
+const OBTAINED_AT = new Date('2026-03-02T08:15:00Z')
+
+/** A refresh token as another system would hold it: granted to a user whom the broker does not know. */
+async function foreignToken(scene: Scene, engine: Engine, subject: string): Promise<string> {
+  const other = await scene.connect(engine, `other-${randomUUID()}`, subject)
+  const token = await scene.storedRefreshToken(engine, other)
+  await scene.database.pool.query('delete from grants where user_id = $1', [other])
+  return token
+}
+
+function importerOf(engine: Engine) {
+  return createImporter(engine.ports, engine.refresher, {
+    callerWaitSeconds: 3,
+    subjectClaim: 'sub',
+  })
+}
+
+function userKey(text: string): UserKey {
+  const user = parseUserKey(text)
+  if (user === undefined) throw new Error('no user key')
+  return user
+}
+
+async function codeOf(work: Promise<unknown>): Promise<string> {
+  try {
+    await work
+    return 'none'
+  } catch (error) {
+    if (error instanceof BrokerError) return error.code
+    throw error
+  }
+}
+
+t.test('an imported token is proven by one refresh and becomes the grant', async (t) => {
+  const scene = await setScene(t)
+  const engine = await scene.startEngine()
+  const refreshToken = await foreignToken(scene, engine, 'alice')
+  const user = userKey('acme-1')
+  const grant = await importerOf(engine).takeOver({ user, refreshToken, obtainedAt: OBTAINED_AT })
+  t.match(grant, { user, state: 'active', generation: 1, pageroSubject: 'alice' })
+  t.strictSame(grant.authenticatedAt, OBTAINED_AT)
+  t.strictSame(grant.absoluteExpiresAt, new Date('2029-03-02T08:15:00Z'))
+  t.ok(grant.rollingExpiresAt > grant.absoluteExpiresAt)
+  t.equal(scene.refreshes().length, 1)
+  const stored = await scene.storedRefreshToken(engine, user)
+  t.not(stored, refreshToken)
+  t.ok(await scene.lookAlike.acceptsRefreshToken(stored))
+  const token = await engine.accessTokens.fresh(user)
+  t.equal((await scene.lookAlike.isActive(token.accessToken))?.subject, 'alice')
+  const { rows } = await scene.database.pool.query('select user_id from grants')
+  t.strictSame(rows, [{ user_id: user }], 'the grant that proved it is gone')
+})
+
+t.test('the same request again tells how the first one ended and spends nothing', async (t) => {
+  const scene = await setScene(t)
+  const engine = await scene.startEngine()
+  const refreshToken = await foreignToken(scene, engine, 'alice')
+  const user = userKey('acme-1')
+  const importer = importerOf(engine)
+  const request = { user, refreshToken, obtainedAt: OBTAINED_AT }
+  const grants = await Promise.all([importer.takeOver(request), importer.takeOver(request)])
+  grants.push(await importer.takeOver(request))
+  t.strictSame(
+    grants.map(({ generation }) => generation),
+    [1, 1, 1],
+  )
+  t.equal(scene.refreshes().length, 1)
+  t.ok(await scene.lookAlike.acceptsRefreshToken(await scene.storedRefreshToken(engine, user)))
+})
+
+t.test('an import replaces an older grant, whose token is revoked', async (t) => {
+  const scene = await setScene(t)
+  const engine = await scene.startEngine()
+  const user = await scene.connect(engine, 'acme-1', 'bob')
+  const older = await scene.storedRefreshToken(engine, user)
+  const refreshToken = await foreignToken(scene, engine, 'alice')
+  await importerOf(engine).takeOver({ user, refreshToken, obtainedAt: OBTAINED_AT })
+  t.match(await scene.grantOf(engine, user), { generation: 2, pageroSubject: 'alice' })
+  t.equal(await createRevoker(engine.ports).runOnce(), 1)
+  t.notOk(await scene.lookAlike.acceptsRefreshToken(older))
+  t.ok(await scene.lookAlike.acceptsRefreshToken(await scene.storedRefreshToken(engine, user)))
+})
+
+t.test('a token that Pagero refuses leaves an older grant as it was', async (t) => {
+  const scene = await setScene(t)
+  const engine = await scene.startEngine()
+  const user = await scene.connect(engine, 'acme-1', 'bob')
+  const before = await scene.grantOf(engine, user)
+  const importer = importerOf(engine)
+  const request = { user, refreshToken: 'made-up', obtainedAt: OBTAINED_AT }
+  t.equal(await codeOf(importer.takeOver(request)), 'reauthentication_required')
+  const calls = scene.refreshes().length
+  t.equal(await codeOf(importer.takeOver(request)), 'reauthentication_required')
+  t.equal(scene.refreshes().length, calls, 'it is not presented again')
+  const { readAt: _before, ...was } = before
+  const { readAt: _after, ...is } = await scene.grantOf(engine, user)
+  t.strictSame(is, was)
+})
+
+t.test('a date in the future is refused before the token is used', async (t) => {
+  const scene = await setScene(t)
+  const engine = await scene.startEngine()
+  const refreshToken = await foreignToken(scene, engine, 'alice')
+  const request = {
+    user: userKey('acme-1'),
+    refreshToken,
+    obtainedAt: new Date(Date.now() + 60_000),
+  }
+  t.equal(await codeOf(importerOf(engine).takeOver(request)), 'request_invalid')
+  t.equal(scene.refreshes().length, 0)
+  t.ok(await scene.lookAlike.acceptsRefreshToken(refreshToken))
+})
+
+t.test('an import whose process died after the proof is moved by the next one', async (t) => {
+  const scene = await setScene(t)
+  const engine = await scene.startEngine()
+  const refreshToken = await foreignToken(scene, engine, 'alice')
+  const user = userKey('acme-1')
+  const importId = randomUUID()
+  const proof = { user: importUserKey(importId), loginId: randomUUID(), generation: 1 }
+  const { sealer, imports } = engine.ports
+  await imports.begin(
+    { importId, user, obtainedAt: OBTAINED_AT, tokenDigest: Buffer.from('digest') },
+    {
+      ...proof,
+      refreshTokenSealed: sealer.seal(
+        grantSealContext('refresh_token_sealed', proof),
+        refreshToken,
+      ),
+      keyId: sealer.primaryKeyId,
+    },
+  )
+  await engine.refresher.refresh(await scene.grantOf(engine, proof.user), 'import')
+  t.equal(await codeOf(engine.accessTokens.fresh(user)), 'grant_not_found')
+  t.equal(await importerOf(engine).resume(), 1)
+  t.ok(await scene.lookAlike.acceptsRefreshToken(await scene.storedRefreshToken(engine, user)))
+  t.equal(scene.refreshes().length, 1)
+  t.equal(await importerOf(engine).resume(), 0)
+})
+
+t.test('an import that meets an outage goes on by itself', async (t) => {
+  const scene = await setScene(t)
+  const engine = await scene.startEngine()
+  const refreshToken = await foreignToken(scene, engine, 'alice')
+  const user = userKey('acme-1')
+  scene.lookAlike.faults.push({ endpoint: 'token', kind: 'status', status: 503 })
+  const importer = importerOf(engine)
+  const request = { user, refreshToken, obtainedAt: OBTAINED_AT }
+  t.equal(await codeOf(importer.takeOver(request)), 'temporarily_unavailable')
+  while ((await engine.ports.grants.find(user)) === undefined) {
+    await engine.ports.clock.sleep(100)
+    await importer.resume()
+  }
+  t.ok(await scene.lookAlike.acceptsRefreshToken(await scene.storedRefreshToken(engine, user)))
+})
