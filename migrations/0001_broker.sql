@@ -40,6 +40,7 @@ create table grants (
   last_used_at timestamptz,
   rolling_expires_at timestamptz not null,
   absolute_expires_at timestamptz not null,
+  expiry_warned_days integer,
   check ((access_token_sealed is null) = (access_token_expires_at is null)),
   check (phase = 'idle' or attempt_id is not null)
 );
@@ -71,6 +72,7 @@ comment on column grants.authenticated_at is 'Last interactive login.';
 comment on column grants.rotated_at is 'When the current refresh token was stored.';
 comment on column grants.last_used_at is 'Last hand-out or proxied call, to the minute.';
 comment on column grants.rolling_expires_at is 'rotated_at plus REFRESH_TOKEN_LIFETIME, in calendar years.';
+comment on column grants.expiry_warned_days is 'The last warning given that the earlier of the two comes near: 90, 30 or 7 days before. Null until the first, and again after a login.';
 comment on column grants.absolute_expires_at is 'authenticated_at plus REFRESH_TOKEN_LIFETIME.';
 
 create table refresh_attempts (
@@ -136,6 +138,7 @@ comment on table imports is 'Refresh tokens taken over from other systems. Each 
 comment on column imports.user_id is 'Whose grant it becomes.';
 comment on column imports.token_digest is 'Keyed HMAC of the token as it was given: the same one given twice is one import.';
 comment on column imports.obtained_at is 'When the other system got it; the absolute lifetime counts from here.';
+comment on column imports.finished_at is 'Forgotten a day later.';
 comment on column imports.outcome is 'Null until Pagero has answered.';
 
 create table login_transactions (

@@ -39,6 +39,8 @@ const POOL_MAX = 10
 const EMBEDDED_DIRECTORY = './data/postgres'
 /** Ended sessions and logins that nobody finished are cleared away this often. */
 const SWEEP_SECONDS = 60
+/** Warnings are of days. */
+const EXPIRY_WARNING_SECONDS = 3_600
 /** A round of keep-alive is a query that finds nothing, nearly always. */
 const KEEP_ALIVE_SECONDS = 60
 /** Names the broker in Via and Proxy-Status: the same on every replica, no version, no host. */
@@ -139,6 +141,16 @@ export async function startBroker(
       work: async () => (held ? 0 : keepAlive(ports, refresher)),
     })
     closing.push(() => keepingAlive.stop())
+    const warning = startPeriodic(ports, {
+      intervalSeconds: EXPIRY_WARNING_SECONDS,
+      event: 'expiry_warning_failed',
+      work: async () => {
+        for (const { user, withinDays } of await ports.grants.takeExpiryWarnings()) {
+          log.warn('grant_expiring', { user, withinDays })
+        }
+      },
+    })
+    closing.push(() => warning.stop())
     const importer = createImporter(ports, refresher, {
       callerWaitSeconds: config.refresh.callerWaitSeconds,
       subjectClaim: config.subjectClaim,

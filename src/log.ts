@@ -29,6 +29,7 @@ const FIELD_TABLE: Readonly<Record<Exclude<keyof LogFields, 'error'>, true>> = {
   address: true,
   port: true,
   count: true,
+  withinDays: true,
   bytes: true,
   path: true,
   signal: true,

@@ -46,6 +46,7 @@ export interface LogFields {
   address?: string
   port?: number
   count?: number
+  withinDays?: number
   bytes?: number
   path?: string
   signal?: string
@@ -205,8 +206,16 @@ export interface GrantStore {
   touch(user: UserKey): Promise<void>
   /** Grants that were not rotated for half their lifetime and are not being refreshed, in no order. */
   findKeepAliveDue(limit: number): Promise<Grant[]>
+  /** Grants whose earlier expiry has come within 90, 30 or 7 days since it was last asked; each is told of once. */
+  takeExpiryWarnings(): Promise<ExpiryWarning[]>
   /** A page of grants in the order of their user keys. `mayList` patterns use `*` for any run of characters. */
   list(filter: GrantFilter): Promise<Grant[]>
+}
+
+export interface ExpiryWarning {
+  user: UserKey
+  /** 90, 30 or 7. */
+  withinDays: number
 }
 
 export interface GrantFilter {

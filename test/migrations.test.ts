@@ -81,6 +81,7 @@ const COLUMNS: Described = {
     last_used_at: INSTANT_OR_NULL,
     rolling_expires_at: INSTANT,
     absolute_expires_at: INSTANT,
+    expiry_warned_days: 'integer null',
   },
   refresh_attempts: {
     attempt_id: 'uuid',

@@ -307,6 +307,7 @@ t.test('what is in memory ends with the login or disconnect that replaces it', a
   await browser.logIn('alice')
   t.equal((await browser.fetch(documents)).status, 200)
   t.notSame(presented(), first)
+  t.equal(listener.api.record.length, 3, 'without presenting the old one first')
 
   await browser.fetch('/auth/logout?disconnect=true', { method: 'POST' })
   await t.rejects(listener.engine.accessTokens.fresh('pagero:alice' as Session['user']), {

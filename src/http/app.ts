@@ -107,7 +107,8 @@ function createBareApp(ports: { clock: Clock; log: Log }, settings: AppSettings)
           // Checked before routing, so that its absence is answered by a problem document too.
           requireHostHeader: false,
           headersTimeout: HEADERS_TIMEOUT_MS,
-          requestTimeout: settings.requestTimeoutMs,
+          // Node refuses a total that is shorter than the limit for the headers alone.
+          requestTimeout: Math.max(settings.requestTimeoutMs, HEADERS_TIMEOUT_MS),
           keepAliveTimeout: KEEP_ALIVE_TIMEOUT_MS,
           connectionsCheckingInterval: 1_000,
         },

@@ -1,6 +1,7 @@
 // Grants as operators and applications see them: state and dates, disconnecting, the ledger. Never a token, sealed or not.
 
 import Type from 'typebox'
+import type { AccessTokens } from '../access-token.ts'
 import { disconnectGrant } from '../connect.ts'
 import { BrokerError, grantNotFound } from '../errors.ts'
 import type { Ports } from '../ports.ts'
@@ -28,11 +29,12 @@ export interface GrantRouteParts {
   auth: CallerAuth
   ports: Pick<Ports, 'log' | 'sealer' | 'grants' | 'attempts'>
   revoker: Pick<Revoker, 'kick'>
+  accessTokens: Pick<AccessTokens, 'forget'>
 }
 
 /** The routes under `/v1/users/{user}` that show and end a grant. */
 export function registerGrantRoutes(app: App, parts: GrantRouteParts): void {
-  const { auth, ports, revoker } = parts
+  const { auth, ports, revoker, accessTokens } = parts
   for (const schema of [GrantSchema, RefreshAttempt, RefreshAttemptList]) app.addSchema(schema)
   const problems = problemResponses('internal', [
     'request_invalid',
@@ -85,6 +87,7 @@ export function registerGrantRoutes(app: App, parts: GrantRouteParts): void {
     async (request, reply) => {
       const user = readUserKey(request)
       if (!(await disconnectGrant(ports, user))) throw grantNotFound()
+      accessTokens.forget(user)
       revoker.kick()
       ports.log.info('grant_disconnected_by_caller', {
         requestId: request.id,

@@ -56,7 +56,7 @@ export function buildInternalApp(parts: InternalParts): Promise<App> {
       app.removeContentTypeParser('text/plain')
       await registerOpenApi(app, 'internal')
       registerTokenRoutes(app, { auth, accessTokens, log: ports.log })
-      registerGrantRoutes(app, { auth, ports, revoker: parts.revoker })
+      registerGrantRoutes(app, { auth, ports, revoker: parts.revoker, accessTokens })
       registerProxyRoutes(app, {
         listener: 'internal',
         accessTokens,

@@ -3,7 +3,7 @@
 
 import { type Selectable, sql } from 'kysely'
 import { type Grant, IMPORT_USERS } from '../grant.ts'
-import type { Evidence, GrantStore, NewGrant } from '../ports.ts'
+import type { Evidence, ExpiryWarning, GrantStore, NewGrant } from '../ports.ts'
 import { type Database, type Tables, throughDatabase } from './database.ts'
 
 export interface GrantStoreSettings {
@@ -187,7 +187,7 @@ export function createGrantStore(
               lease_until = null, next_retry_at = null, failure_count = 0,
               authenticated_at = excluded.authenticated_at, rotated_at = excluded.rotated_at,
               rolling_expires_at = excluded.rolling_expires_at,
-              absolute_expires_at = excluded.absolute_expires_at
+              absolute_expires_at = excluded.absolute_expires_at, expiry_warned_days = null
             where g.generation = ${grant.replaces}
             returning 1
           ), queued as (${queueRevocation(grant.revocation)}),
@@ -297,6 +297,28 @@ export function createGrantStore(
               * (0.5 + (abs(hashtext(g.user_id)::bigint) % 1000) / 36000.0)
           limit ${limit}`.execute(db)
         return rows.map(grantOf)
+      }),
+
+    takeExpiryWarnings: () =>
+      throughDatabase(async () => {
+        const { rows } = await sql<ExpiryWarning>`
+          with near as (
+            select user_id,
+              case
+                when least(rolling_expires_at, absolute_expires_at) <= ${now} + interval '7 days' then 7
+                when least(rolling_expires_at, absolute_expires_at) <= ${now} + interval '30 days' then 30
+                else 90
+              end as within_days
+            from grants
+            where state = 'active'
+              and least(rolling_expires_at, absolute_expires_at) <= ${now} + interval '90 days'
+          )
+          update grants g set expiry_warned_days = near.within_days
+          from near
+          where g.user_id = near.user_id
+            and (g.expiry_warned_days is null or g.expiry_warned_days > near.within_days)
+          returning g.user_id as "user", near.within_days as "withinDays"`.execute(db)
+        return rows
       }),
 
     list: (filter) =>

@@ -40,6 +40,7 @@ interface GrantsTable {
   last_used_at: Date | null
   rolling_expires_at: Date
   absolute_expires_at: Date
+  expiry_warned_days: number | null
 }
 
 interface RefreshAttemptsTable {

@@ -77,6 +77,7 @@ export async function startFaultProxy(port: number, test?: Test): Promise<FaultP
         while (proxy.mode === 'stall' && !from.destroyed) {
           await new Promise((resolve) => setTimeout(resolve, 20))
         }
+        if (from.destroyed) return
         const passing = spoil(line, direction, piece)
         if (passing === undefined) return reset(line)
         to.write(passing)

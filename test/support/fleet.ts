@@ -2,7 +2,7 @@
 // It knows what the replicas cannot: which refresh token the authorization server would accept now.
 
 import { createHash, randomBytes, randomUUID } from 'node:crypto'
-import { mkdtemp, rm, writeFile } from 'node:fs/promises'
+import { mkdtemp, readdir, rm, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { setTimeout as delay } from 'node:timers/promises'
@@ -70,10 +70,12 @@ export interface Fleet {
   }): Promise<Replica>
   /** Makes a grant for each user, with a refresh token that the look-alike has really issued. */
   connect(users: readonly string[]): Promise<void>
-  /** Makes the stored access tokens run out now: those of the users, or all. */
-  expire(users?: readonly string[]): Promise<void>
+  /** Takes life from the stored access tokens, an hour unless said otherwise: of the users, or of all. */
+  expire(users?: readonly string[], seconds?: number): Promise<void>
   rows(): Promise<GrantState[]>
   row(user: string): Promise<GrantState>
+  /** Number of answers in the spool of a replica. */
+  spooled(replica: Replica): Promise<number>
   /** Users whose stored refresh token the authorization server would refuse. */
   lost(): Promise<string[]>
   /** Refreshes that reached the look-alike. */
@@ -198,13 +200,13 @@ export async function setFleet(
       return replica
     },
     connect: (users) => inParallel(users, CONNECT_CONCURRENCY, connectOne),
-    async expire(users) {
+    async expire(users, seconds = 3_600) {
       await database.pool.query(
         `update grants set
-           access_token_requested_at = access_token_requested_at - interval '1 hour',
-           access_token_expires_at = access_token_expires_at - interval '1 hour'
+           access_token_requested_at = access_token_requested_at - make_interval(secs => $2),
+           access_token_expires_at = access_token_expires_at - make_interval(secs => $2)
          where $1::text[] is null or user_id = any($1)`,
-        [users ?? null],
+        [users ?? null, seconds],
       )
     },
     rows: () => readRows(),
@@ -212,6 +214,10 @@ export async function setFleet(
       const [row] = await readRows([user])
       if (row === undefined) throw new Error(`no grant for ${user}`)
       return row
+    },
+    async spooled({ name }) {
+      const names = await readdir(join(directory, name, 'spool'))
+      return names.filter((entry) => entry.endsWith('.json')).length
     },
     async lost() {
       const lost: string[] = []

@@ -84,7 +84,7 @@ export async function startProxy(
 }
 
 function issueTokens(tokens: readonly string[]): {
-  accessTokens: AccessTokens
+  accessTokens: ProxyRouteParts['accessTokens']
   renewals: () => number
 } {
   let current = 0

@@ -8,6 +8,9 @@ export interface Canary {
   value: string | Buffer
 }
 
+/** Random bytes in base64url: whoever has the bytes has the text. */
+const OPAQUE = /^[A-Za-z0-9_-]{43}$/
+
 /** A place to search, with a name for the report. */
 export interface Haystack {
   name: string
@@ -36,7 +39,7 @@ export function findCanaries(
     const lowerCase = text.toLowerCase()
     for (const canary of forms) {
       for (const [form, needle] of canary.forms) {
-        const found = form === 'hex' ? lowerCase.includes(needle) : text.includes(needle)
+        const found = text.includes(needle) || (form === 'hex' && lowerCase.includes(needle))
         const finding = { kind: canary.kind, form, haystack: name }
         if (found) findings.set(JSON.stringify(finding), finding)
       }
@@ -54,7 +57,10 @@ export function formsOf(value: string | Buffer): Array<readonly [form: string, n
     ...[0, 1, 2].map((shift) => ['base64', insideBase64(bytes, shift)] as const),
     ...[0, 1, 2].map(
       (shift) =>
-        ['base64url', insideBase64(bytes, shift).replaceAll('+', '-').replaceAll('/', '_')] as const,
+        [
+          'base64url',
+          insideBase64(bytes, shift).replaceAll('+', '-').replaceAll('/', '_'),
+        ] as const,
     ),
   ]
   if (typeof value === 'string') {
@@ -66,6 +72,10 @@ export function formsOf(value: string | Buffer): Array<readonly [form: string, n
       ['JSON within JSON', latin1(JSON.stringify(inJson).slice(1, -1))],
       ['beginning', latin1(value).slice(0, BEGINNING_CHARACTERS)],
     )
+    if (OPAQUE.test(value)) {
+      const decoded = formsOf(Buffer.from(value, 'base64url'))
+      forms.push(...decoded.map(([, needle]) => ['decoded', needle] as const))
+    }
   }
   return forms
 }
