@@ -135,6 +135,7 @@ create table imports (
 );
 create index imports_unfinished on imports (created_at) where finished_at is null;
 comment on table imports is 'Refresh tokens taken over from other systems. Each is first proven by one refresh as a grant of its own, named after the import, and then moved to its user in one statement.';
+comment on column imports.import_id is 'Also names the grant that proves it: pagero:~import~ and this.';
 comment on column imports.user_id is 'Whose grant it becomes.';
 comment on column imports.token_digest is 'Keyed HMAC of the token as it was given: the same one given twice is one import.';
 comment on column imports.obtained_at is 'When the other system got it; the absolute lifetime counts from here.';

@@ -70,6 +70,8 @@ t.test('no secret leaves the broker for a log, a table, the spool or an answer',
   await sendRubbish(t, broker, alice)
   await failRefreshes(t, broker)
   await broker.loseDatabaseConnections()
+  t.ok(await until(async () => broker.program.output().includes('"database_connection_lost"')))
+  t.ok(await until(async () => (await broker.ask('/readyz')).status === 200))
   // Its verifier is sealed in the table now, and told to the authorization server later.
   const unfinished = await broker.beginLogin('erin')
   const midway = await broker.dumpTables('midway')
