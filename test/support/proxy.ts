@@ -4,7 +4,7 @@
 import { connect } from 'node:net'
 import { createHash } from 'node:crypto'
 import type { AddressInfo } from 'node:net'
-import type { AccessTokens, FreshToken } from '../../src/access-token.ts'
+import type { FreshToken } from '../../src/access-token.ts'
 import { systemClock } from '../../src/clock.ts'
 import type { Config } from '../../src/config.ts'
 import { createForwarder } from '../../src/forward.ts'
