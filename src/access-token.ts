@@ -11,7 +11,8 @@ import {
   type UserKey,
 } from './grant.ts'
 import type { Ports } from './ports.ts'
-import type { LiveToken, Refresher } from './refresh.ts'
+import type { LiveToken } from './live-token.ts'
+import type { Refresher } from './refresh.ts'
 import { createTokenCache, type KnownGrant } from './token-cache.ts'
 
 export interface FreshToken {

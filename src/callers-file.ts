@@ -4,13 +4,7 @@
 
 import { isCallPattern, isUserPattern } from './caller-patterns.ts'
 
-export const RIGHTS = [
-  'token:read',
-  'proxy:call',
-  'grant:read',
-  'grant:manage',
-  'ops:read',
-] as const
+const RIGHTS = ['token:read', 'proxy:call', 'grant:read', 'grant:manage', 'ops:read'] as const
 export type Right = (typeof RIGHTS)[number]
 
 /** A service that may call, without its credentials. */

@@ -15,7 +15,7 @@ export interface AnswerSettings extends Omit<AnswerContext, 'status'> {
 }
 
 /** The upstream has more to say than this broker passes on. */
-export class AnswerTooLargeError extends Error {
+class AnswerTooLargeError extends Error {
   readonly code = 'ANSWER_TOO_LARGE'
 }
 

@@ -25,7 +25,7 @@ export function hasBody(request: IncomingMessage): boolean {
 
 /**
  * Returns the body of a request as a stream with back-pressure. It fails with `payload_too_large` when the body
- * outgrows the limit, and with `request_invalid` when it stops arriving. Destroying it leaves the request alone, paused.
+ * outgrows the limit, and with `request_invalid` when it stops arriving. Destroying it leaves the request alone.
  *
  * @throws BrokerError `payload_too_large` when the announced length is over the limit
  */
@@ -66,7 +66,6 @@ export function openUpload(request: IncomingMessage, limits: UploadLimits): Read
     destroy(error, callback) {
       clearTimeout(idleTimer)
       request.off('data', onData).off('end', onEnd)
-      if (!request.readableEnded) request.pause()
       callback(error)
     },
   })

@@ -230,7 +230,7 @@ function attempt(pool: Pool, exchange: Exchange, accessToken: string): Promise<A
       },
       onResponseEnd() {
         if (over) return
-        // Now, since it pauses the request, which the end of the answer may have to read on.
+        // First, or it would go on pausing the request, which the end of the answer reads on.
         upload?.destroy()
         answer.end()
       },

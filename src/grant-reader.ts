@@ -16,8 +16,8 @@ const BATCH_MAX = 500
 const CONCURRENT_QUERIES_MAX = 2
 
 interface Waiter {
-  resolve(reading: GrantReading): void
-  reject(error: unknown): void
+  resolve: (reading: GrantReading) => void
+  reject: (error: unknown) => void
 }
 
 /** Makes the reader of a process. The function it returns may be called any number of times at once. */

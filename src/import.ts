@@ -8,7 +8,8 @@ import { BrokerError, grantNotFound } from './errors.ts'
 import { type Grant, grantSealContext, importUserKey, type UserKey } from './grant.ts'
 import { accessTokenClaims, accountOfClaims } from './identity.ts'
 import type { GrantImport, Ports } from './ports.ts'
-import { openLiveToken, type Refresher } from './refresh.ts'
+import { openLiveToken } from './live-token.ts'
+import type { Refresher } from './refresh.ts'
 
 type ImportPorts = Pick<Ports, 'clock' | 'log' | 'sealer' | 'grants' | 'imports'>
 

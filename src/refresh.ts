@@ -8,33 +8,23 @@ import { createBreaker, clientRejected } from './breaker.ts'
 import type { RefreshSettings } from './config.ts'
 import { BrokerError, grantNotFound } from './errors.ts'
 import {
-  accessTokenLifeSeconds,
-  accessTokenSecondsLeft,
-  type DeathCause,
-  fingerprintOf,
   type Grant,
   grantSealContext,
   type RefreshCause,
   type TokenOutcome,
   type UserKey,
 } from './grant.ts'
-import type { Evidence, Ports, Successor } from './ports.ts'
+import {
+  type LiveToken,
+  openLiveToken,
+  reauthenticationRequired,
+  refuseDead,
+} from './live-token.ts'
+import type { Evidence, Ports } from './ports.ts'
 import { revokeSuperseded } from './revocation.ts'
-
-/** An access token that may be handed out, with its life on this process's monotonic clock. */
-export interface LiveToken {
-  loginId: string
-  generation: number
-  accessToken: string
-  fingerprint: string
-  scope: string
-  /** By the database clock. */
-  expiresAt: Date
-  /** Its whole life. */
-  lifeSeconds: number
-  /** `clock.monotonicMs()` at which it runs out; never later than it really does. */
-  expiresAtMs: number
-}
+import { createSlots } from './slots.ts'
+import { sealSuccessor, type SpentAttempt } from './successor.ts'
+import { causeOfDeath, retryDelaySeconds } from './verdict.ts'
 
 export interface Refresher {
   /**
@@ -63,15 +53,9 @@ const POLL_LONGEST_MS = 500
 /** Pauses between tries to write what must be written. It is tried for as long as it takes. */
 const STORE_RETRY_FIRST_MS = 50
 const STORE_RETRY_LONGEST_MS = 2_000
-/** The back-off of one grant grows to 15 minutes. */
-const BACKOFF_SECONDS_MAX = 900
 
 /** An attempt that this process has armed. */
-interface Attempt {
-  attemptId: string
-  refreshToken: string
-  armedAt: Date
-  armingAtMs: number
+interface Attempt extends SpentAttempt {
   cause: RefreshCause
 }
 
@@ -234,7 +218,7 @@ export function createRefresher(
     durationMs: number,
     answer: Answer,
   ): Promise<void> {
-    const { successor, token } = sealSuccessor(grant, attempt, outcome, durationMs)
+    const { successor, token } = sealSuccessor(sealer, grant, attempt, outcome, durationMs)
     const serve = () =>
       token === undefined
         ? answer.fail(unavailable('Pagero answered without an access token. Try again.', 1))
@@ -262,60 +246,6 @@ export function createRefresher(
     }
     answer.fail(unavailable('The grant was replaced or closed meanwhile. Ask again.', 1))
     await persist('revocation_store_failed', grant.user, () => revokeSuperseded(ports, successor))
-  }
-
-  function sealSuccessor(
-    grant: Grant,
-    attempt: Attempt,
-    { tokens, httpStatus }: Extract<TokenOutcome, { kind: 'granted' }>,
-    durationMs: number,
-  ): { successor: Successor; token: LiveToken | undefined } {
-    const place = {
-      user: grant.user,
-      loginId: grant.loginId,
-      generation: grant.generation + 1,
-    }
-    // RFC 6749 section 6: no refresh token in the answer means that the old one stays.
-    const refreshToken = tokens.refreshToken ?? attempt.refreshToken
-    const lifeMs = tokens.expiresInSeconds * 1000
-    const token =
-      tokens.accessToken === undefined
-        ? undefined
-        : {
-            loginId: place.loginId,
-            generation: place.generation,
-            accessToken: tokens.accessToken,
-            fingerprint: fingerprintOf(tokens.accessToken),
-            scope: tokens.scope,
-            expiresAt: new Date(attempt.armedAt.getTime() + lifeMs),
-            lifeSeconds: tokens.expiresInSeconds,
-            expiresAtMs: attempt.armingAtMs + lifeMs,
-          }
-    const successor: Successor = {
-      ...place,
-      attemptId: attempt.attemptId,
-      refreshTokenSealed: sealer.seal(
-        grantSealContext('refresh_token_sealed', place),
-        refreshToken,
-      ),
-      keyId: sealer.primaryKeyId,
-      accessToken:
-        token === undefined
-          ? null
-          : {
-              sealed: sealer.seal(
-                grantSealContext('access_token_sealed', place),
-                token.accessToken,
-              ),
-              requestedAt: attempt.armedAt,
-              expiresAt: token.expiresAt,
-              fingerprint: token.fingerprint,
-            },
-      scope: tokens.scope,
-      httpStatus,
-      durationMs,
-    }
-    return { successor, token }
   }
 
   /** A refusal is believed only when a second one, some seconds later, says the same. */
@@ -385,7 +315,7 @@ export function createRefresher(
     durationMs: number,
     answer: Answer,
   ): Promise<void> {
-    const retryInSeconds = retryDelaySeconds(grant, outcome)
+    const retryInSeconds = retryDelaySeconds(grant, outcome, settings)
     answer.fail(
       outcome.kind === 'rejected_client'
         ? clientRejected(settings.breakerProbeSeconds)
@@ -439,28 +369,6 @@ export function createRefresher(
     )
   }
 
-  function retryDelaySeconds(
-    grant: Grant,
-    outcome: Extract<TokenOutcome, { kind: 'rejected_client' | 'not_processed' | 'in_doubt' }>,
-  ): number {
-    const grown = Math.min(
-      settings.retryBackoffSeconds * 2 ** Math.min(grant.failureCount, 20),
-      BACKOFF_SECONDS_MAX,
-    )
-    switch (outcome.kind) {
-      case 'rejected_client':
-        // The breaker holds everybody back; no grant needs a back-off of its own.
-        return Math.min(settings.retryBackoffSeconds, settings.breakerProbeSeconds)
-      case 'not_processed':
-        if (outcome.unreachable && outcome.retryAfterSeconds === undefined) {
-          return Math.min(grown, settings.breakerProbeSeconds)
-        }
-        return Math.max(grown, outcome.retryAfterSeconds ?? 0)
-      case 'in_doubt':
-        return Math.max(grown, settings.unknownSettleSeconds)
-    }
-  }
-
   /** Tries until it succeeds. What is written here must not be lost, however long the database is away. */
   async function persist<T>(event: string, user: UserKey, write: () => Promise<T>): Promise<T> {
     let pauseMs = STORE_RETRY_FIRST_MS
@@ -500,48 +408,6 @@ export function createRefresher(
   }
 }
 
-/** Opens the stored access token, or returns undefined when it has none that lives. `readAtMs` is from before the read. */
-export function openLiveToken(
-  sealer: Ports['sealer'],
-  grant: Grant,
-  readAtMs: number,
-): LiveToken | undefined {
-  const { accessToken } = grant
-  const secondsLeft = accessTokenSecondsLeft(grant)
-  if (accessToken === null || secondsLeft <= 0) return undefined
-  return {
-    loginId: grant.loginId,
-    generation: grant.generation,
-    accessToken: sealer.open(grantSealContext('access_token_sealed', grant), accessToken.sealed),
-    fingerprint: accessToken.fingerprint,
-    scope: grant.scope,
-    expiresAt: accessToken.expiresAt,
-    lifeSeconds: accessTokenLifeSeconds(grant),
-    expiresAtMs: readAtMs + secondsLeft * 1000,
-  }
-}
-
-/** The problem of a grant that only a new login can revive. */
-export function reauthenticationRequired(cause: string): BrokerError {
-  return new BrokerError(
-    'reauthentication_required',
-    'Pagero refuses the refresh token of this user for good. The user must log in again.',
-    { cause },
-  )
-}
-
-/** @throws BrokerError when no token of the grant may be served or presented any more */
-export function refuseDead(grant: Grant): void {
-  switch (grant.state) {
-    case 'revoked':
-      throw grantNotFound()
-    case 'reauthentication_required':
-      throw reauthenticationRequired(grant.stateReason ?? 'revoked_or_expired')
-    case 'active':
-    case 'suspect':
-  }
-}
-
 /** @throws BrokerError when the refresh token must not be presented now */
 function refuseUnspendable(grant: Grant): void {
   refuseDead(grant)
@@ -576,14 +442,6 @@ function mustBeSealed(grant: Grant): Buffer {
   return grant.refreshTokenSealed
 }
 
-/** Tells from the ledger why a refresh token is dead. */
-function causeOfDeath(evidence: Evidence): DeathCause {
-  if (evidence.laterGeneration) return 'restored_database'
-  if (evidence.unknownBefore) return 'rotation_lost'
-  if (evidence.lifetimeOver) return 'lifetime_over'
-  return 'revoked_or_expired'
-}
-
 function suspected(): BrokerError {
   return unavailable('The grant is being checked: an answer from Pagero may still arrive.', 15)
 }
@@ -594,26 +452,4 @@ function unavailable(
   extensions: { attemptId?: string } = {},
 ): BrokerError {
   return new BrokerError('temporarily_unavailable', detail, { retryAfterSeconds, ...extensions })
-}
-
-/** At most `count` at a time, in the order of asking. */
-function createSlots(count: number): { take(): Promise<() => void> } {
-  const waiting: Array<() => void> = []
-  let free = count
-  const release = () => {
-    const next = waiting.shift()
-    if (next === undefined) free += 1
-    else next()
-  }
-  return {
-    async take() {
-      if (free > 0) free -= 1
-      else await new Promise<void>((resolve) => waiting.push(resolve))
-      let released = false
-      return () => {
-        if (!released) release()
-        released = true
-      }
-    },
-  }
 }

@@ -8,7 +8,7 @@ import { BrokerError, grantNotFound } from './errors.ts'
 import type { Grant, UserKey } from './grant.ts'
 import { createGrantReader } from './grant-reader.ts'
 import type { Ports } from './ports.ts'
-import { type LiveToken, openLiveToken, refuseDead } from './refresh.ts'
+import { type LiveToken, openLiveToken, refuseDead } from './live-token.ts'
 
 /** As much of a grant as serving needs. */
 export interface KnownGrant {

@@ -69,11 +69,12 @@ t.test('no secret leaves the broker for a log, a table, the spool or an answer',
   await refuseCallbacks(t, broker, alice)
   await sendRubbish(t, broker, alice)
   await failRefreshes(t, broker)
+  await importTokens(t, broker)
   await broker.loseDatabaseConnections()
   t.ok(await until(async () => broker.program.output().includes('"database_connection_lost"')))
   t.ok(await until(async () => (await broker.ask('/readyz')).status === 200))
   // Its verifier is sealed in the table now, and told to the authorization server later.
-  const unfinished = await broker.beginLogin('erin')
+  const unfinished = await broker.beginLogin('alice', alice.browser)
   const midway = await broker.dumpTables('midway')
   t.equal((await unfinished.finish()).status, 303)
   await endAccess(t, broker, alice)
@@ -126,6 +127,7 @@ t.test('no secret leaves the broker for a log, a table, the spool or an answer',
 const KINDS = [
   'access token',
   'refresh token',
+  'imported token',
   'ID token',
   'authorization code',
   'PKCE verifier',
@@ -139,7 +141,14 @@ const KINDS = [
   'encryption key',
   'database password',
 ]
-const TABLES = ['grants', 'refresh_attempts', 'login_transactions', 'sessions', 'revocations']
+const TABLES = [
+  'grants',
+  'refresh_attempts',
+  'imports',
+  'login_transactions',
+  'sessions',
+  'revocations',
+]
 /** One or more for each kind of error that is provoked. */
 const EVENTS = [
   'access_token_handed_out',
@@ -284,6 +293,27 @@ async function failRefreshes(t: Test, broker: CanaryBroker): Promise<void> {
   broker.breakNext('after')
   await broker.renew('carol')
   t.ok(await until(async () => (await broker.renew('carol')) === 409), 'the successor was lost')
+}
+
+/** Refresh tokens of another system: one that is worth nothing, and one whose fate stays open. */
+async function importTokens(t: Test, broker: CanaryBroker): Promise<void> {
+  const token = broker.plant('imported token', randomBytes(48).toString('base64url'))
+  const put = (members: object) =>
+    broker.ask('/v1/users/erp-7/grant', {
+      method: 'PUT',
+      body: JSON.stringify({
+        refresh_token: token,
+        obtained_at: '2026-01-02T03:04:05Z',
+        ...members,
+      }),
+    })
+  t.equal((await put({ obtained_at: token })).status, 400)
+  t.equal((await put({ [token]: true })).status, 400)
+  t.equal((await put({})).status, 409, 'refused')
+  const other = broker.plant('imported token', randomBytes(48).toString('base64url'))
+  broker.breakNext('before')
+  t.equal((await put({ refresh_token: other })).status, 503, 'the connection is reset')
+  t.equal((await broker.ask('/v1/grants')).status, 200)
 }
 
 /** After a fault the grant is there as before. */

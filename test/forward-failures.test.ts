@@ -10,10 +10,16 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { createServer as createTlsServer } from 'node:tls'
 import t, { type Test } from 'tap'
 import { BrokerError } from '../src/errors.ts'
+import { systemClock } from '../src/clock.ts'
 import { createForwarder } from '../src/forward.ts'
-import { proxyStatusOf } from '../src/forward-failure.ts'
+import { proxyStatusOf, upstreamRefused } from '../src/forward-failure.ts'
+import { buildApp } from '../src/http/app.ts'
+import type { Log } from '../src/ports.ts'
 import { PSEUDONYM, type RawAnswer, requestText, sendRaw, startProxy } from './support/proxy.ts'
 import { answer, startUpstream } from './support/upstream.ts'
+
+const silent = (): void => undefined
+const SILENT: Log = { trace: silent, debug: silent, info: silent, warn: silent, error: silent }
 
 /** Status, code and Proxy-Status of a problem, and that it is a whole and safe one. */
 function problemOf(t: Test, answered: RawAnswer): [number, string, string] {
@@ -284,6 +290,37 @@ t.test('a client in the middle of a large upload can read its 413', async (t) =>
   t.match(Buffer.concat(chunks).toString(), '"code":"payload_too_large"')
 })
 
+t.test(
+  'a client that goes on sending after its answer is read for a moment, not reset',
+  async (t) => {
+    const upstream = await startUpstream(t, (call) => {
+      if (call.target === '/early') answer(call, 403, 'enough')
+    })
+    const proxy = await startProxy(t, {
+      apiUrl: upstream.url,
+      limits: { requestBytesMax: 100_000_000 },
+    })
+    for (const [target, length, status] of [
+      ['/early', 90_000_000, 403],
+      ['/over', 100_000_001, 413],
+    ] as const) {
+      const socket = connect(proxy.port, '127.0.0.1')
+      const errors: Error[] = []
+      socket.on('error', (error) => errors.push(error))
+      socket.write(`${requestText(`POST /api${target}`, [`Content-Length: ${length}`])}begun`)
+      const [head] = (await once(socket, 'data')) as [Buffer]
+      t.match(head.toString(), `HTTP/1.1 ${status} `, target)
+      const answered = performance.now()
+      // Far more than the buffers of both sides hold: it goes through only if somebody reads.
+      await new Promise((resolve) => socket.write(Buffer.alloc(40_000_000), resolve))
+      t.same(errors, [], target)
+      await once(socket.resume(), 'close')
+      const openMs = performance.now() - answered
+      t.ok(openMs > 500 && openMs < 5_000, `and then it is closed, after ${Math.round(openMs)} ms`)
+    }
+  },
+)
+
 t.test('a body over the limit that waits for a connection is refused at once', async (t) => {
   const upstream = await startUpstream(t, () => undefined)
   const proxy = await startProxy(t, {
@@ -400,6 +437,22 @@ t.test(
     }
   },
 )
+
+t.test('an upstream refusal carries no challenge of the broker, its own 401 does', async (t) => {
+  const ports = { clock: systemClock, log: SILENT }
+  const settings = { trustedProxies: [], requestTimeoutMs: 1_000, tls: false }
+  const app = await buildApp(ports, { ...settings, listener: 'internal' }, (scope) => {
+    scope.get('/refused', () => Promise.reject(upstreamRefused(401)))
+    scope.get('/unknown', () => Promise.reject(new BrokerError('caller_unauthenticated', 'Who?')))
+  })
+  t.teardown(() => app.close())
+  const refused = await app.inject('/refused')
+  t.equal(refused.statusCode, 401)
+  t.notOk('www-authenticate' in refused.headers)
+  const unknown = await app.inject('/unknown')
+  t.equal(unknown.statusCode, 401)
+  t.match(unknown.headers['www-authenticate'], /^Bearer /)
+})
 
 t.test('a 407 is a 502, and its body does not pass', async (t) => {
   const upstream = await startUpstream(t, (call) =>

@@ -3,7 +3,7 @@
 import { createHash } from 'node:crypto'
 import type { AddressInfo } from 'node:net'
 import { setTimeout as delay } from 'node:timers/promises'
-import type { InjectOptions, Response } from 'light-my-request'
+import type { InjectOptions, LightMyRequestResponse as Response } from 'fastify'
 import t, { type Test } from 'tap'
 import type { App } from '../src/http/app.ts'
 import type { UserKey } from '../src/grant.ts'

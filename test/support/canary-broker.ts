@@ -6,13 +6,9 @@ import { mkdtemp, rm, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import type { Test } from 'tap'
-import {
-  type Fault,
-  type LookAlike,
-  startAuthorizationServer,
-} from '../../demo/look-alike/authorization-server.ts'
-import type { Database } from '../../src/postgres/database.ts'
+import { startAuthorizationServer } from '../../demo/look-alike/authorization-server.ts'
 import { type Answer, type Browser, createBrowser } from './browser.ts'
+import { dumpsOf, faultsOf, recordOf, type Secrets } from './canary-record.ts'
 import { createTestDatabase } from './database.ts'
 import { freePorts } from './free-ports.ts'
 import { type Program, startProgram } from './program.ts'
@@ -44,11 +40,11 @@ export interface CanaryBroker {
   /** Logs somebody in, in a new browser or in one that was used before. */
   logIn(subject: string, browser?: Browser): Promise<Person>
   /** Goes as far as the callback, without opening it; a subject of undefined refuses access. */
-  beginLogin(subject: string | undefined): Promise<PendingLogin>
-  /** Asks the internal listener, with the API key unless another credential is given; a body makes it a POST. */
+  beginLogin(subject: string | undefined, browser?: Browser): Promise<PendingLogin>
+  /** Asks the internal listener, with the API key unless another credential is given; a body alone makes it a POST. */
   ask(
     target: string,
-    with_?: { authorization?: string; body?: string },
+    request?: { authorization?: string; body?: string; method?: string },
   ): Promise<{ status: number; body: string }>
   /** Reports the user's access token as refused; returns the status of that, or of the failed reading before it. */
   renew(subject: string): Promise<number>
@@ -77,19 +73,12 @@ const CLIENT_ID = 'canary-client'
 /** More than a start takes. */
 const START_LIMIT_MS = 20_000
 
-interface Secrets {
-  clientSecret: string
-  encryptionKey: Buffer
-  apiKey: string
-  databaseUrl: string
-}
-
 /** Starts the broker with everything around it; all of it ends with the test. */
 export async function startCanaryBroker(test: Test): Promise<CanaryBroker> {
   const { url, database } = await createTestDatabase(test)
   const secrets: Secrets = {
     // With characters that every form of writing escapes in its own way.
-    clientSecret: `${randomBytes(24).toString('base64url')} %+"\\/&=`.concat('!'),
+    clientSecret: `${randomBytes(24).toString('base64url')} %+"\\/&=`,
     encryptionKey: randomBytes(32),
     apiKey: `pgb_key1_${randomBytes(32).toString('base64url')}`,
     databaseUrl: url,
@@ -140,7 +129,7 @@ export async function startCanaryBroker(test: Test): Promise<CanaryBroker> {
     ...servicesOf(internalPort, secrets.apiKey),
     ...faultsOf(lookAlike),
     ...recordOf(lookAlike, line, secrets),
-    ...viewsOf(database),
+    ...dumpsOf(database),
   }
 }
 
@@ -207,8 +196,7 @@ function peopleOf(line: RecordingLine): Pick<CanaryBroker, 'newBrowser' | 'logIn
       if (status !== 303) throw new Error(`The login of ${subject} was answered ${status}: ${body}`)
       return { browser, callback }
     },
-    async beginLogin(subject) {
-      const browser = newBrowser()
+    async beginLogin(subject, browser = newBrowser()) {
       const callback = await browser.authorize(subject)
       return { browser, callback, finish: () => browser.open(callback, 'cross-site') }
     },
@@ -220,9 +208,9 @@ function servicesOf(
   apiKey: string,
 ): Pick<CanaryBroker, 'ask' | 'renew' | 'serviceAnswers'> {
   const answers: Haystack[] = []
-  const ask: CanaryBroker['ask'] = async (target, { authorization, body } = {}) => {
+  const ask: CanaryBroker['ask'] = async (target, { authorization, body, method } = {}) => {
     const response = await fetch(`http://127.0.0.1:${internalPort}${target}`, {
-      method: body === undefined ? 'GET' : 'POST',
+      method: method ?? (body === undefined ? 'GET' : 'POST'),
       headers: {
         authorization: authorization ?? `Bearer ${apiKey}`,
         'content-type': 'application/json',
@@ -245,170 +233,6 @@ function servicesOf(
       if (present.status !== 200) return present.status
       const { fingerprint } = JSON.parse(present.body) as { fingerprint: string }
       return (await ask(path, { body: JSON.stringify({ rejected: fingerprint }) })).status
-    },
-  }
-}
-
-// ── Faults and the record of the authorization server ────────────────────────────────────────────
-
-function faultsOf({
-  faults,
-}: LookAlike): Pick<
-  CanaryBroker,
-  'failNext' | 'breakNext' | 'cutNextAnswer' | 'refuseRevocations' | 'forgetFaults'
-> {
-  // Before the one that keeps every answer, which is always last.
-  const add = (fault: Fault) => void faults.unshift(fault)
-  const refresh = { endpoint: 'token', grantType: 'refresh_token' } as const
-  return {
-    failNext: (grantType, status, body, times = 1) =>
-      add({ endpoint: 'token', grantType, kind: 'status', status, body, times }),
-    breakNext: (moment) =>
-      add({ ...refresh, kind: moment === 'before' ? 'reset_before' : 'reset_after' }),
-    cutNextAnswer: () => {
-      const keeper = faults.at(-1)
-      add({
-        ...refresh,
-        kind: 'mutate',
-        change: (tokens) => {
-          if (keeper?.kind === 'mutate') keeper.change(tokens)
-          return JSON.stringify(tokens).slice(0, -1)
-        },
-      })
-    },
-    refuseRevocations: (body) =>
-      add({ endpoint: 'revoke', kind: 'status', status: 503, body, times: 1_000 }),
-    forgetFaults: () => void faults.splice(0, faults.length - 1),
-  }
-}
-
-function recordOf(
-  lookAlike: LookAlike,
-  line: RecordingLine,
-  secrets: Secrets,
-): Pick<CanaryBroker, 'plant' | 'latest' | 'canaries' | 'browserTraffic'> {
-  const known: Canary[] = [
-    { kind: 'API key', value: secrets.apiKey },
-    { kind: 'API key', value: secrets.apiKey.replace('pgb_key1_', '') },
-    { kind: 'client secret', value: secrets.clientSecret },
-    { kind: 'encryption key', value: secrets.encryptionKey },
-    { kind: 'encryption key', value: secrets.encryptionKey.toString('base64') },
-    { kind: 'database password', value: decodeURIComponent(new URL(secrets.databaseUrl).password) },
-  ]
-  const issued: Canary[] = []
-  lookAlike.faults.push({
-    endpoint: 'token',
-    kind: 'mutate',
-    times: Number.MAX_SAFE_INTEGER,
-    change(tokens) {
-      for (const [member, kind] of Object.entries(ISSUED)) {
-        const value = tokens[member]
-        if (typeof value === 'string') issued.push({ kind, value })
-      }
-      return tokens
-    },
-  })
-  return {
-    plant(kind, value) {
-      known.push({ kind, value })
-      return value
-    },
-    latest(kind) {
-      const value = issued.findLast((canary) => canary.kind === kind)?.value
-      if (typeof value !== 'string') throw new Error(`no ${kind} was given out`)
-      return value
-    },
-    canaries: () => [
-      ...known,
-      ...issued,
-      ...lookAlike.record.flatMap(sentTo),
-      ...[...text(line).matchAll(COOKIE)].map(([, value = '']) => ({ kind: 'cookie', value })),
-    ],
-    browserTraffic: () => trafficOf(text(line), lookAlike.authorizeUrl),
-  }
-}
-
-const ISSUED = {
-  access_token: 'access token',
-  refresh_token: 'refresh token',
-  id_token: 'ID token',
-}
-const SENT_IN_FORMS = {
-  code: 'authorization code',
-  code_verifier: 'PKCE verifier',
-  refresh_token: 'refresh token',
-  token: 'refresh token',
-}
-const COOKIE = /^set-cookie: __Host-[\w-]+=([^;\r]{12,})/gim
-
-/** Secrets of one request to the authorization server. */
-function sentTo({ endpoint, rawTarget, headers, form }: LookAlike['record'][number]): Canary[] {
-  if (endpoint === 'authorize') {
-    const { searchParams } = new URL(rawTarget, 'http://localhost')
-    return ['state', 'nonce'].map((kind) => ({ kind, value: searchParams.get(kind) ?? '' }))
-  }
-  if (endpoint !== 'token' && endpoint !== 'revoke') return []
-  const inForm = Object.entries(SENT_IN_FORMS).map(([member, kind]) => ({
-    kind,
-    value: form[member] ?? '',
-  }))
-  const credentials = headers
-    .filter(([name]) => name.toLowerCase() === 'authorization')
-    .map(([, value]) => ({ kind: 'client authentication', value: value.replace(/^Basic /, '') }))
-  return [...inForm, ...credentials].filter(({ value }) => value !== '')
-}
-
-function text(line: RecordingLine): string {
-  return line.received().toString('latin1')
-}
-
-/** Takes out of the traffic the two kinds of field that carry a secret rightfully. */
-function trafficOf(traffic: string, authorizeUrl: string): Haystack[] {
-  const redirects: string[] = []
-  const cookies: string[] = []
-  const rest = traffic.replaceAll(/^(location|set-cookie): (.*)$/gim, (field, name, value) => {
-    const isRedirect = String(name).toLowerCase() === 'location'
-    if (isRedirect && !String(value).startsWith(`${authorizeUrl}?`)) return field as string
-    const taken = isRedirect ? redirects : cookies
-    taken.push(field as string)
-    return ''
-  })
-  return [
-    { name: 'browser: redirects to the login', content: redirects.join('\n') },
-    { name: 'browser: Set-Cookie', content: cookies.join('\n') },
-    { name: 'browser: everything else', content: Buffer.from(rest, 'latin1') },
-  ]
-}
-
-// ── The database ─────────────────────────────────────────────────────────────────────────────────
-
-function viewsOf({ pool }: Database): Pick<CanaryBroker, 'dumpTables' | 'loseDatabaseConnections'> {
-  return {
-    async dumpTables(moment) {
-      const { rows: tables } = await pool.query<{ name: string }>(
-        "select table_name as name from information_schema.tables where table_schema = 'public'",
-      )
-      return Promise.all(
-        tables.map(async ({ name }) => {
-          const { rows } = await pool.query<{ text: string; row: Record<string, unknown> }>(
-            `select row_to_json(a)::text as text from "${name}" a`,
-          )
-          const { rows: columns } = await pool.query<Record<string, unknown>>(
-            `select * from "${name}"`,
-          )
-          const bytes = columns.flatMap((row) =>
-            Object.values(row).filter((value) => Buffer.isBuffer(value)),
-          )
-          const texts = rows.map((row) => Buffer.from(`${row.text}\n`))
-          return { name: `table ${name} ${moment}`, content: Buffer.concat([...texts, ...bytes]) }
-        }),
-      )
-    },
-    async loseDatabaseConnections() {
-      await pool.query(
-        `select pg_terminate_backend(pid) from pg_stat_activity
-         where datname = current_database() and application_name = 'broker canary'`,
-      )
     },
   }
 }

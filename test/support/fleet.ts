@@ -80,6 +80,8 @@ export interface Fleet {
   lost(): Promise<string[]>
   /** Refreshes that reached the look-alike. */
   refreshes(): LookAlike['record']
+  /** Points the replicas and the test's own connections to the server's new port. */
+  moveDatabase(port: number): void
   /** Takes everything down. A fleet of a test does so by itself. */
   stop(): Promise<void>
 }
@@ -113,11 +115,16 @@ export async function setFleet(
       ? {}
       : { accessTokenLifeSeconds: options.accessTokenLifeSeconds }),
   })
+  const toDatabase = await startFaultProxy(Number(new URL(options.url).port))
+  const ownLine = await startFaultProxy(Number(new URL(options.url).port))
   const database = openDatabase(
-    { url: new Secret(options.url), poolMax: 8, applicationName: 'broker test' },
+    {
+      url: new Secret(ownLine.through(options.url)),
+      poolMax: 8,
+      applicationName: 'broker test',
+    },
     silentLog,
   )
-  const toDatabase = await startFaultProxy(Number(new URL(options.url).port))
   const toServer = await startFaultProxy(Number(new URL(lookAlike.origin).port))
   const directory = await mkdtemp(join(tmpdir(), 'broker-fleet-'))
   const key = randomBytes(32)
@@ -127,6 +134,7 @@ export async function setFleet(
   const sealer = createSealer([{ keyId: KEY_ID, key }], rows[0]?.id ?? '')
   const caller = await writeCallersFile(directory)
   const replicas: Replica[] = []
+  let named = 0
   const env = {
     DATABASE_URL: toDatabase.through(options.url),
     ENCRYPTION_KEYS: `${KEY_ID}:${key.toString('base64')}`,
@@ -187,7 +195,7 @@ export async function setFleet(
     toDatabase,
     toServer,
     replicas,
-    async add({ name = `replica-${replicas.length + 1}`, env: own = {}, started = true } = {}) {
+    async add({ name = `replica-${(named += 1)}`, env: own = {}, started = true } = {}) {
       const [publicPort = 0, internalPort = 0] = await freePorts(2)
       const replica = createReplica({
         name,
@@ -233,9 +241,14 @@ export async function setFleet(
       lookAlike.record.filter(
         ({ endpoint, form }) => endpoint === 'token' && form['grant_type'] === 'refresh_token',
       ),
+    moveDatabase(port) {
+      toDatabase.aim(port)
+      ownLine.aim(port)
+    },
     async stop() {
       await Promise.all(replicas.map((replica) => replica.close()))
       await Promise.all([toDatabase.stop(), toServer.stop(), lookAlike.stop(), database.close()])
+      await ownLine.stop()
       await rm(directory, { recursive: true, force: true })
     },
   }

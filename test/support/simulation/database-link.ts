@@ -1,0 +1,158 @@
+// A process's way to the simulated database: latency, outages, and statements of which nobody knows whether they ran.
+
+import { BrokerError } from '../../../src/errors.ts'
+import type { GrantStore, Ports, ReplicaStore, RevocationStore } from '../../../src/ports.ts'
+import type { SimulatedDatabase } from './database.ts'
+import type { Faults, Step } from './faults.ts'
+import type { Life } from './life.ts'
+import type { Scheduler } from './scheduler.ts'
+import type { Witness } from './witness.ts'
+
+export interface DatabaseWorld {
+  scheduler: Scheduler
+  faults: Faults
+  witness: Witness
+  database: SimulatedDatabase
+  /** Nobody reaches the database. */
+  isDown(): boolean
+  /** Lets a process die or stop here. */
+  step(life: Life, step: Step): void
+}
+
+/** As src/postgres/database.ts has it. */
+const QUERY_TIMEOUT_MS = 10_000
+
+/** The database ports of one process; what the refresh protocol does not use is absent. */
+export function linkDatabase(
+  world: DatabaseWorld,
+  life: Life,
+): Pick<Ports, 'grants' | 'replicas' | 'revocations'> {
+  const { scheduler, faults, witness, database } = world
+  const reachable = () => !world.isDown() && !life.cutOff
+
+  /** Sends one statement; `apply` runs at the database, whatever has become of the process by then. */
+  function statement<T>(name: string, apply: () => T): Promise<T> {
+    return life.call((settle) => {
+      const fail = (delayMs: number) =>
+        scheduler.after(delayMs, () => {
+          life.databaseFailedAtMs = scheduler.nowMs()
+          settle.reject(databaseAway())
+        })
+      if (!reachable()) {
+        fail(faults.statementMs())
+        return
+      }
+      const fault = faults.statement()
+      if (fault !== 'none') witness.note(life, `${name}: statement ${fault}`)
+      if (fault === 'not_applied') {
+        fail(faults.statementMs())
+        return
+      }
+      if (fault === 'late') {
+        fail(QUERY_TIMEOUT_MS)
+        scheduler.after(QUERY_TIMEOUT_MS + faults.slowMs() / 4, () => {
+          if (!world.isDown()) apply()
+        })
+        return
+      }
+      const outMs = fault === 'slow' ? faults.slowMs() : faults.statementMs()
+      scheduler.after(outMs, () => {
+        if (!reachable()) {
+          fail(0)
+          return
+        }
+        const result = apply()
+        scheduler.after(faults.statementMs(), () => {
+          if (fault === 'applied' || !reachable()) fail(0)
+          else settle.resolve(result)
+        })
+      })
+    })
+  }
+
+  /** A statement that a rotation stands or falls with. */
+  async function step<T>(name: 'arm' | 'store', apply: () => T): Promise<T> {
+    world.step(life, `before_${name}`)
+    const result = await statement(name, apply)
+    world.step(life, `after_${name}`)
+    // Whoever stops here goes on later; whoever dies does not.
+    return life.call((settle) => settle.resolve(result))
+  }
+
+  const grants: Partial<GrantStore> = {
+    find: (user) => statement('find', () => database.find(user)),
+    findMany: (users) => statement('findMany', () => database.findMany(users)),
+    arm: async (request) => {
+      const armed = await step('arm', () => {
+        const before = database.grants.get(request.user)
+        const result = database.arm(request)
+        if (result !== undefined) witness.armed(life, request, before)
+        return result
+      })
+      if (armed !== undefined) witness.mayPresent(life, request)
+      return armed
+    },
+    disarm: (end) =>
+      statement('disarm', () => {
+        witness.note(life, `disarm ${end.outcome}, ${end.stayArmed ? 'stays armed' : 'idle'}`)
+        database.disarm(end)
+      }),
+    store: (successor) =>
+      step('store', () => {
+        const result = database.store(successor)
+        witness.stored(life, successor, result)
+        return result
+      }),
+    finishSuperseded: (successor) =>
+      statement('finishSuperseded', () => database.finishSuperseded(successor)),
+    connect: (grant) =>
+      statement('connect', () => {
+        const connected = database.connect(grant)
+        if (connected) witness.connected(life, grant)
+        return connected
+      }),
+    close: (user, generation, revocation) =>
+      statement('close', () => {
+        const before = database.grants.get(user)
+        const closed = database.close(user, generation, revocation)
+        if (closed && before !== undefined) witness.closed(life, before)
+        return closed
+      }),
+    condemn: (user, generation, verdict) =>
+      statement('condemn', () => {
+        const before = database.grants.get(user)
+        database.condemn(user, generation, verdict)
+        const after = database.grants.get(user)
+        if (after !== before && after !== undefined) witness.condemned(life, after)
+      }),
+    evidence: (user, loginId, generation) =>
+      statement('evidence', () => database.evidence(user, loginId, generation)),
+    lastForcedSecondsAgo: (user) =>
+      statement('lastForced', () => database.lastForcedSecondsAgo(user)),
+    touch: (user) => statement('touch', () => database.touch(user)),
+  }
+  const replicas: ReplicaStore = {
+    heartbeat: (replica, boot) =>
+      statement('heartbeat', () => database.heartbeat(replica, boot)),
+    spoolDrained: (replica, boot) =>
+      statement('spoolDrained', () => {
+        witness.note(life, 'spool drained')
+        database.spoolDrained(replica, boot)
+      }),
+  }
+  const revocations: RevocationStore = {
+    add: (revocation) => statement('add', () => database.addRevocation(revocation)),
+    take: (limit, leaseSeconds) =>
+      statement('take', () => database.takeRevocations(limit, leaseSeconds)),
+    done: (id) => statement('done', () => database.revocationDone(id)),
+    retryLater: (id, delaySeconds) =>
+      statement('retryLater', () => database.retryRevocationLater(id, delaySeconds)),
+  }
+  return { grants: grants as GrantStore, replicas, revocations }
+}
+
+function databaseAway(): BrokerError {
+  return new BrokerError('temporarily_unavailable', 'The database cannot be reached.', {
+    retryAfterSeconds: 2,
+  })
+}

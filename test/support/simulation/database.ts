@@ -1,0 +1,336 @@
+// The stores of grants, replicas and revocations in memory: each function is one statement of src/postgres, word for
+// word in its meaning. test/grant-store.test.ts holds both against the same sequences of calls.
+// Statements are atomic here, as row locks and re-evaluated conditions make them there.
+
+import type { AttemptOutcome, Grant, UserKey } from '../../../src/grant.ts'
+import type {
+  ArmRequest,
+  Evidence,
+  GrantStore,
+  NewGrant,
+  NewRevocation,
+  Revocation,
+  StoreResult,
+  Successor,
+} from '../../../src/ports.ts'
+import type { GrantStoreSettings } from '../../../src/postgres/grant-store.ts'
+
+export interface AttemptRow {
+  attemptId: string
+  user: UserKey
+  loginId: string
+  generation: number
+  replica: string
+  boot: string
+  cause: string
+  armedAtMs: number
+  outcome: AttemptOutcome | null
+}
+
+interface ReplicaRow {
+  boot: string
+  seenAtMs: number
+  spoolDrainedAtMs: number | null
+}
+
+interface RevocationRow extends Revocation {
+  nextAttemptAtMs: number
+}
+
+export type GrantRow = Omit<Grant, 'readAt'>
+
+export type SimulatedDatabase = ReturnType<typeof createSimulatedDatabase>
+
+const DAY_MS = 86_400_000
+
+/** Makes an empty database. `nowMs` is its clock; `startedAtMs` when its server came up. */
+export function createSimulatedDatabase(settings: GrantStoreSettings, nowMs: () => number) {
+  const grants = new Map<UserKey, GrantRow>()
+  const attempts = new Map<string, AttemptRow>()
+  const replicas = new Map<string, ReplicaRow>()
+  const revocations = new Map<string, RevocationRow>()
+  const database = {
+    grants,
+    attempts,
+    replicas,
+    revocations,
+    startedAtMs: -Infinity,
+
+    find(user: UserKey): Grant | undefined {
+      const row = grants.get(user)
+      return row === undefined ? undefined : { ...row, readAt: new Date(nowMs()) }
+    },
+
+    findMany(users: readonly UserKey[]): Grant[] {
+      return users.flatMap((user) => database.find(user) ?? [])
+    },
+
+    arm(request: ArmRequest): { armedAt: Date } | undefined {
+      const row = grants.get(request.user)
+      const now = nowMs()
+      if (
+        row === undefined ||
+        row.loginId !== request.loginId ||
+        row.generation !== request.generation ||
+        row.state !== 'active' ||
+        (row.nextRetryAt !== null && row.nextRetryAt.getTime() > now) ||
+        (row.phase === 'armed' && !takeOverAllowed(row, request.replica, request.boot))
+      ) {
+        return undefined
+      }
+      const armedAt = new Date(now)
+      grants.set(request.user, {
+        ...row,
+        phase: 'armed',
+        attemptId: request.attemptId,
+        owner: request.replica,
+        ownerBoot: request.boot,
+        leaseUntil: new Date(now + request.leaseSeconds * 1000),
+      })
+      const { attemptId, user, loginId, generation, replica, boot, cause } = request
+      attempts.set(attemptId, {
+        ...{ attemptId, user, loginId, generation, replica, boot, cause },
+        armedAtMs: now,
+        outcome: null,
+      })
+      return { armedAt }
+    },
+
+    disarm(end: Parameters<GrantStore['disarm']>[0]): void {
+      const attempt = attempts.get(end.attemptId)
+      if (attempt !== undefined && attempt.outcome === null) attempt.outcome = end.outcome
+      const row = grants.get(end.user)
+      if (row?.attemptId !== end.attemptId || row.phase !== 'armed') return
+      grants.set(end.user, {
+        ...row,
+        phase: end.stayArmed ? 'armed' : 'idle',
+        nextRetryAt: new Date(nowMs() + end.retryInSeconds * 1000),
+        failureCount: row.failureCount + 1,
+      })
+    },
+
+    store(successor: Successor): StoreResult {
+      const row = grants.get(successor.user)
+      const ours =
+        row !== undefined && row.loginId === successor.loginId && row.state !== 'revoked'
+      const attempt = attempts.get(successor.attemptId)
+      if (!ours) return attempt?.outcome === 'granted' ? 'already_stored' : 'superseded'
+      if (row.generation >= successor.generation) return 'already_stored'
+      const now = nowMs()
+      grants.set(successor.user, {
+        ...row,
+        generation: successor.generation,
+        refreshTokenSealed: successor.refreshTokenSealed,
+        keyId: successor.keyId,
+        accessToken: successor.accessToken,
+        scope: successor.scope,
+        state: 'active',
+        stateReason: null,
+        phase: 'idle',
+        nextRetryAt: null,
+        failureCount: 0,
+        rotatedAt: new Date(now),
+        rollingExpiresAt: lifetimeFrom(now),
+      })
+      if (attempt !== undefined) attempt.outcome = 'granted'
+      return 'stored'
+    },
+
+    finishSuperseded(successor: Successor): void {
+      const attempt = attempts.get(successor.attemptId)
+      if (attempt !== undefined) attempt.outcome = 'granted'
+    },
+
+    connect(grant: NewGrant): boolean {
+      const row = grants.get(grant.user)
+      if (row !== undefined && row.generation !== grant.replaces) return false
+      const now = nowMs()
+      const requestedAtMs = now - grant.requestedSecondsAgo * 1000
+      const authenticatedAtMs = grant.authenticatedAt?.getTime() ?? now
+      grants.set(grant.user, {
+        user: grant.user,
+        loginId: grant.loginId,
+        state: 'active',
+        stateReason: null,
+        generation: grant.replaces + 1,
+        refreshTokenSealed: grant.refreshTokenSealed,
+        accessToken: grant.accessToken && {
+          ...grant.accessToken,
+          requestedAt: new Date(requestedAtMs),
+          expiresAt: new Date(requestedAtMs + grant.expiresInSeconds * 1000),
+        },
+        scope: grant.scope,
+        keyId: grant.keyId,
+        pageroIssuer: grant.pageroIssuer,
+        pageroSubject: grant.pageroSubject,
+        phase: 'idle',
+        attemptId: null,
+        owner: null,
+        ownerBoot: null,
+        leaseUntil: null,
+        nextRetryAt: null,
+        failureCount: 0,
+        authenticatedAt: new Date(authenticatedAtMs),
+        rotatedAt: new Date(now),
+        lastUsedAt: row?.lastUsedAt ?? null,
+        rollingExpiresAt: lifetimeFrom(now),
+        absoluteExpiresAt: lifetimeFrom(authenticatedAtMs),
+      })
+      queueRevocation(grant.revocation)
+      return true
+    },
+
+    close(user: UserKey, generation: number, revocation: NewRevocation | undefined): boolean {
+      const row = grants.get(user)
+      if (row?.generation !== generation || row.state === 'revoked') return false
+      grants.set(user, {
+        ...row,
+        state: 'revoked',
+        stateReason: 'disconnected',
+        refreshTokenSealed: null,
+        keyId: null,
+        accessToken: null,
+        phase: 'idle',
+        nextRetryAt: null,
+      })
+      queueRevocation(revocation)
+      return true
+    },
+
+    condemn(user: UserKey, generation: number, verdict: Parameters<GrantStore['condemn']>[2]) {
+      const row = grants.get(user)
+      if (row?.generation !== generation) return
+      if (row.state !== 'active' && row.state !== 'suspect') return
+      const { state, reason } = verdict
+      grants.set(user, { ...row, state, stateReason: reason, phase: 'idle' })
+    },
+
+    evidence(user: UserKey, loginId: string, generation: number): Evidence {
+      const now = nowMs()
+      const row = grants.get(user)
+      const login = [...attempts.values()].filter(
+        (one) => one.user === user && one.loginId === loginId,
+      )
+      const same = login.filter((one) => one.generation === generation)
+      const refused = same.filter(({ outcome }) => outcome === 'refused')
+      const firstRefusedAtMs = Math.min(...refused.map(({ armedAtMs }) => armedAtMs))
+      if (row === undefined) {
+        return {
+          unknownBefore: false,
+          refusals: 0,
+          successorMayComeBack: false,
+          laterGeneration: false,
+          lifetimeOver: false,
+        }
+      }
+      return {
+        unknownBefore:
+          refused.length > 0 &&
+          same.some(
+            ({ outcome, armedAtMs }) =>
+              (outcome === 'in_doubt' || outcome === null) && armedAtMs < firstRefusedAtMs,
+          ),
+        refusals: refused.length,
+        successorMayComeBack: same.some((one) => {
+          if (one.outcome !== null) return false
+          if (one.armedAtMs <= now - settings.zombieWaitSeconds * 1000) return false
+          const owner = replicas.get(one.replica)
+          return owner === undefined || owner.boot === one.boot || owner.spoolDrainedAtMs === null
+        }),
+        laterGeneration: login.some(
+          (one) =>
+            one.generation > generation ||
+            (one.generation === generation && one.outcome === 'granted'),
+        ),
+        lifetimeOver:
+          Math.min(row.rollingExpiresAt.getTime(), row.absoluteExpiresAt.getTime()) < now + DAY_MS,
+      }
+    },
+
+    lastForcedSecondsAgo(user: UserKey): number | undefined {
+      const forced = [...attempts.values()].filter(
+        (one) => one.user === user && one.cause === 'rejected',
+      )
+      if (forced.length === 0) return undefined
+      return (nowMs() - Math.max(...forced.map(({ armedAtMs }) => armedAtMs))) / 1000
+    },
+
+    touch(user: UserKey): void {
+      const row = grants.get(user)
+      if (row !== undefined) grants.set(user, { ...row, lastUsedAt: new Date(nowMs()) })
+    },
+
+    heartbeat: (replica: string, boot: string) => announce(replica, boot, false),
+    spoolDrained: (replica: string, boot: string) => announce(replica, boot, true),
+
+    addRevocation: queueRevocation,
+
+    takeRevocations(limit: number, leaseSeconds: number): Revocation[] {
+      const now = nowMs()
+      const due = [...revocations.values()].filter((one) => one.nextAttemptAtMs <= now)
+      return due
+        .toSorted((a, b) => a.nextAttemptAtMs - b.nextAttemptAtMs)
+        .slice(0, limit)
+        .map((one) => {
+          one.nextAttemptAtMs = now + leaseSeconds * 1000
+          return { ...one }
+        })
+    },
+
+    revocationDone(revocationId: string): void {
+      revocations.delete(revocationId)
+    },
+
+    retryRevocationLater(revocationId: string, delaySeconds: number): void {
+      const row = revocations.get(revocationId)
+      if (row === undefined) return
+      row.nextAttemptAtMs = nowMs() + delaySeconds * 1000
+      row.failureCount += 1
+    },
+  }
+
+  function takeOverAllowed(row: GrantRow, replica: string, boot: string): boolean {
+    const now = nowMs()
+    const leaseOver = (row.leaseUntil?.getTime() ?? Infinity) < now
+    if (row.owner === replica && row.ownerBoot === boot) {
+      const outcome = attempts.get(row.attemptId ?? '')?.outcome
+      if (leaseOver || outcome === 'in_doubt' || outcome === 'refused') return true
+    }
+    if (database.startedAtMs >= now - settings.databaseSettleSeconds * 1000) return false
+    const owner = replicas.get(row.owner ?? '')
+    if (owner !== undefined && owner.boot !== row.ownerBoot && owner.spoolDrainedAtMs !== null) {
+      return true
+    }
+    const seen =
+      owner !== undefined &&
+      owner.boot === row.ownerBoot &&
+      owner.seenAtMs > now - settings.heartbeatStaleSeconds * 1000
+    return leaseOver && !seen
+  }
+
+  function announce(replica: string, boot: string, drained: boolean): void {
+    const row = replicas.get(replica)
+    const same = row?.boot === boot
+    replicas.set(replica, {
+      boot,
+      seenAtMs: nowMs(),
+      spoolDrainedAtMs: (same ? row.spoolDrainedAtMs : null) ?? (drained ? nowMs() : null),
+    })
+  }
+
+  function queueRevocation(revocation: NewRevocation | undefined): void {
+    if (revocation === undefined || revocations.has(revocation.revocationId)) return
+    const { revocationId } = revocation
+    revocations.set(revocationId, { ...revocation, failureCount: 0, nextAttemptAtMs: nowMs() })
+  }
+
+  /** Calendar years only, as the setting's default; the 29th of February is left to PostgreSQL. */
+  function lifetimeFrom(atMs: number): Date {
+    const years = Number(/^P(\d+)Y$/.exec(settings.refreshTokenLifetime)?.[1])
+    const date = new Date(atMs)
+    date.setUTCFullYear(date.getUTCFullYear() + years)
+    return date
+  }
+
+  return database
+}

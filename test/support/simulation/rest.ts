@@ -1,0 +1,103 @@
+// What must hold once nothing goes wrong any more and everything has come to rest: every grant outside the irreducible
+// set is alive, every other is reported with its cause, and the ledger agrees with the authorization server.
+
+import type { UserKey } from '../../../src/grant.ts'
+import type { SimulatedServer } from './authorization-server.ts'
+import type { SimulatedDatabase } from './database.ts'
+import { secretOf } from './disk.ts'
+import type { Witness } from './witness.ts'
+
+/** Judges every grant of the run. */
+export function judgeAtRest(
+  witness: Witness,
+  database: SimulatedDatabase,
+  server: SimulatedServer,
+): void {
+  for (const user of database.grants.keys()) judgeGrant(witness, database, server, user)
+  judgeOrphans(witness, database, server)
+}
+
+function judgeGrant(
+  witness: Witness,
+  database: SimulatedDatabase,
+  server: SimulatedServer,
+  user: UserKey,
+): void {
+  const row = database.grants.get(user)
+  const login = witness.logins.get(user)
+  if (row === undefined || login === undefined || row.state === 'revoked') return
+  if (row.refreshTokenSealed === null) {
+    witness.violate('H4', `${user} has no refresh token any more`)
+    return
+  }
+  const token = secretOf(row.refreshTokenSealed)
+  const { family } = login
+  if (server.accepts(token) && row.state === 'active') {
+    if (row.phase === 'armed') witness.violate('rest', `the grant of ${user} is left armed`)
+    judgeLedger(witness, database, user)
+    return
+  }
+  const told = `${user} holds ${token}, ${row.state} (${row.stateReason}), family ${
+    family.ended ?? `at ${family.current}`
+  }`
+  const presented = witness.presentations.get(token) ?? []
+  const unknown = presented.some(({ outcome }) => outcome === undefined || outcome === 'in_doubt')
+  const refused = (witness.lies.get(token) ?? 0) + (unknown ? 1 : 0)
+  if (server.accepts(token)) {
+    // Two refusals without a reason, or one after an end that nobody knows: no client could tell.
+    if (refused < 2) witness.violate('H4', `${told}: it would be accepted`)
+    else witness.count('refused for no reason')
+    return
+  }
+  const reasons = witness.excuses.get(family)
+  if (family.ended === 'user') {
+    witness.count('revoked by the user')
+  } else if (reasons === undefined) {
+    witness.violate('H4', `${told}: lost outside the irreducible set`)
+  } else {
+    witness.count('lost')
+    if (row.stateReason !== 'rotation_lost') {
+      witness.violate('report', `${told}: the cause should be rotation_lost`)
+    }
+  }
+  if (row.state !== 'reauthentication_required') {
+    witness.violate('report', `${told}: the loss is not reported`)
+  }
+}
+
+/** H7: successes at the server, steps of the generation, and granted attempts in the ledger are the same number. */
+function judgeLedger(witness: Witness, database: SimulatedDatabase, user: UserKey): void {
+  const row = database.grants.get(user)
+  const login = witness.logins.get(user)
+  if (row === undefined || login === undefined) return
+  const granted = [...database.attempts.values()].filter(
+    (one) => one.loginId === login.loginId && one.outcome === 'granted',
+  ).length
+  const steps = row.generation - login.generation
+  const consumed = login.family.current - 1
+  if (granted !== steps || consumed !== steps) {
+    witness.violate(
+      'H7',
+      `${user}: ${consumed} tokens consumed, ${steps} generations, ${granted} granted attempts`,
+    )
+  }
+}
+
+/** Whatever was closed or replaced must be revoked at the server, late answers included. */
+function judgeOrphans(
+  witness: Witness,
+  database: SimulatedDatabase,
+  server: SimulatedServer,
+): void {
+  const inUse = new Set([...witness.logins.values()].map(({ family }) => family))
+  for (const row of database.grants.values()) {
+    const login = witness.logins.get(row.user)
+    if (row.state === 'revoked' && login !== undefined) inUse.delete(login.family)
+  }
+  for (const family of server.families) {
+    if (inUse.has(family) || family.ended !== undefined) continue
+    const token = `rt.${family.id}.${family.current}`
+    if (!witness.isHeld(token)) continue
+    witness.violate('revocation', `family ${family.id} is out of use and ${token} still accepted`)
+  }
+}

@@ -1,0 +1,354 @@
+// Sees everything that happens in a run and says when a rule of the protocol is broken. It knows the truth: who is
+// alive, who holds which token, what the authorization server has consumed. It takes nothing from the engine's word.
+// What holds once everything has come to rest is judged in rest.ts.
+
+import { fingerprintOf, type TokenOutcome } from '../../../src/grant.ts'
+import type { ArmRequest, NewGrant, StoreResult, Successor } from '../../../src/ports.ts'
+import type { Family, SimulatedServer, TokenCall } from './authorization-server.ts'
+import type { GrantRow, SimulatedDatabase } from './database.ts'
+import { type Disk, secretOf } from './disk.ts'
+import { EPOCH_MS, type Life } from './life.ts'
+
+/** Why a family may be lost: what no client can prevent (requirements 5.1), or what the take-over rule allows. */
+export type Excuse =
+  /** The successor was in nobody's hands any more: lost on the way, or with a process or disk. */
+  | 'successor_lost'
+  /** A request reached the server after its client had given it up. */
+  | 'stale_request'
+  /** The rule let another take over from an owner that was gone for longer than lease and heartbeat. */
+  | 'owner_absent'
+
+export interface WitnessWorld {
+  nowMs(): number
+  database: SimulatedDatabase
+  server: SimulatedServer
+  disks: Map<string, Disk>
+  /** The process that runs under the name now, if one does. */
+  running(replica: string): Life | undefined
+  unknownSettleSeconds: number
+  heartbeatSeconds: number
+  cacheTrustMs: number
+  staleLimitSeconds: number
+}
+
+interface Presentation {
+  call: TokenCall
+  endedAtMs: number
+  outcome: TokenOutcome['kind'] | undefined
+}
+
+/** From the delivery of an answer to the end of its fsync: 15 ms here at most, and 20 ms by requirements 5.1. */
+const FSYNC_MS_MAX = 20
+/** A process that has come back needs this long beyond a heartbeat to be seen by all. */
+const RETURN_MS = 3_000
+
+export type Witness = ReturnType<typeof createWitness>
+
+/** Makes the witness of one run; `attach` gives it the world before anything happens. */
+export function createWitness(nowMs: () => number, trace: ((line: string) => void) | undefined) {
+  let world!: WitnessWorld
+  const violations: string[] = []
+  const counts = new Map<string, number>()
+  const lives = new Map<string, Life>()
+  const names = new Map<string, string>()
+  const presentations = new Map<string, Presentation[]>()
+  /** Calls whose answer, on its way or delivered, holds this token. */
+  const holders = new Map<string, Set<TokenCall>>()
+  const deliveredAtMs = new Map<TokenCall, number>()
+  const stored = new Set<string>()
+  const spoolFailed = new Set<string>()
+  /** Tokens whose owner was absent when somebody else took over. */
+  const takenOver = new Set<string>()
+  const lies = new Map<string, number>()
+  const refusals = new Map<string, number>()
+  const mayPresent = new Map<string, ArmRequest>()
+  const excuses = new Map<Family, Set<Excuse>>()
+  const logins = new Map<string, { loginId: string; generation: number; family: Family }>()
+  const closedAtMs = new Map<Family, number>()
+
+  function note(life: Life | undefined, text: string): void {
+    trace?.(`${(nowMs() / 1000).toFixed(3).padStart(9)} s  ${nameOf(life)}  ${text}`)
+  }
+
+  function nameOf(life: Life | undefined): string {
+    if (life === undefined) return 'world'.padEnd(11)
+    if (!names.has(life.boot)) {
+      const earlier = [...lives.values()].filter(({ replica }) => replica === life.replica).length
+      names.set(life.boot, `${life.replica}#${earlier}`)
+    }
+    return (names.get(life.boot) ?? '').padEnd(11)
+  }
+
+  function violate(rule: string, text: string, life?: Life): void {
+    violations.push(`${rule}: ${text}`)
+    note(life, `VIOLATION of ${rule}: ${text}`)
+  }
+
+  const count = (name: string) => counts.set(name, (counts.get(name) ?? 0) + 1)
+
+  function excuse(family: Family, reason: Excuse): void {
+    const known = excuses.get(family) ?? new Set()
+    excuses.set(family, known.add(reason))
+    count(reason)
+    note(undefined, `family ${family.id} is past saving: ${reason}`)
+  }
+
+  const onDisk = (token: string) =>
+    [...world.disks.values()].some((disk) =>
+      [...disk.values()].some((entry) => secretOf(entry.refreshTokenSealed) === token),
+    )
+
+  const isHeld = (token: string) =>
+    stored.has(token) ||
+    [...(holders.get(token) ?? [])].some(({ life }) => !life.dead) ||
+    onDisk(token)
+
+  /** Whether the process can be reached by everybody, as far as anybody could know. */
+  function isPresent(life: Life): boolean {
+    if (life.dead || life.paused || life.cutOff) return false
+    return nowMs() - life.lastAbsentAtMs > world.heartbeatSeconds * 1000 + RETURN_MS
+  }
+
+  /** Judges the arming of a row that was armed before. */
+  function judgeTakeOver(life: Life, request: ArmRequest, before: GrantRow): void {
+    const token = request.tokenDigest.toString()
+    const owner = lives.get(before.ownerBoot ?? '')
+    if (owner === undefined || owner === life) return
+    count('taken over')
+    const now = nowMs()
+    const successor = world.running(owner.replica)
+    const announced = world.database.replicas.get(owner.replica)?.boot === successor?.boot
+    if (owner.dead && successor !== undefined && successor !== owner && announced) {
+      const disk = world.disks.get(owner.replica)
+      const spooled = [...(disk?.values() ?? [])].some(
+        (entry) => entry.loginId === before.loginId && entry.generation > before.generation,
+      )
+      if (!spooled) return
+      violate('take-over', 'the owner has restarted and its spool holds the successor', life)
+      return
+    }
+    const leaseUntilMs = (before.leaseUntil?.getTime() ?? Infinity) - EPOCH_MS
+    if (leaseUntilMs >= now) {
+      violate('take-over', 'the lease is not over and the owner has not restarted', life)
+    } else if (isPresent(owner)) {
+      violate('take-over', `the owner ${nameOf(owner)} is alive and connected`, life)
+    }
+    takenOver.add(token)
+  }
+
+  return {
+    violations,
+    counts,
+    excuses,
+    logins,
+    lies,
+    refusals,
+    closedAtMs,
+    takenOver,
+    presentations,
+    note,
+    count,
+    violate,
+    isHeld,
+    attach(given: WitnessWorld) {
+      world = given
+    },
+
+    // ── Processes ────────────────────────────────────────────────────────────────────────────────
+
+    started(life: Life) {
+      lives.set(life.boot, life)
+      note(life, 'starts')
+    },
+
+    died(life: Life) {
+      note(life, 'dies')
+      for (const [token, calls] of holders) {
+        for (const call of calls) {
+          if (call.life !== life) continue
+          const sinceMs = deliveredAtMs.get(call)
+          if (sinceMs === undefined || stored.has(token) || onDisk(token)) continue
+          const heldMs = nowMs() - sinceMs
+          const interrupted = life.lastAbsentAtMs >= sinceMs || life.paused
+          if (heldMs > FSYNC_MS_MAX && !spoolFailed.has(token) && !interrupted) {
+            violate('H4', `the answer was held for ${Math.round(heldMs)} ms and not spooled`, life)
+          }
+        }
+      }
+    },
+
+    // ── The database ─────────────────────────────────────────────────────────────────────────────
+
+    armed(life: Life, request: ArmRequest, before: GrantRow | undefined) {
+      note(
+        life,
+        `arms ${request.user} at generation ${request.generation}, cause ${request.cause}` +
+          (before?.phase === 'armed' ? `, taking over from ${before.owner}` : ''),
+      )
+      if (before?.phase === 'armed') judgeTakeOver(life, request, before)
+    },
+
+    mayPresent(life: Life, request: ArmRequest) {
+      mayPresent.set(`${life.boot} ${request.tokenDigest.toString()}`, request)
+    },
+
+    stored(life: Life, successor: Successor, result: StoreResult) {
+      const token = secretOf(successor.refreshTokenSealed)
+      note(life, `store of ${token} as generation ${successor.generation}: ${result}`)
+      if (result !== 'superseded') stored.add(token)
+      count(result)
+    },
+
+    spoolFailed(life: Life, successor: Successor) {
+      spoolFailed.add(secretOf(successor.refreshTokenSealed))
+      note(life, 'write into the spool fails')
+    },
+
+    connected(life: Life, grant: NewGrant) {
+      const token = secretOf(grant.refreshTokenSealed)
+      const family = world.server.familyOf(token)
+      stored.add(token)
+      logins.set(grant.user, { loginId: grant.loginId, generation: grant.replaces + 1, family })
+      note(life, `login of ${grant.user} is stored with ${token}`)
+    },
+
+    closed(life: Life, before: GrantRow) {
+      note(life, `grant of ${before.user} is closed`)
+    },
+
+    condemned(life: Life, row: GrantRow) {
+      note(life, `grant of ${row.user} becomes ${row.state}: ${row.stateReason}`)
+      count(row.state)
+      const token = secretOf(row.refreshTokenSealed ?? Buffer.alloc(0))
+      const refused = refusals.get(token) ?? 0
+      const unknown = (presentations.get(token) ?? []).some(
+        ({ outcome }) => outcome === undefined || outcome === 'in_doubt' || outcome === 'granted',
+      )
+      if (refused === 0) violate('verdict', 'the server never refused the token', life)
+      else if (refused < 2 && !unknown) violate('verdict', 'the refusal was not confirmed', life)
+    },
+
+    // ── The authorization server ─────────────────────────────────────────────────────────────────
+
+    sent(call: TokenCall) {
+      const { life, token } = call
+      note(life, `presents ${token}${call.fault === 'none' ? '' : `, fault ${call.fault}`}`)
+      const intent = mayPresent.get(`${life.boot} ${token}`)
+      mayPresent.delete(`${life.boot} ${token}`)
+      const entry = world.database.attempts.get(intent?.attemptId ?? '')
+      if (entry === undefined) violate('intent', `${token} is presented without one`, life)
+      const earlier = presentations.get(token) ?? []
+      for (const { call: one, endedAtMs, outcome } of earlier) {
+        if (takenOver.has(token)) break
+        if (one.open && !one.life.dead) {
+          violate('H2', `${token} is presented while ${nameOf(one.life)} presents it`, life)
+        } else if (outcome === 'granted' && !one.life.dead) {
+          violate('H1', `${token} is presented although its successor is at hand`, life)
+        } else if (
+          outcome === 'in_doubt' &&
+          nowMs() - endedAtMs < world.unknownSettleSeconds * 1000
+        ) {
+          violate('H1', `${token} is presented again before the settle delay`, life)
+        }
+      }
+      presentations.set(token, [...earlier, { call, endedAtMs: Infinity, outcome: undefined }])
+      count('presented')
+    },
+
+    ended(call: TokenCall, outcome: TokenOutcome) {
+      note(call.life, `ends with ${outcome.kind}${'reason' in outcome ? `, ${outcome.reason}` : ''}`)
+      count(outcome.kind)
+      const presentation = presentations.get(call.token)?.find((one) => one.call === call)
+      if (presentation !== undefined) {
+        presentation.outcome = outcome.kind
+        presentation.endedAtMs = nowMs()
+      }
+      if (outcome.kind === 'refused') {
+        refusals.set(call.token, (refusals.get(call.token) ?? 0) + 1)
+      }
+      if (outcome.kind === 'granted') {
+        deliveredAtMs.set(call, nowMs())
+        return
+      }
+      for (const calls of holders.values()) calls.delete(call)
+    },
+
+    lost(call: TokenCall) {
+      for (const calls of holders.values()) calls.delete(call)
+    },
+
+    consumed(call: TokenCall, family: Family, successor: string) {
+      note(undefined, `the server consumes ${call.token} and issues ${successor}`)
+      count('consumed')
+      family.consumedAtMs = nowMs()
+      if (call.open && !call.life.dead) holders.set(successor, new Set([call]))
+    },
+
+    replayed(call: TokenCall, successor: string) {
+      note(undefined, `the server replays ${successor} for ${call.token}`)
+      count('replayed')
+      if (!call.open || call.life.dead) return
+      holders.set(successor, (holders.get(successor) ?? new Set()).add(call))
+    },
+
+    reused(call: TokenCall, family: Family, successor: string) {
+      note(undefined, `the server sees ${call.token} again, family ${family.ended ?? 'kept'}`)
+      count('reused')
+      if (!call.open || call.life.dead) {
+        if (family.ended !== undefined) excuse(family, 'stale_request')
+      } else if (!isHeld(successor)) {
+        excuse(family, 'successor_lost')
+      } else if (takenOver.has(call.token)) {
+        if (family.ended !== undefined) excuse(family, 'owner_absent')
+      } else {
+        violate('H1', `${call.token} is presented although ${successor} is held`, call.life)
+      }
+    },
+
+    lied(call: TokenCall) {
+      note(undefined, `the server refuses ${call.token} for no reason`)
+      lies.set(call.token, (lies.get(call.token) ?? 0) + 1)
+    },
+
+    revoked(life: Life, family: Family, token: string) {
+      note(life, `has ${token} revoked`)
+      for (const row of world.database.grants.values()) {
+        if (row.refreshTokenSealed === null || row.state === 'revoked') continue
+        if (world.server.familyOf(secretOf(row.refreshTokenSealed)) !== family) continue
+        violate('revocation', `the grant of ${row.user} is in use and its token revoked`, life)
+      }
+    },
+
+    // ── Callers ──────────────────────────────────────────────────────────────────────────────────
+
+    /** A caller that asked at `askedAtMs` got this token. */
+    served(
+      life: Life,
+      user: string,
+      askedAtMs: number,
+      token: { accessToken: string; fingerprint: string },
+      minTtlSeconds: number,
+    ) {
+      count('served')
+      const issued = world.server.accessTokens.get(token.accessToken)
+      if (issued === undefined || token.fingerprint !== fingerprintOf(token.accessToken)) {
+        violate('H3', `${token.accessToken} was never issued`, life)
+        return
+      }
+      const { family, refreshToken, expiresAtMs } = issued
+      if (family.user !== user) violate('H5', `${user} gets a token of ${family.user}`, life)
+      const leftMs = expiresAtMs - nowMs()
+      if (leftMs <= 0 || leftMs < minTtlSeconds * 1000) {
+        violate('H3', `the served token has ${leftMs} ms left of ${minTtlSeconds} s asked`, life)
+      }
+      if (!stored.has(refreshToken) && !onDisk(refreshToken)) {
+        violate('served before stored', `${refreshToken} is nowhere but in memory`, life)
+      }
+      const sinceMs = closedAtMs.get(family)
+      const away = nowMs() - life.databaseFailedAtMs <= world.staleLimitSeconds * 1000
+      if (sinceMs !== undefined && askedAtMs > sinceMs + world.cacheTrustMs && !away) {
+        violate('H6', `a token of ${user} is served after the grant was closed`, life)
+      }
+    },
+  }
+}
