@@ -50,7 +50,13 @@ export type AccessTokenSettings = Pick<
   | 'defaultMinTtlSeconds'
   | 'callerWaitSeconds'
   | 'forcedIntervalSeconds'
-> & { publicUrl: string; tokenCacheTrustMs: number; staleLimitSeconds: number }
+> & {
+  publicUrl: string
+  tokenCacheTrustMs: number
+  staleLimitSeconds: number
+  /** Grants kept in memory; the cache takes its room at once. Undefined is its default. */
+  tokenCacheMax?: number
+}
 
 /** A grant's last use is noted at most this often by one process. */
 const TOUCH_INTERVAL_MS = 60_000

@@ -11,9 +11,11 @@ const FAILURE_WINDOW_MS = 10_000
 
 export interface Breaker {
   /**
-   * Lets a call pass, or says why not.
+   * Says at once that a call would not pass.
    * @throws BrokerError `client_rejected_by_pagero` or `temporarily_unavailable` while open
    */
+  check(): void
+  /** Lets a call pass, as the one probe if the breaker is open. Errors as `check`. */
   admit(): void
   /** Takes note of what came of a call. */
   report(outcome: TokenOutcome): void
@@ -35,22 +37,27 @@ export function createBreaker(
     open = { fault, nextProbeAtMs: clock.monotonicMs() + settings.breakerProbeSeconds * 1000 }
   }
 
+  function check(): void {
+    if (open === undefined) return
+    const waitMs = open.nextProbeAtMs - clock.monotonicMs()
+    if (waitMs <= 0) return
+    const retryAfterSeconds = Math.max(1, waitMs / 1000)
+    throw open.fault === 'rejected_client'
+      ? clientRejected(retryAfterSeconds)
+      : new BrokerError(
+          'temporarily_unavailable',
+          'Pagero does not answer at the moment. The grant is intact.',
+          { retryAfterSeconds },
+        )
+  }
+
   return {
+    check,
     admit() {
-      if (open === undefined) return
-      const nowMs = clock.monotonicMs()
-      if (nowMs >= open.nextProbeAtMs) {
-        open.nextProbeAtMs = nowMs + settings.breakerProbeSeconds * 1000
-        return
+      check()
+      if (open !== undefined) {
+        open.nextProbeAtMs = clock.monotonicMs() + settings.breakerProbeSeconds * 1000
       }
-      const retryAfterSeconds = Math.max(1, (open.nextProbeAtMs - nowMs) / 1000)
-      throw open.fault === 'rejected_client'
-        ? clientRejected(retryAfterSeconds)
-        : new BrokerError(
-            'temporarily_unavailable',
-            'Pagero does not answer at the moment. The grant is intact.',
-            { retryAfterSeconds },
-          )
     },
 
     report(outcome) {

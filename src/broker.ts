@@ -16,7 +16,12 @@ import { startPeriodic } from './periodic.ts'
 import type { Log, Ports } from './ports.ts'
 import { createAttemptStore } from './postgres/attempt-store.ts'
 import { type Database, openDatabase } from './postgres/database.ts'
-import { claimDatabase, readDeploymentId, readKeyIdsInUse } from './postgres/deployment.ts'
+import {
+  claimDatabase,
+  findUnsafeSettings,
+  readDeploymentId,
+  readKeyIdsInUse,
+} from './postgres/deployment.ts'
 import { startEmbeddedPostgres } from './postgres/embedded.ts'
 import { createGrantStore } from './postgres/grant-store.ts'
 import { createImportStore } from './postgres/import-store.ts'
@@ -104,6 +109,8 @@ export async function startBroker(
     // A copy, or a restored database: whoever else uses its tokens would lose them to us, or we to them.
     const held = (await claimDatabase(database)) === 'another'
     if (held) log.error('database_not_accepted', { reason: 'run: broker accept-database' })
+    const unsafe = await findUnsafeSettings(database)
+    if (unsafe.length > 0) log.error('database_may_forget', { reason: `${unsafe.join(', ')} off` })
     const missingKeys = await findMissingKeys(config, database, log)
 
     const callers = await createCallers(config.callersFile, ports)
@@ -208,6 +215,10 @@ export async function startBroker(
         },
         deployment: async () =>
           held ? 'the database is a copy or was restored, and is not accepted yet' : undefined,
+        durability: async () =>
+          unsafe.length === 0 || config.allowUnsafeDatabase
+            ? undefined
+            : `commits may be forgotten: ${unsafe.join(', ')} off`,
         keys: async () => missingKeys,
         spool: async () => {
           if (!antiEntropy.drained()) return 'not drained yet'

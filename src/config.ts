@@ -75,6 +75,8 @@ export interface ListenerSettings {
 export interface Config {
   databaseUrl: Secret | undefined
   migrateAtStart: boolean
+  /** Serve although the database may forget a commit. */
+  allowUnsafeDatabase: boolean
   pagero: PageroSettings
   refresh: RefreshSettings
   /** What browsers see: an origin, no trailing slash. */
@@ -144,6 +146,7 @@ export function readConfig(
   const refresh = readRefresh(reader)
   const config: Config = {
     databaseUrl: optional('DATABASE_URL', databaseUrl),
+    allowUnsafeDatabase: withDefault('ALLOW_UNSAFE_DATABASE', oneOf('true', 'false')) === 'true',
     migrateAtStart: withDefault('MIGRATE_AT_START', oneOf('true', 'false')) === 'true',
     pagero,
     refresh,

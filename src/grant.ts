@@ -29,7 +29,7 @@ export const GRANT_STATES = ['active', 'suspect', 'reauthentication_required', '
 export type GrantState = (typeof GRANT_STATES)[number]
 
 /** Why a grant died: told by the ledger, not guessed from an error text. */
-const DEATH_CAUSES = [
+export const DEATH_CAUSES = [
   'revoked_or_expired',
   'rotation_lost',
   'restored_database',

@@ -119,9 +119,11 @@ export function createRefresher(
       }
       refuseUnspendable(grant)
       if (grant.state === 'suspect') throw await judgeSuspect(grant)
-      breaker.admit()
+      breaker.check()
       const release = await slots.take()
       try {
+        // It may have opened while this grant waited for its turn.
+        breaker.admit()
         const attempt = await arm(grant, cause)
         if (attempt !== undefined) {
           await spend(grant, attempt, answer)

@@ -26,6 +26,12 @@ export const SETTINGS = [
       '`false`: `broker migrate` is run apart, and a start without its migrations is refused.',
   },
   {
+    name: 'ALLOW_UNSAFE_DATABASE',
+    default: 'false',
+    meaning:
+      '`true` starts on a PostgreSQL that may forget a commit (`fsync`, `full_page_writes` or `synchronous_commit` off). Every refresh is then a grant at risk: for tests alone.',
+  },
+  {
     name: 'ENCRYPTION_KEYS',
     default: undefined,
     required: true,

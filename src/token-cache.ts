@@ -43,11 +43,11 @@ const GRANTS_MAX = 100_000
 /** Makes the cache of a process. */
 export function createTokenCache(
   ports: Pick<Ports, 'clock' | 'sealer' | 'grants'>,
-  settings: { tokenCacheTrustMs: number; staleLimitSeconds: number },
+  settings: { tokenCacheTrustMs: number; staleLimitSeconds: number; tokenCacheMax?: number },
 ): TokenCache {
   const { clock, sealer } = ports
   const readGrant = createGrantReader(ports)
-  const known = new LRUCache<UserKey, KnownGrant>({ max: GRANTS_MAX })
+  const known = new LRUCache<UserKey, KnownGrant>({ max: settings.tokenCacheMax ?? GRANTS_MAX })
 
   async function read(user: UserKey): Promise<KnownGrant> {
     const cached = known.get(user)

@@ -59,6 +59,7 @@ t.test('four settings are enough, and the others have the documented defaults', 
   t.match(config, {
     databaseUrl: undefined,
     migrateAtStart: true,
+    allowUnsafeDatabase: false,
     pagero: {
       clientId: 'client',
       clientSecretNext: undefined,

@@ -2,7 +2,7 @@
 
 import { Client } from 'pg'
 import t from 'tap'
-import { acceptDatabase, claimDatabase } from '../src/postgres/deployment.ts'
+import { acceptDatabase, claimDatabase, findUnsafeSettings } from '../src/postgres/deployment.ts'
 import { openDatabase } from '../src/postgres/database.ts'
 import { Secret } from '../src/secret.ts'
 import { silentLog } from './support/database.ts'
@@ -34,3 +34,25 @@ t.test('a copy is not the deployment’s own database until an operator accepts 
   await acceptDatabase(copy)
   t.equal(await claimDatabase(copy), 'ours')
 })
+
+t.test(
+  'settings under which a commit may be forgotten are named, also those of the database alone',
+  async (t) => {
+    const { database, url } = await setScene(t)
+    // The tests' own server runs with all three off, for speed.
+    t.strictSame(await findUnsafeSettings(database), [
+      'fsync',
+      'full_page_writes',
+      'synchronous_commit',
+    ])
+    await database.pool.query(
+      `do $$ begin execute format('alter database %I set synchronous_commit = on', current_database()); end $$`,
+    )
+    const later = openDatabase(
+      { url: new Secret(url), poolMax: 1, applicationName: 'test' },
+      silentLog,
+    )
+    t.teardown(() => later.close())
+    t.strictSame(await findUnsafeSettings(later), ['fsync', 'full_page_writes'])
+  },
+)

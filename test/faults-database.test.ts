@@ -55,7 +55,9 @@ async function recovered(replica: Replica, user: string): Promise<void> {
 
 const postgres = await startOwnPostgres(t)
 const fleet = await setFleet({ url: postgres.url(), test: t })
-const replica = await fleet.add({ env: { STALE_LIMIT_SECONDS: '4', REFRESH_CONCURRENCY: '50' } })
+const replica = await fleet.add({
+  env: { STALE_LIMIT_SECONDS: '4', REFRESH_CONCURRENCY: '50', ANTI_ENTROPY_SECONDS: '2' },
+})
 const names = Array.from({ length: 50 }, (_, i) => `user-${i}`)
 const [user = ''] = names
 await fleet.connect(names)
@@ -133,17 +135,15 @@ t.test('a connection that is cut around a statement repeats no call', async (t) 
 })
 
 t.test('a row that went back to an earlier generation is repaired, not presented', async (t) => {
-  for (const pauseMs of [0, 1_000]) {
+  for (const pauseMs of [0, 3_000]) {
     await t.test(`asked after ${pauseMs} ms`, async (t) => {
       await fleet.database.pool.query('drop table if exists grants_before')
       await fleet.database.pool.query('create table grants_before as select * from grants')
       await fleet.expire([user])
       t.equal((await replica.token(user)).status, 200)
-      const { generation } = await fleet.row(user)
-      await fleet.expire([user])
       const before = fleet.refreshes().length
+      await fleet.expire([user])
       await setBack(fleet, user)
-      t.equal((await fleet.row(user)).generation, generation - 1)
       await delay(pauseMs)
       await recovered(replica, user)
       await fleet.expire([user])

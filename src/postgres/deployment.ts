@@ -44,6 +44,17 @@ export function claimDatabase({ db }: Pick<Database, 'db'>): Promise<'ours' | 'a
   })
 }
 
+/** Names those settings of the server, role or database under which a commit may be forgotten. */
+export function findUnsafeSettings({ db }: Pick<Database, 'db'>): Promise<string[]> {
+  return throughDatabase(async () => {
+    const { rows } = await sql<{ name: string }>`
+      select name from pg_settings
+      where name in ('fsync', 'full_page_writes', 'synchronous_commit') and setting = 'off'
+      order by name`.execute(db)
+    return rows.map(({ name }) => name)
+  })
+}
+
 /** Makes the database's present identity the deployment's: the operator's word that nothing else uses its tokens. */
 export function acceptDatabase({ db }: Pick<Database, 'db'>): Promise<void> {
   return throughDatabase(async () => {

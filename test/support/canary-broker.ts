@@ -102,6 +102,7 @@ export async function startCanaryBroker(test: Test): Promise<CanaryBroker> {
     LOG_LEVEL: 'trace',
     REPLICA_NAME: 'canary',
     DATABASE_URL: url,
+    ALLOW_UNSAFE_DATABASE: 'true',
     ENCRYPTION_KEYS: `k1:${secrets.encryptionKey.toString('base64')}`,
     PAGERO_CLIENT_ID: CLIENT_ID,
     PAGERO_CLIENT_SECRET: secrets.clientSecret,

@@ -137,6 +137,7 @@ export async function setFleet(
   let named = 0
   const env = {
     DATABASE_URL: toDatabase.through(options.url),
+    ALLOW_UNSAFE_DATABASE: 'true',
     ENCRYPTION_KEYS: `${KEY_ID}:${key.toString('base64')}`,
     CALLERS_FILE: caller.file,
     PAGERO_CLIENT_ID: CLIENT_ID,

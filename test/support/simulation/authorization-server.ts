@@ -2,7 +2,7 @@
 // which the newest is accepted; its parent is answered with the same successor within the grace, if there is one.
 // What reaches the engine has gone through the production code that reads token answers.
 
-import type { TokenOutcome } from '../../../src/grant.ts'
+import { DEFAULT_ACCESS_TOKEN_LIFE_SECONDS, type TokenOutcome } from '../../../src/grant.ts'
 import type { AuthorizationServer } from '../../../src/ports.ts'
 import type { SendResult } from '../../../src/send-once.ts'
 import { readTokenAnswer } from '../../../src/token-answer.ts'
@@ -62,10 +62,13 @@ export function createSimulatedServer(
     return { family, number: Number(number) }
   }
 
-  function issue(family: Family): { access_token: string; refresh_token: string } {
+  /** An answer of which `expires_in` may be cut off is taken to say what the server documents. */
+  function issue(family: Family, fault: TokenCallFault = 'none') {
     const accessToken = `at.${family.user}.${family.id}.${accessTokens.size}`
     const refreshToken = refreshTokenOf(family, family.current)
-    const expiresAtMs = scheduler.nowMs() + settings.accessTokenLifeSeconds * 1000
+    const lifeSeconds =
+      fault === 'answer_cut' ? DEFAULT_ACCESS_TOKEN_LIFE_SECONDS : settings.accessTokenLifeSeconds
+    const expiresAtMs = scheduler.nowMs() + lifeSeconds * 1000
     accessTokens.set(accessToken, { family, refreshToken, expiresAtMs })
     return { access_token: accessToken, refresh_token: refreshToken }
   }
@@ -79,12 +82,12 @@ export function createSimulatedServer(
       family.current += 1
       family.consumedAtMs = nowMs
       witness.consumed(call, family, refreshTokenOf(family, family.current))
-      return success(issue(family))
+      return success(issue(family, call.fault))
     }
     const isParent = number === family.current - 1
     if (isParent && nowMs <= family.consumedAtMs + settings.graceSeconds * 1000) {
       witness.replayed(call, refreshTokenOf(family, family.current))
-      return success(issue(family))
+      return success(issue(family, call.fault))
     }
     if (settings.punishesReuse) family.ended = 'reuse'
     witness.reused(call, family, refreshTokenOf(family, number + 1))

@@ -73,6 +73,7 @@ export function startReplica(
     ...settings,
     publicUrl: 'https://broker.example',
     tokenCacheTrustMs: settings.cacheTrustMs,
+    tokenCacheMax: 10,
   })
   const beat = () => ports.replicas.heartbeat(life.replica, life.boot)
   const revoker = createRevoker(ports)

@@ -40,8 +40,12 @@ function judgeGrant(
   const told = `${user} holds ${token}, ${row.state} (${row.stateReason}), family ${
     family.ended ?? `at ${family.current}`
   }`
-  const presented = witness.presentations.get(token) ?? []
-  const unknown = presented.some(({ outcome }) => outcome === undefined || outcome === 'in_doubt')
+  const unknown = [...database.attempts.values()].some(
+    (one) =>
+      one.loginId === row.loginId &&
+      one.generation === row.generation &&
+      (one.outcome === null || one.outcome === 'in_doubt'),
+  )
   const refused = (witness.lies.get(token) ?? 0) + (unknown ? 1 : 0)
   if (server.accepts(token)) {
     // Two refusals without a reason, or one after an end that nobody knows: no client could tell.
@@ -49,10 +53,12 @@ function judgeGrant(
     else witness.count('refused for no reason')
     return
   }
-  const reasons = witness.excuses.get(family)
+  const irreducible =
+    witness.excuses.has(family) ||
+    (family.ended === undefined && !witness.isHeld(`rt.${family.id}.${family.current}`))
   if (family.ended === 'user') {
     witness.count('revoked by the user')
-  } else if (reasons === undefined) {
+  } else if (!irreducible) {
     witness.violate('H4', `${told}: lost outside the irreducible set`)
   } else {
     witness.count('lost')

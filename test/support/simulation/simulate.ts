@@ -312,7 +312,7 @@ export async function simulate(seed: number, options: SimulationOptions = {}): P
     plan(profile.revocations, () => withAny((_replica, user) => revokeAsUser(user)))
     plan(profile.kills / 2, () => withAny(({ life }) => kill(life)))
     await scheduler.run({ untilMs: nowMs() + TROUBLED_MS, done: violated })
-    cease()
+    if (!violated()) cease()
     await scheduler.run({ untilMs: nowMs() + CALM_MS, done: violated })
     const sinceMs = EPOCH_MS + nowMs()
     for (const user of users) if (!violated()) await askUntilAnswered(user, sinceMs)

@@ -1,0 +1,17 @@
+// The command line of the measurements: `npm run bench -- token`. Each prints a table of ratios, taken side by side in
+// one run on one machine: absolute figures do not carry over from one machine to another, ratios nearly do.
+
+import { measureTokenPath } from './token.ts'
+
+const MEASUREMENTS: Readonly<Record<string, () => Promise<void>>> = {
+  token: measureTokenPath,
+}
+
+const [name = ''] = process.argv.slice(2)
+const measure = MEASUREMENTS[name]
+if (measure === undefined) {
+  process.stderr.write(`Say which: npm run bench -- ${Object.keys(MEASUREMENTS).join(' | ')}\n`)
+  process.exitCode = 2
+} else {
+  await measure()
+}
