@@ -104,11 +104,13 @@ create table replicas (
   boot uuid not null,
   booted_at timestamptz not null default clock_timestamp(),
   seen_at timestamptz not null default clock_timestamp(),
+  steady_since timestamptz not null default clock_timestamp(),
   spool_drained_at timestamptz
 );
 comment on table replicas is 'Every replica, by its stable name.';
 comment on column replicas.boot is 'Made at each start of the process.';
 comment on column replicas.seen_at is 'Last heartbeat.';
+comment on column replicas.steady_since is 'Since when the heartbeats of this boot have come without a gap: from then on, the missing heartbeat of another says something.';
 comment on column replicas.spool_drained_at is 'When this boot had applied everything its spool held. Null until then.';
 
 create table revocations (

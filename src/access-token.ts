@@ -90,7 +90,11 @@ export function createAccessTokens(
       return answerOf(token)
     }
     try {
-      return await refreshed(user, known, asked === undefined ? 'expiry' : 'min_ttl')
+      const answer = await refreshed(user, known, asked === undefined ? 'expiry' : 'min_ttl')
+      // What another replica stored may have been on the way, or this process stopped, for most of its life.
+      if (asked !== undefined && answer.expiresInSeconds < Math.floor(asked))
+        throw stillRefreshing()
+      return answer
     } catch (error) {
       // A token that still lives is better than none; a life asked for aloud is a promise.
       const useful = asked === undefined && secondsLeft(token) > 0 && isPassing(error)

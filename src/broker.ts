@@ -102,7 +102,7 @@ export async function startBroker(
       revocations: createRevocationStore(database.db),
       loginTransactions: createLoginTransactionStore(database.db),
       sessions: createSessionStore(database.db),
-      replicas: createReplicaStore(database.db),
+      replicas: createReplicaStore(database.db, config.refresh),
       authorizationServer: createAuthorizationServer(config.pagero, { clock, log }),
       spool: await createSpool(config.spoolDir, log),
     })

@@ -152,7 +152,10 @@ export interface NewGrant {
 
 /** Forensics of a refusal: why a refresh token may be dead, as far as the ledger can tell. */
 export interface Evidence {
-  /** An earlier attempt presented this very token and its end is unknown. */
+  /**
+   * An earlier attempt presented this very token and its end is unknown; or its predecessor was presented once more
+   * after the attempt that brought this one, and refused.
+   */
   unknownBefore: boolean
   /** Refusals of this token so far, the newest included. */
   refusals: number
@@ -192,11 +195,14 @@ export interface GrantStore {
   connect(grant: NewGrant): Promise<boolean>
   /** Closes the grant at `generation`, ends its sessions, queues the revocation; false when the row has moved on. */
   close(user: UserKey, generation: number, revocation: NewRevocation | undefined): Promise<boolean>
-  /** Gives a verdict on the grant at `generation`: no token of it is presented any more. Nothing is deleted. */
+  /**
+   * Gives a verdict on the grant at `generation`: unless that is `active`, no token of it is presented any more.
+   * Nothing is deleted.
+   */
   condemn(
     user: UserKey,
     generation: number,
-    verdict: { state: 'suspect' | 'reauthentication_required'; reason: string },
+    verdict: { state: Exclude<GrantState, 'revoked'>; reason: string | null },
   ): Promise<void>
   /** What the ledger knows of the presentations of one generation. */
   evidence(user: UserKey, loginId: string, generation: number): Promise<Evidence>

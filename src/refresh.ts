@@ -20,11 +20,11 @@ import {
   reauthenticationRequired,
   refuseDead,
 } from './live-token.ts'
-import type { Evidence, Ports } from './ports.ts'
+import type { Evidence, Ports, Successor } from './ports.ts'
 import { revokeSuperseded } from './revocation.ts'
 import { createSlots } from './slots.ts'
 import { sealSuccessor, type SpentAttempt } from './successor.ts'
-import { causeOfDeath, retryDelaySeconds } from './verdict.ts'
+import { causeOfDeath, needsConfirming, retryDelaySeconds } from './verdict.ts'
 
 export interface Refresher {
   /**
@@ -81,6 +81,8 @@ export function createRefresher(
   const breaker = createBreaker({ clock, log }, settings)
   const slots = createSlots(settings.concurrency)
   const stopping = new AbortController()
+  /** What this process got for a user while the spool keeps it: a row behind that has lost a commit. Oldest first. */
+  const newest = new Map<UserKey, { loginId: string; generation: number; untilMs: number }>()
   /** After a write into the spool has failed, nothing is armed until one succeeds. */
   let spoolBroken = false
 
@@ -118,6 +120,7 @@ export function createRefresher(
         return
       }
       refuseUnspendable(grant)
+      refuseBehind(grant)
       if (grant.state === 'suspect') throw await judgeSuspect(grant)
       breaker.check()
       const release = await slots.take()
@@ -142,6 +145,29 @@ export function createRefresher(
     }
   }
 
+  /**
+   * A failover may take a confirmed commit back. The row's token is spent then, and its successor waits in the spool
+   * for the next pass over it.
+   */
+  function refuseBehind({ user, loginId, generation }: Grant): void {
+    const last = newest.get(user)
+    if (last?.loginId !== loginId || last.generation <= generation) return
+    if (last.untilMs < clock.monotonicMs()) return
+    log.error('grant_went_back', { user, generation })
+    throw unavailable('The database has lost the newest token; it is being put back.', 5)
+  }
+
+  function remember({ user, loginId, generation }: Successor): void {
+    const nowMs = clock.monotonicMs()
+    for (const [past, { untilMs }] of newest) {
+      if (untilMs >= nowMs) break
+      newest.delete(past)
+    }
+    newest.delete(user)
+    const untilMs = nowMs + settings.spoolRetentionSeconds * 1000
+    newest.set(user, { loginId, generation, untilMs })
+  }
+
   /** Write-ahead intent: undefined when the row is not ours to arm now. */
   async function arm(grant: Grant, cause: RefreshCause): Promise<Attempt | undefined> {
     const context = grantSealContext('refresh_token_sealed', grant)
@@ -164,11 +190,21 @@ export function createRefresher(
       })
       return armed && { attemptId, refreshToken, armedAt: armed.armedAt, armingAtMs, cause }
     } catch (error) {
-      // It may have been written all the same. Nothing was sent, so it is taken back as soon as that can be done.
-      const { user } = grant
-      void persist('grant_store_failed', user, () => grants.disarm(notSent(user, attemptId)))
+      // It may have been written all the same, or be written yet.
+      void takeBack(grant.user, attemptId)
       throw error
     }
+  }
+
+  /** Disarms an attempt whose request was never sent, as soon as that can be done. */
+  async function takeBack(user: UserKey, attemptId: string): Promise<void> {
+    const disarm = () =>
+      persist('grant_store_failed', user, () => grants.disarm(notSent(user, attemptId)))
+    await disarm()
+    // A statement that was given up may be carried out after the one that takes it back. While this process lives
+    // nobody else frees the row, so it is done again once nothing can be on its way any more.
+    await clock.sleep(settings.leaseSeconds * 1000, stopping.signal)
+    if (!stopping.signal.aborted) await disarm()
   }
 
   async function requireSpool(): Promise<void> {
@@ -221,6 +257,7 @@ export function createRefresher(
     answer: Answer,
   ): Promise<void> {
     const { successor, token } = sealSuccessor(sealer, grant, attempt, outcome, durationMs)
+    remember(successor)
     const serve = () =>
       token === undefined
         ? answer.fail(unavailable('Pagero answered without an access token. Try again.', 1))
@@ -269,6 +306,8 @@ export function createRefresher(
         stayArmed: true,
       }),
     )
+    // If the verdict is not reached here, for want of a database, this process must come back to it.
+    void recover(grant, settings.leaseSeconds)
     const readAtMs = clock.monotonicMs()
     const current = await mustFind(grant.user)
     if (current.loginId !== grant.loginId || current.generation > grant.generation) {
@@ -276,8 +315,7 @@ export function createRefresher(
       return
     }
     const evidence = await grants.evidence(grant.user, grant.loginId, grant.generation)
-    const confirm = !evidence.unknownBefore && evidence.refusals < 2
-    if (confirm && settings.refusalConfirmSeconds > 0) {
+    if (needsConfirming(evidence) && settings.refusalConfirmSeconds > 0) {
       await clock.sleep(settings.refusalConfirmSeconds * 1000 + POLL_FIRST_MS)
       const second = await arm(current, 'recovery')
       if (second !== undefined) return spend(current, second, answer)
@@ -306,7 +344,11 @@ export function createRefresher(
   /** A suspect grant is not presented: its owner comes back with the successor, or the wait ends and the verdict falls. */
   async function judgeSuspect(grant: Grant): Promise<BrokerError> {
     const evidence = await grants.evidence(grant.user, grant.loginId, grant.generation)
-    return evidence.successorMayComeBack ? suspected() : condemn(grant, evidence)
+    if (evidence.successorMayComeBack) return suspected()
+    if (!needsConfirming(evidence)) return condemn(grant, evidence)
+    // The attempt that cast the doubt has turned out not to have spent the token.
+    await grants.condemn(grant.user, grant.generation, { state: 'active', reason: null })
+    return unavailable('The grant is being checked.', 1)
   }
 
   /** Nothing changes for the grant; it may be armed again after the back-off. */

@@ -6,7 +6,7 @@ import { createHash } from 'node:crypto'
 import { LRUCache } from 'lru-cache'
 import { BrokerError, grantNotFound } from './errors.ts'
 import type { Grant, UserKey } from './grant.ts'
-import { createGrantReader } from './grant-reader.ts'
+import { createGrantReader, type GrantReading } from './grant-reader.ts'
 import type { Ports } from './ports.ts'
 import { type LiveToken, openLiveToken, refuseDead } from './live-token.ts'
 
@@ -40,6 +40,9 @@ export interface TokenCache {
 /** About 2 kB each with a token of 900 characters: 200 MB at most. */
 const GRANTS_MAX = 100_000
 
+/** A database that takes this long for a read by key is taken to be away, and the stale limit begins to count. */
+const CHECK_PATIENCE_MS = 1_000
+
 /** Makes the cache of a process. */
 export function createTokenCache(
   ports: Pick<Ports, 'clock' | 'sealer' | 'grants'>,
@@ -54,7 +57,7 @@ export function createTokenCache(
     const ageMs = cached === undefined ? Infinity : clock.monotonicMs() - cached.checkedAtMs
     if (cached !== undefined && ageMs <= settings.tokenCacheTrustMs) return cached
     try {
-      const { grant, readAtMs } = await readGrant(user)
+      const { grant, readAtMs } = await (cached === undefined ? readGrant(user) : readSoon(user))
       if (grant !== undefined) return keepRow(grant, readAtMs)
       known.delete(user)
     } catch (error) {
@@ -64,6 +67,24 @@ export function createTokenCache(
       throw error
     }
     throw grantNotFound()
+  }
+
+  /** A check of what is known must not take as long as a lost connection does to be given up. */
+  async function readSoon(user: UserKey): Promise<GrantReading> {
+    const done = new AbortController()
+    const tooLong = clock.sleep(CHECK_PATIENCE_MS, done.signal).then((): never => {
+      throw new BrokerError(
+        'temporarily_unavailable',
+        'The database does not answer at the moment.',
+        { retryAfterSeconds: 2 },
+      )
+    })
+    tooLong.catch(() => undefined)
+    try {
+      return await Promise.race([readGrant(user), tooLong])
+    } finally {
+      done.abort()
+    }
   }
 
   function keepRow(grant: Grant, readAtMs: number): KnownGrant {

@@ -34,6 +34,11 @@ export function retryDelaySeconds(
   }
 }
 
+/** Whether a refusal is to be heard once more before it is believed: a replica of the server may lag behind. */
+export function needsConfirming(evidence: Evidence): boolean {
+  return !evidence.unknownBefore && evidence.refusals < 2
+}
+
 /** Tells from the ledger why a refresh token is dead. */
 export function causeOfDeath(evidence: Evidence): DeathCause {
   if (evidence.laterGeneration) return 'restored_database'

@@ -135,22 +135,32 @@ t.test('a connection that is cut around a statement repeats no call', async (t) 
 })
 
 t.test('a row that went back to an earlier generation is repaired, not presented', async (t) => {
-  for (const pauseMs of [0, 3_000]) {
+  for (const [name, pauseMs] of [
+    ['user-1', 0],
+    ['user-2', 3_000],
+  ] as const) {
     await t.test(`asked after ${pauseMs} ms`, async (t) => {
       await fleet.database.pool.query('drop table if exists grants_before')
       await fleet.database.pool.query('create table grants_before as select * from grants')
-      await fleet.expire([user])
-      t.equal((await replica.token(user)).status, 200)
+      await fleet.expire([name])
+      const { status, body } = await replica.token(name)
+      t.equal(status, 200)
       const before = fleet.refreshes().length
-      await fleet.expire([user])
-      await setBack(fleet, user)
+      await setBack(fleet, name)
       await delay(pauseMs)
-      await recovered(replica, user)
-      await fleet.expire([user])
-      await recovered(replica, user)
-      const presented = fleet.refreshes().slice(before)
+      // Whoever reports the token as refused asks for a refresh, though the row has an older one.
+      await until(
+        async () => {
+          const path = `/v1/users/${name}/access-token`
+          const answer = await replica.call('POST', path, { rejected: body['fingerprint'] })
+          return answer.status === 200 && answer.body['fingerprint'] !== body['fingerprint']
+        },
+        RECOVERY_LIMIT_MS,
+        'a newer token',
+      )
+      t.ok(fleet.refreshes().length > before)
       t.ok(
-        presented.every((call) => call.spent !== undefined),
+        fleet.refreshes().every(({ spent }) => spent !== undefined),
         'only live tokens were presented',
       )
       t.strictSame(await fleet.lost(), [])

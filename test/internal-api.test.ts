@@ -618,7 +618,7 @@ t.test(
     for (const [path, method, allow] of [
       ['/v1/users/alice/access-token', 'PUT', 'GET, POST'],
       ['/v1/users/alice/access-token', 'HEAD', 'GET, POST'],
-      ['/v1/users/alice/grant', 'POST', 'DELETE, GET, HEAD'],
+      ['/v1/users/alice/grant', 'POST', 'DELETE, GET, HEAD, PUT'],
       ['/v1/users/alice/refresh-attempts', 'DELETE', 'GET, HEAD'],
       ['/livez', 'POST', 'GET, HEAD'],
     ] as const) {

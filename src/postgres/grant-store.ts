@@ -1,5 +1,5 @@
-// Grants and their ledger. Every method is one statement, so that it is one transaction, needs no session and leaves
-// nothing half-written. What two replicas must agree on is decided by the database's clock inside that statement.
+// Grants and their ledger. Whatever a method writes is one statement, so that it is one transaction, needs no session
+// and leaves nothing half-written. What two replicas must agree on is decided by the database's clock inside that statement.
 
 import { type Selectable, sql } from 'kysely'
 import { type Grant, IMPORT_USERS } from '../grant.ts'
@@ -28,6 +28,19 @@ export function createGrantStore(
   const now = sql`clock_timestamp()`
   const seconds = (value: number) => sql`make_interval(secs => ${value})`
 
+  /** Not seen for too long; or back as another boot, which for a while may still bring the answer from its spool. */
+  const ownerIsGone = sql`not exists (
+    select 1 from replicas r
+    where r.name = g.owner and r.seen_at > ${now} - ${seconds(settings.heartbeatStaleSeconds)}
+      and (r.boot = g.owner_boot or g.armed_at > ${now} - ${seconds(settings.zombieWaitSeconds)}))`
+
+  /** After an outage all heartbeats are old, those of the living too: they are given time to be seen again. */
+  const isSteady = (replica: string, boot: string) => sql`exists (
+    select 1 from replicas r
+    where r.name = ${replica} and r.boot = ${boot}
+      and r.seen_at > ${now} - ${seconds(settings.heartbeatStaleSeconds / 2)}
+      and r.steady_since < ${now} - ${seconds(settings.databaseSettleSeconds)})`
+
   /** Who may arm a row that is armed already: nobody while its owner may still hold the successor. */
   const takeOverAllowed = (replica: string, boot: string) => sql`(
     (g.owner = ${replica} and g.owner_boot = ${boot} and (g.lease_until < ${now} or exists (
@@ -37,10 +50,7 @@ export function createGrantStore(
       exists (
         select 1 from replicas r
         where r.name = g.owner and r.boot <> g.owner_boot and r.spool_drained_at is not null)
-      or (g.lease_until < ${now} and not exists (
-        select 1 from replicas r
-        where r.name = g.owner and r.boot = g.owner_boot
-          and r.seen_at > ${now} - ${seconds(settings.heartbeatStaleSeconds)}))))
+      or (g.lease_until < ${now} and ${ownerIsGone} and ${isSteady(replica, boot)})))
   )`
 
   return {
@@ -106,7 +116,7 @@ export function createGrantStore(
     store: (successor) =>
       throughDatabase(async () => {
         const access = successor.accessToken
-        const { rows } = await sql<{ stored: boolean; applied: boolean }>`
+        const { rows } = await sql`
           with stored as (
             update grants set
               generation = ${successor.generation},
@@ -128,18 +138,18 @@ export function createGrantStore(
             where attempt_id = ${successor.attemptId} and outcome is distinct from 'granted'
               and exists (select 1 from stored)
           )
-          select exists (select 1 from stored) as stored,
-            exists (
-              select 1 from grants
-              where user_id = ${successor.user} and login_id = ${successor.loginId}
-                and generation >= ${successor.generation} and state <> 'revoked'
-            ) or exists (
-              select 1 from refresh_attempts
-              where attempt_id = ${successor.attemptId} and outcome = 'granted'
-            ) as applied`.execute(db)
-        const [row] = rows
-        if (row?.stored === true) return 'stored'
-        return row?.applied === true ? 'already_stored' : 'superseded'
+          select 1 from stored`.execute(db)
+        if (rows.length > 0) return 'stored'
+        // In a statement of its own, which sees what the first one may have waited for: the same successor, stored
+        // from the spool at the same moment.
+        const applied = await sql`
+          select 1 from grants
+          where user_id = ${successor.user} and login_id = ${successor.loginId}
+            and generation >= ${successor.generation} and state <> 'revoked'
+          union all
+          select 1 from refresh_attempts
+          where attempt_id = ${successor.attemptId} and outcome = 'granted'`.execute(db)
+        return applied.rows.length > 0 ? 'already_stored' : 'superseded'
       }),
 
     finishSuperseded: (successor) =>
@@ -237,6 +247,12 @@ export function createGrantStore(
                   select min(f.armed_at) from refresh_attempts f
                   where f.user_id = ${user} and f.login_id = ${loginId}
                     and f.generation = ${generation} and f.outcome = 'refused')
+            ) or exists (
+              select 1 from refresh_attempts s
+              join refresh_attempts f using (user_id, login_id, generation)
+              where s.user_id = ${user} and s.login_id = ${loginId}
+                and s.generation = ${generation} - 1
+                and s.outcome = 'granted' and f.outcome = 'refused' and f.armed_at > s.armed_at
             ) as "unknownBefore",
             (
               select count(*)::int from refresh_attempts a

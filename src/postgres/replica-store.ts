@@ -9,7 +9,13 @@ import { throughDatabase } from './database.ts'
 import type { Tables } from './database.ts'
 
 /** Makes the store of replicas. Two processes must never run under one name at the same time. */
-export function createReplicaStore(db: Kysely<Tables>): ReplicaStore {
+export function createReplicaStore(
+  db: Kysely<Tables>,
+  settings: { heartbeatStaleSeconds: number } = { heartbeatStaleSeconds: 20 },
+): ReplicaStore {
+  /** Half of what makes others stale: whoever has been seen in this time knows that the others could have been. */
+  const gapSecondsMax = settings.heartbeatStaleSeconds / 2
+
   /** A boot that the row does not know begins with an undrained spool: what its predecessor left may still be in it. */
   const announce = (replica: string, boot: string, drained: boolean) =>
     throughDatabase(async () => {
@@ -20,6 +26,10 @@ export function createReplicaStore(db: Kysely<Tables>): ReplicaStore {
           boot = excluded.boot,
           booted_at = case when r.boot = excluded.boot then r.booted_at else excluded.booted_at end,
           seen_at = clock_timestamp(),
+          steady_since = case
+            when r.boot = excluded.boot
+              and r.seen_at > clock_timestamp() - make_interval(secs => ${gapSecondsMax})
+            then r.steady_since else excluded.steady_since end,
           spool_drained_at = case when r.boot = excluded.boot
             then coalesce(r.spool_drained_at, excluded.spool_drained_at)
             else excluded.spool_drained_at end

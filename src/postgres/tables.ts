@@ -64,6 +64,7 @@ interface ReplicasTable {
   boot: string
   booted_at: Generated<Date>
   seen_at: Generated<Date>
+  steady_since: Generated<Date>
   spool_drained_at: Date | null
 }
 

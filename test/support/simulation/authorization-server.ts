@@ -214,9 +214,8 @@ export function createSimulatedServer(
         return
       }
       default:
-        scheduler.after(
-          call.fault === 'answer_late' ? faults.lateMs() : faults.networkMs(),
-          () => receive(answer),
+        scheduler.after(call.fault === 'answer_late' ? faults.lateMs() : faults.networkMs(), () =>
+          receive(answer),
         )
     }
   }

@@ -132,8 +132,7 @@ export function linkDatabase(
     touch: (user) => statement('touch', () => database.touch(user)),
   }
   const replicas: ReplicaStore = {
-    heartbeat: (replica, boot) =>
-      statement('heartbeat', () => database.heartbeat(replica, boot)),
+    heartbeat: (replica, boot) => statement('heartbeat', () => database.heartbeat(replica, boot)),
     spoolDrained: (replica, boot) =>
       statement('spoolDrained', () => {
         witness.note(life, 'spool drained')

@@ -30,6 +30,7 @@ export interface AttemptRow {
 interface ReplicaRow {
   boot: string
   seenAtMs: number
+  steadySinceMs: number
   spoolDrainedAtMs: number | null
 }
 
@@ -42,6 +43,15 @@ export type GrantRow = Omit<Grant, 'readAt'>
 export type SimulatedDatabase = ReturnType<typeof createSimulatedDatabase>
 
 const DAY_MS = 86_400_000
+
+function predecessorWasPresentedAgain(login: readonly AttemptRow[], generation: number): boolean {
+  const before = login.filter((one) => one.generation === generation - 1)
+  return before.some(
+    (one) =>
+      one.outcome === 'granted' &&
+      before.some((other) => other.outcome === 'refused' && other.armedAtMs > one.armedAtMs),
+  )
+}
 
 /** Makes an empty database. `nowMs` is its clock; `startedAtMs` when its server came up. */
 export function createSimulatedDatabase(settings: GrantStoreSettings, nowMs: () => number) {
@@ -111,8 +121,7 @@ export function createSimulatedDatabase(settings: GrantStoreSettings, nowMs: () 
 
     store(successor: Successor): StoreResult {
       const row = grants.get(successor.user)
-      const ours =
-        row !== undefined && row.loginId === successor.loginId && row.state !== 'revoked'
+      const ours = row !== undefined && row.loginId === successor.loginId && row.state !== 'revoked'
       const attempt = attempts.get(successor.attemptId)
       if (!ours) return attempt?.outcome === 'granted' ? 'already_stored' : 'superseded'
       if (row.generation >= successor.generation) return 'already_stored'
@@ -225,11 +234,12 @@ export function createSimulatedDatabase(settings: GrantStoreSettings, nowMs: () 
       }
       return {
         unknownBefore:
-          refused.length > 0 &&
           same.some(
             ({ outcome, armedAtMs }) =>
-              (outcome === 'in_doubt' || outcome === null) && armedAtMs < firstRefusedAtMs,
-          ),
+              refused.length > 0 &&
+              (outcome === 'in_doubt' || outcome === null) &&
+              armedAtMs < firstRefusedAtMs,
+          ) || predecessorWasPresentedAgain(login, generation),
         refusals: refused.length,
         successorMayComeBack: same.some((one) => {
           if (one.outcome !== null) return false
@@ -301,19 +311,28 @@ export function createSimulatedDatabase(settings: GrantStoreSettings, nowMs: () 
     if (owner !== undefined && owner.boot !== row.ownerBoot && owner.spoolDrainedAtMs !== null) {
       return true
     }
-    const seen =
+    const staleMs = settings.heartbeatStaleSeconds * 1000
+    const armedAtMs = attempts.get(row.attemptId ?? '')?.armedAtMs ?? now
+    const ownerMayBringIt =
       owner !== undefined &&
-      owner.boot === row.ownerBoot &&
-      owner.seenAtMs > now - settings.heartbeatStaleSeconds * 1000
-    return leaseOver && !seen
+      owner.seenAtMs > now - staleMs &&
+      (owner.boot === row.ownerBoot || armedAtMs > now - settings.zombieWaitSeconds * 1000)
+    const taker = replicas.get(replica)
+    const steady =
+      taker?.boot === boot &&
+      taker.seenAtMs > now - staleMs / 2 &&
+      taker.steadySinceMs < now - settings.databaseSettleSeconds * 1000
+    return leaseOver && !ownerMayBringIt && steady
   }
 
   function announce(replica: string, boot: string, drained: boolean): void {
     const row = replicas.get(replica)
     const same = row?.boot === boot
+    const steady = same && row.seenAtMs > nowMs() - (settings.heartbeatStaleSeconds / 2) * 1000
     replicas.set(replica, {
       boot,
       seenAtMs: nowMs(),
+      steadySinceMs: steady ? row.steadySinceMs : nowMs(),
       spoolDrainedAtMs: (same ? row.spoolDrainedAtMs : null) ?? (drained ? nowMs() : null),
     })
   }

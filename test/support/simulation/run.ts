@@ -45,7 +45,9 @@ async function runMany(from: number, seeds: number): Promise<void> {
     console.log(`${String(number).padStart(10)} ${name}`)
   }
   for (const [rule, those] of broken) {
-    console.log(`BROKEN ${rule}: ${those.length} of ${seeds}, such as ${those.slice(0, 8).join(' ')}`)
+    console.log(
+      `BROKEN ${rule}: ${those.length} of ${seeds}, such as ${those.slice(0, 8).join(' ')}`,
+    )
   }
   process.exitCode = broken.size === 0 ? 0 : 1
 }

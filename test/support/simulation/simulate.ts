@@ -85,7 +85,10 @@ export async function simulate(seed: number, options: SimulationOptions = {}): P
   const names = Array.from({ length: profile.replicas }, (_, i) => `broker-${i}`)
   const disks = new Map<string, Disk>(names.map((name) => [name, new Map()]))
   const replicas = new Map<string, Replica>()
-  const users = Array.from({ length: profile.users }, (_, i) => parseUserKey(`user-${i}`) as UserKey)
+  const users = Array.from(
+    { length: profile.users },
+    (_, i) => parseUserKey(`user-${i}`) as UserKey,
+  )
   const chance = random.fork()
   let down = false
   let ceased = false
@@ -276,7 +279,10 @@ export async function simulate(seed: number, options: SimulationOptions = {}): P
       else start(name)
     }
     for (const name of gone) disks.get(name)?.clear()
-    witness.note(undefined, `nothing goes wrong any more; gone for good: ${[...gone].join() || '–'}`)
+    witness.note(
+      undefined,
+      `nothing goes wrong any more; gone for good: ${[...gone].join() || '–'}`,
+    )
   }
 
   /** One caller asks until it is answered by a token of a rotation after `sinceMs`, or for good. */
@@ -323,7 +329,13 @@ export async function simulate(seed: number, options: SimulationOptions = {}): P
     globalThis.setImmediate = realSetImmediate
     for (const { life } of replicas.values()) life.kill()
   }
-  return { seed, profile, violations: witness.violations, counts: witness.counts, events: scheduler.count() }
+  return {
+    seed,
+    profile,
+    violations: witness.violations,
+    counts: witness.counts,
+    events: scheduler.count(),
+  }
 
   async function logInAtStart(user: UserKey): Promise<void> {
     let connected = false

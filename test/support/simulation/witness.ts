@@ -260,7 +260,10 @@ export function createWitness(nowMs: () => number, trace: ((line: string) => voi
     },
 
     ended(call: TokenCall, outcome: TokenOutcome) {
-      note(call.life, `ends with ${outcome.kind}${'reason' in outcome ? `, ${outcome.reason}` : ''}`)
+      note(
+        call.life,
+        `ends with ${outcome.kind}${'reason' in outcome ? `, ${outcome.reason}` : ''}`,
+      )
       count(outcome.kind)
       const presentation = presentations.get(call.token)?.find((one) => one.call === call)
       if (presentation !== undefined) {

@@ -1,0 +1,59 @@
+// The broker as it is run in production: `src/main.ts serve`, with its defaults, a caller with an API key that may see
+// some users, and its log in a file.
+
+import { mkdir, writeFile } from 'node:fs/promises'
+import { join } from 'node:path'
+import { freePorts } from '../../test/support/free-ports.ts'
+import { addCaller } from '../../src/callers.ts'
+import { encryptionKey } from './grants.ts'
+import { answers, type Program, startProgram } from './processes.ts'
+
+export interface RunningBroker extends Program {
+  port: number
+  authorization: string
+}
+
+/** Starts a broker over the database. `env` changes its settings. */
+export async function startBroker(
+  directory: string,
+  name: string,
+  settings: { databaseUrl: string; tokenPort: number; env?: Readonly<Record<string, string>> },
+): Promise<RunningBroker> {
+  const [publicPort = 0, port = 0] = await freePorts(2)
+  const home = join(directory, name)
+  await mkdir(home)
+  const callersFile = join(home, 'callers.json')
+  await writeFile(callersFile, '{"callers": []}', { mode: 0o600 })
+  const { key } = await addCaller(callersFile, 'bench', {
+    rights: ['token:read', 'grant:read'],
+    users: ['user-*'],
+  })
+  const tokenOrigin = `http://127.0.0.1:${settings.tokenPort}`
+  const program = await startProgram({
+    place: 'measured',
+    parameters: ['src/main.ts', 'serve'],
+    env: {
+      DATABASE_URL: settings.databaseUrl,
+      ENCRYPTION_KEYS: `${encryptionKey.keyId}:${encryptionKey.key.toString('base64')}`,
+      PAGERO_CLIENT_ID: 'bench',
+      PAGERO_CLIENT_SECRET: 'a secret of the bench alone',
+      PAGERO_REDIRECT_URI: `http://127.0.0.1:${publicPort}/callback`,
+      PAGERO_AUTHORIZE_URL: `${tokenOrigin}/authorize`,
+      PAGERO_TOKEN_URL: `${tokenOrigin}/token`,
+      PAGERO_REVOKE_URL: `${tokenOrigin}/revoke`,
+      PAGERO_API_URL: tokenOrigin,
+      PUBLIC_HOST: '127.0.0.1',
+      PUBLIC_PORT: String(publicPort),
+      INTERNAL_HOST: '127.0.0.1',
+      INTERNAL_PORT: String(port),
+      CALLERS_FILE: callersFile,
+      SPOOL_DIR: join(home, 'spool'),
+      REPLICA_NAME: name,
+      SHUTDOWN_LISTEN_SECONDS: '0',
+      ...settings.env,
+    },
+    outputFile: join(home, 'log'),
+    ready: answers(`http://127.0.0.1:${port}/readyz`),
+  })
+  return { ...program, port, authorization: `Bearer ${key}` }
+}

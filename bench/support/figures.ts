@@ -1,0 +1,75 @@
+// Figures of a run: medians of interleaved rounds, and the table that is printed.
+
+import { cpus, loadavg, totalmem } from 'node:os'
+
+/** The middle one; of an even number, the lower of the two in the middle. */
+export function median(values: readonly number[]): number {
+  const sorted = values.toSorted((a, b) => a - b)
+  const middle = sorted[Math.floor((sorted.length - 1) / 2)]
+  if (middle === undefined) throw new Error('There is no median of nothing.')
+  return middle
+}
+
+/** Takes each measure once a round, so that whatever else the machine does falls on all of them alike. */
+export async function interleave<Name extends string>(
+  rounds: number,
+  measures: Readonly<Record<Name, () => Promise<number>>>,
+): Promise<Record<Name, number>> {
+  const taken = new Map<Name, number[]>()
+  const names = Object.keys(measures) as Name[]
+  for (let round = 0; round < rounds; round += 1) {
+    for (const name of names) {
+      taken.set(name, [...(taken.get(name) ?? []), await measures[name]()])
+    }
+  }
+  const medians = names.map((name) => [name, median(taken.get(name) ?? [])])
+  return Object.fromEntries(medians) as Record<Name, number>
+}
+
+export interface Row {
+  what: string
+  figure: string
+  ratio?: { value: number; to: string; goal?: { atLeast?: number; below?: number } }
+}
+
+/** The rows as a markdown table, the goals judged. */
+export function tableOf(rows: readonly Row[]): string {
+  const lines = rows.map(({ what, figure, ratio }) => {
+    if (ratio === undefined) return `| ${what} | ${figure} | | |`
+    const { value, to, goal } = ratio
+    return `| ${what} | ${figure} | ${value.toFixed(2)} of ${to} | ${judged(value, goal)} |`
+  })
+  return ['| measure | figure | ratio | goal |', '| --- | --- | --- | --- |', ...lines].join('\n')
+}
+
+function judged(value: number, goal: NonNullable<Row['ratio']>['goal']): string {
+  if (goal?.atLeast !== undefined) {
+    return `${value >= goal.atLeast ? 'met' : 'MISSED'}: at least ${goal.atLeast}`
+  }
+  if (goal?.below !== undefined) {
+    return `${value < goal.below ? 'met' : 'MISSED'}: below ${goal.below}`
+  }
+  return ''
+}
+
+export function perSecond(value: number): string {
+  return `${Math.round(value).toLocaleString('en')}/s`
+}
+
+export function milliseconds(us: number): string {
+  return `${(us / 1000).toFixed(1)} ms`
+}
+
+/** What a reader needs in order to compare: the machine, and how busy it was. */
+export function machineFacts(notes: readonly string[]): string {
+  const load = loadavg()
+    .map((value) => value.toFixed(1))
+    .join(' ')
+  return [
+    `${cpus().length} x ${cpus()[0]?.model ?? 'unknown CPU'}`,
+    `${Math.round(totalmem() / 1024 ** 3)} GiB`,
+    `Node ${process.versions.node}`,
+    `load average ${load}`,
+    ...notes,
+  ].join(' · ')
+}

@@ -1,0 +1,122 @@
+// Databases with as many grants as a measure wants. Users that are asked for have tokens really sealed; the rows around
+// them have no access token, because a million of those take longer to make than all that is measured.
+
+import { randomBytes, randomUUID } from 'node:crypto'
+import { fingerprintOf, grantSealContext, type UserKey } from '../../src/grant.ts'
+import type { Log } from '../../src/ports.ts'
+import { type Database, openDatabase } from '../../src/postgres/database.ts'
+import { readDeploymentId } from '../../src/postgres/deployment.ts'
+import { migrate } from '../../src/postgres/migrate.ts'
+import { createSealer } from '../../src/seal.ts'
+import { Secret } from '../../src/secret.ts'
+
+/** Characters of an access token, as of a JWT with a handful of claims. */
+export const TOKEN_CHARACTERS = 900
+const REFRESH_SEALED_BYTES = 100
+const ROWS_AT_ONCE = 2_000
+/** So many that no statement comes near the pool's limit of 10 s. */
+const FILLER_AT_ONCE = 50_000
+
+export const silentLog: Log = { trace() {}, debug() {}, info() {}, warn() {}, error() {} }
+
+/** The key that every database of a run is sealed with. */
+export const encryptionKey = { keyId: 'bench', key: randomBytes(32) }
+
+/** Creates a database with the broker's schema in the server, and lets `fill` fill it. */
+export async function createDatabase(
+  server: string,
+  name: string,
+  fill: (database: Database) => Promise<void>,
+): Promise<string> {
+  const url = new URL(server)
+  await using(server, (database) => database.pool.query(`create database ${name}`))
+  url.pathname = `/${name}`
+  await using(url.href, async (database) => {
+    await migrate(database)
+    await fill(database)
+    await database.pool.query('vacuum analyze grants')
+    await database.pool.query('checkpoint')
+  })
+  return url.href
+}
+
+/** Lends a connection for as long as `work` takes. */
+export async function using<T>(
+  url: string,
+  work: (database: Database) => Promise<T>,
+): Promise<T> {
+  const database = openDatabase(
+    { url: new Secret(url), poolMax: 1, applicationName: 'bench' },
+    silentLog,
+  )
+  try {
+    return await work(database)
+  } finally {
+    await database.close()
+  }
+}
+
+export function userOf(number: number): UserKey {
+  return `user-${String(number).padStart(7, '0')}` as UserKey
+}
+
+/** Adds users 0 to `count` - 1: with an access token that lives for an hour, or with one that must be refreshed first. */
+export async function addUsers(
+  database: Database,
+  count: number,
+  kind: 'fresh' | 'expired',
+): Promise<void> {
+  const sealer = createSealer([encryptionKey], await readDeploymentId(database))
+  for (let from = 0; from < count; from += ROWS_AT_ONCE) {
+    const places = Array.from({ length: Math.min(ROWS_AT_ONCE, count - from) }, (_, index) => ({
+      user: userOf(from + index),
+      loginId: randomUUID(),
+      generation: 1,
+    }))
+    const tokens = places.map(() =>
+      randomBytes(TOKEN_CHARACTERS).toString('base64url').slice(0, TOKEN_CHARACTERS),
+    )
+    const seal = (column: 'access_token_sealed' | 'refresh_token_sealed', index: number) =>
+      sealer.seal(grantSealContext(column, places[index]!), tokens[index]!)
+    const isFresh = kind === 'fresh'
+    await database.pool.query(
+      `insert into grants (user_id, login_id, generation, refresh_token_sealed, key_id,
+        access_token_sealed, access_token_requested_at, access_token_expires_at,
+        access_token_fingerprint, authenticated_at, rotated_at, rolling_expires_at, absolute_expires_at)
+      select user_id, login_id, 1, refresh_token, 'bench', access_token,
+        case when access_token is not null then now() end,
+        case when access_token is not null then now() + interval '1 hour' end,
+        fingerprint, now(), now(), now() + interval '3 years', now() + interval '3 years'
+      from unnest($1::text[], $2::uuid[], $3::bytea[], $4::bytea[], $5::text[])
+        as t (user_id, login_id, refresh_token, access_token, fingerprint)`,
+      [
+        places.map(({ user }) => user),
+        places.map(({ loginId }) => loginId),
+        places.map((_, index) =>
+          isFresh ? randomBytes(REFRESH_SEALED_BYTES) : seal('refresh_token_sealed', index),
+        ),
+        places.map((_, index) => (isFresh ? seal('access_token_sealed', index) : null)),
+        tokens.map((token) => (isFresh ? fingerprintOf(token) : null)),
+      ],
+    )
+  }
+}
+
+/** Adds rows that nobody asks for, evenly between those of the first `users` users. */
+export async function addFiller({ pool }: Database, count: number, users: number): Promise<void> {
+  for (let from = 0; from < count; from += FILLER_AT_ONCE) {
+    await pool.query(
+      `insert into grants (user_id, login_id, generation, refresh_token_sealed, key_id,
+        authenticated_at, rotated_at, rolling_expires_at, absolute_expires_at)
+      select 'user-' || lpad((i % $3)::text, 7, '0') || '~' || i, gen_random_uuid(), 1, $4, 'bench',
+        now(), now(), now() + interval '3 years', now() + interval '3 years'
+      from generate_series($1::int, $2::int) i`,
+      [
+        from,
+        Math.min(from + FILLER_AT_ONCE, count) - 1,
+        users,
+        randomBytes(REFRESH_SEALED_BYTES),
+      ],
+    )
+  }
+}
