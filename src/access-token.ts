@@ -229,17 +229,12 @@ export function createAccessTokens(
 
   function withReconnectUrl(error: unknown, user: UserKey): unknown {
     if (!(error instanceof BrokerError) || error.code !== 'reauthentication_required') return error
-    if (user.startsWith(PAGERO_USER_PREFIX)) {
-      return new BrokerError(error.code, error.detail, {
-        ...error.extensions,
-        reconnectUrl: `${settings.publicUrl}/auth/login`,
-      })
-    }
-    return new BrokerError(
-      error.code,
-      `${error.detail} Make a connect link and send the user there.`,
-      error.extensions,
-    )
+    // A login makes keys of this kind alone; for another it would connect somebody else.
+    if (!user.startsWith(PAGERO_USER_PREFIX)) return error
+    return new BrokerError(error.code, error.detail, {
+      ...error.extensions,
+      reconnectUrl: `${settings.publicUrl}/auth/login`,
+    })
   }
 
   return { fresh, replaceRejected, forget: (user) => cache.forget(user) }

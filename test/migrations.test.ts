@@ -103,6 +103,7 @@ const COLUMNS: Described = {
     boot: 'uuid',
     booted_at: INSTANT,
     seen_at: INSTANT,
+    steady_since: INSTANT,
     spool_drained_at: INSTANT_OR_NULL,
   },
   revocations: {

@@ -47,8 +47,8 @@ cookie does not count. The operator gives each caller its *rights*, and the *use
 | \`token:read\` | to be given access tokens |
 | \`proxy:call\` | calls to Pagero through the broker |
 | \`grant:read\` | to look at a grant |
-| \`grant:manage\` | to disconnect a user |
-| \`ops:read\` | to read the ledger of refreshes |
+| \`grant:manage\` | to disconnect a user, and to take over a refresh token |
+| \`ops:read\` | to list grants, and to read the ledger of refreshes |
 
 A user that does not exist and a user that the caller may not see are the same answer, \`grant_not_found\`.
 

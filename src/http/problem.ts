@@ -78,14 +78,13 @@ export const PROBLEM_KINDS: Readonly<Record<ProblemCode, ProblemKind>> = {
     publicStatus: 401,
     title: 'No grant for this user',
     meaning: 'This user has not connected Pagero, or this caller may not see the user.',
-    remedy: 'Let the user log in, or make a connect link.',
+    remedy: 'Let the user log in, or take over a refresh token with PUT /v1/users/{user}/grant.',
   },
   confirmation_pending: {
     status: 409,
     title: 'Connection awaits confirmation',
     meaning: 'The user has come back from Pagero, and the application has not confirmed it yet.',
-    remedy:
-      'Call POST /v1/users/{user}/grant/confirm with the confirmation that came to return_to.',
+    remedy: 'The application confirms that the browser which came back is that user’s.',
   },
   reauthentication_required: {
     status: 409,
@@ -93,7 +92,8 @@ export const PROBLEM_KINDS: Readonly<Record<ProblemCode, ProblemKind>> = {
     title: 'The user must log in again',
     meaning:
       'Pagero refuses the refresh token of this user for good. The member cause says why, as far as the broker knows.',
-    remedy: 'Send the user to reconnect_url, or make a connect link.',
+    remedy:
+      'Send the user to reconnect_url. Without one, the grant came from another system: take over a new refresh token with PUT /v1/users/{user}/grant.',
   },
   temporarily_unavailable: {
     status: 503,

@@ -25,6 +25,7 @@ export interface IssuedAccessToken {
   family: Family
   /** The refresh token that came with it. */
   refreshToken: string
+  issuedAtMs: number
   expiresAtMs: number
 }
 
@@ -68,8 +69,9 @@ export function createSimulatedServer(
     const refreshToken = refreshTokenOf(family, family.current)
     const lifeSeconds =
       fault === 'answer_cut' ? DEFAULT_ACCESS_TOKEN_LIFE_SECONDS : settings.accessTokenLifeSeconds
-    const expiresAtMs = scheduler.nowMs() + lifeSeconds * 1000
-    accessTokens.set(accessToken, { family, refreshToken, expiresAtMs })
+    const issuedAtMs = scheduler.nowMs()
+    const expiresAtMs = issuedAtMs + lifeSeconds * 1000
+    accessTokens.set(accessToken, { family, refreshToken, issuedAtMs, expiresAtMs })
     return { access_token: accessToken, refresh_token: refreshToken }
   }
 

@@ -40,13 +40,7 @@ function judgeGrant(
   const told = `${user} holds ${token}, ${row.state} (${row.stateReason}), family ${
     family.ended ?? `at ${family.current}`
   }`
-  const unknown = [...database.attempts.values()].some(
-    (one) =>
-      one.loginId === row.loginId &&
-      one.generation === row.generation &&
-      (one.outcome === null || one.outcome === 'in_doubt'),
-  )
-  const refused = (witness.lies.get(token) ?? 0) + (unknown ? 1 : 0)
+  const refused = (witness.lies.get(token) ?? 0) + (witness.doubted.has(token) ? 1 : 0)
   if (server.accepts(token)) {
     // Two refusals without a reason, or one after an end that nobody knows: no client could tell.
     if (refused < 2) witness.violate('H4', `${told}: it would be accepted`)
@@ -64,7 +58,9 @@ function judgeGrant(
     witness.count('lost')
     // Of a request that arrived late, after its client had recovered, the ledger knows nothing.
     const onlyStale = [...(witness.excuses.get(family) ?? [])].join() === 'stale_request'
-    if (row.stateReason !== 'rotation_lost' && !onlyStale) {
+    // And a refusal that came first, for no reason, is the likelier explanation of those that follow.
+    const misled = onlyStale || witness.lies.has(token)
+    if (row.stateReason !== 'rotation_lost' && !misled) {
       witness.violate('report', `${told}: the cause should be rotation_lost`)
     }
   }

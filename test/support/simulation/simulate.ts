@@ -186,9 +186,13 @@ export async function simulate(seed: number, options: SimulationOptions = {}): P
 
   const upReplicas = () => [...replicas.values()].filter(({ life }) => !life.dead)
 
+  /** A request to a process that is stopped waits in its socket. */
+  const accepted = (life: Life) => life.call<void>((settle) => settle.resolve())
+
   async function ask(replica: Replica, user: UserKey): Promise<'served' | BrokerError> {
     const askedAtMs = nowMs()
     const { life, accessTokens } = replica
+    await accepted(life)
     const minTtlSeconds = chance.chance(0.2) ? chance.between(0, 50) : 0
     try {
       const known = chance.chance(0.06) ? await accessTokens.fresh(user) : undefined
@@ -208,6 +212,7 @@ export async function simulate(seed: number, options: SimulationOptions = {}): P
 
   async function logIn(replica: Replica, user: UserKey): Promise<void> {
     const { life, ports } = replica
+    await accepted(life)
     const requestedAtMonotonicMs = life.clock.monotonicMs()
     const login = server.logIn(user)
     witness.note(life, `${user} logs in, family ${login.family.id}`)
@@ -229,6 +234,7 @@ export async function simulate(seed: number, options: SimulationOptions = {}): P
   }
 
   async function disconnect(replica: Replica, user: UserKey): Promise<void> {
+    await accepted(replica.life)
     const family = witness.logins.get(user)?.family
     const closed = await disconnectGrant(replica.ports, user).catch(onlyPassing)
     replica.accessTokens.forget(user)
