@@ -9,6 +9,10 @@ type NameWithDefault = Extract<(typeof SETTINGS)[number], { default: string }>['
 const DEFAULTS: ReadonlyMap<SettingName, string | undefined> = new Map(
   SETTINGS.map((setting) => [setting.name, setting.default]),
 )
+/** What each variable is, as in README's table but without its marks. */
+const MEANINGS: ReadonlyMap<SettingName, string> = new Map(
+  SETTINGS.map(({ name, meaning }) => [name, meaning.replaceAll('`', '')]),
+)
 /** An empty scope is one that is not sent. */
 const MAY_BE_EMPTY: ReadonlySet<SettingName> = new Set(['PAGERO_SCOPE'])
 /** Its value is the name of a file already. */
@@ -58,7 +62,7 @@ export function createSettingReader(
     }
     const given = text ?? fallback
     if (given === undefined) {
-      if (required) problems.push(`${name} is required.`)
+      if (required) problems.push(`${name} is required: ${MEANINGS.get(name)}`)
       return undefined
     }
     const reading = readText(given)

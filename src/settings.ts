@@ -36,19 +36,19 @@ export const SETTINGS = [
     default: undefined,
     required: true,
     meaning:
-      '`kid:base64` of 32 random bytes each, separated by commas or lines. The first seals, all of them open.',
+      '`kid:base64` of 32 random bytes each, separated by commas or lines; `broker keys generate` makes one. The first seals, all of them open.',
   },
   {
     name: 'PAGERO_CLIENT_ID',
     default: undefined,
     required: true,
-    meaning: 'The client that Pagero has registered for you.',
+    meaning: 'Id of the client that Pagero has registered for you.',
   },
   {
     name: 'PAGERO_CLIENT_SECRET',
     default: undefined,
     required: true,
-    meaning: 'Its secret.',
+    meaning: 'Secret of that client.',
   },
   {
     name: 'PAGERO_CLIENT_SECRET_NEXT',
@@ -60,7 +60,7 @@ export const SETTINGS = [
     default: undefined,
     required: true,
     meaning:
-      'Exactly as registered; sent byte for byte. `http://` on a loopback host only, as for every URL here.',
+      'Redirect URI exactly as registered; sent byte for byte. `http://` on a loopback host only, as for every URL here.',
   },
   {
     name: 'PAGERO_CLIENT_AUTH',

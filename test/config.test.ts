@@ -128,8 +128,8 @@ t.test('all problems are told at once, one on a line', async (t) => {
   t.type(error, ConfigError)
   const wanted = [
     'PAGERO_CLIENT_ID is empty.',
-    'PAGERO_CLIENT_SECRET is required.',
-    'PAGERO_REDIRECT_URI is required.',
+    'PAGERO_CLIENT_SECRET is required: Secret of that client.',
+    'PAGERO_REDIRECT_URI is required: Redirect URI exactly as registered',
     'PUBLIC_PORT must be a whole number from 0 to 65535, in digits alone.',
     'LOG_LEVEL must be trace or debug or info or warn or error.',
     'SESSION_IDLE_SECONDS must be at most SESSION_ABSOLUTE_SECONDS.',

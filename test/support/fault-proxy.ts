@@ -37,6 +37,8 @@ export interface FaultProxy {
   cut(): void
   /** Connections that were opened so far. */
   opened: number
+  /** Bytes that have come so far. */
+  carried: Record<Direction, number>
   stop(): Promise<void>
 }
 
@@ -97,6 +99,7 @@ export async function startFaultProxy(port: number, test?: Test): Promise<FaultP
     if (line.doomed && direction === 'down') return undefined
     const before = line.bytes[direction]
     line.bytes[direction] += piece.length
+    proxy.carried[direction] += piece.length
     const index = proxy.cuts.findIndex((cut) =>
       'at' in cut
         ? direction === 'up' && piece.includes(cut.at)
@@ -133,6 +136,7 @@ export async function startFaultProxy(port: number, test?: Test): Promise<FaultP
     cuts: [],
     cut: () => lines.forEach(reset),
     opened: 0,
+    carried: { up: 0, down: 0 },
     async stop() {
       lines.forEach(reset)
       await new Promise((resolve) => server.close(resolve))

@@ -43,7 +43,11 @@ export function linkDatabase(
         return
       }
       const fault = faults.statement()
-      if (fault !== 'none') witness.note(life, `${name}: statement ${fault}`)
+      if (fault !== 'none') {
+        witness.note(life, `${name}: statement ${fault}`)
+        // To whoever waits, a database that is slow is one that is away.
+        life.databaseFailedAtMs = scheduler.nowMs()
+      }
       if (fault === 'not_applied') {
         fail(faults.statementMs())
         return

@@ -193,7 +193,7 @@ export async function simulate(seed: number, options: SimulationOptions = {}): P
     const askedAtMs = nowMs()
     const { life, accessTokens } = replica
     await accepted(life)
-    const minTtlSeconds = chance.chance(0.2) ? chance.between(0, 50) : 0
+    const minTtlSeconds = chance.chance(0.2) ? Math.floor(chance.between(0, 51)) : 0
     try {
       const known = chance.chance(0.06) ? await accessTokens.fresh(user) : undefined
       const token =

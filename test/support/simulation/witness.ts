@@ -58,6 +58,8 @@ export function createWitness(nowMs: () => number, trace: ((line: string) => voi
   const deliveredAtMs = new Map<TokenCall, number>()
   const stored = new Set<string>()
   const spoolFailed = new Set<string>()
+  /** Tokens that no grant takes any more: the queue of revocations has them. */
+  const superseded = new Set<string>()
   /** Tokens whose owner was absent when somebody else took over. */
   const takenOver = new Set<string>()
   const lies = new Map<string, number>()
@@ -108,9 +110,15 @@ export function createWitness(nowMs: () => number, trace: ((line: string) => voi
     [...(holders.get(token) ?? [])].some(({ life }) => !life.dead) ||
     onDisk(token)
 
+  /** Whether the spool of the replica holds a later token of the row's login. */
+  const hasEntryAfter = (replica: string, { loginId, generation }: GrantRow) =>
+    [...(world.disks.get(replica)?.values() ?? [])].some(
+      (entry) => entry.loginId === loginId && entry.generation > generation,
+    )
+
   /** Whether the process can be reached by everybody, as far as anybody could know. */
-  function isPresent(life: Life): boolean {
-    if (life.dead || life.paused || life.cutOff) return false
+  function isPresent(life: Life | undefined): boolean {
+    if (life === undefined || life.dead || life.paused || life.cutOff) return false
     return nowMs() - life.lastAbsentAtMs > world.heartbeatSeconds * 1000 + RETURN_MS
   }
 
@@ -121,23 +129,12 @@ export function createWitness(nowMs: () => number, trace: ((line: string) => voi
     if (owner === undefined || owner === life) return
     count('taken over')
     const now = nowMs()
+    const boot = world.database.replicas.get(owner.replica)?.boot
+    if (owner.dead && boot !== owner.boot && !hasEntryAfter(owner.replica, before)) return
     const successor = world.running(owner.replica)
-    const announced = world.database.replicas.get(owner.replica)?.boot === successor?.boot
-    const ageMs =
-      EPOCH_MS + now - (world.database.attempts.get(before.attemptId ?? '')?.armedAtMs ?? 0)
-    const inTime = ageMs <= world.zombieWaitSeconds * 1000
-    if (
-      successor !== undefined &&
-      successor !== owner &&
-      isPresent(successor) &&
-      announced &&
-      inTime
-    ) {
-      const disk = world.disks.get(owner.replica)
-      const spooled = [...(disk?.values() ?? [])].some(
-        (entry) => entry.loginId === before.loginId && entry.generation > before.generation,
-      )
-      if (!spooled) return
+    const armedAtMs = world.database.attempts.get(before.attemptId ?? '')?.armedAtMs ?? 0
+    const inTime = EPOCH_MS + now - armedAtMs <= world.zombieWaitSeconds * 1000
+    if (successor?.boot === boot && boot !== owner.boot && isPresent(successor) && inTime) {
       violate('take-over', 'the owner has restarted and its spool holds the successor', life)
       return
     }
@@ -183,6 +180,7 @@ export function createWitness(nowMs: () => number, trace: ((line: string) => voi
           if (call.life !== life) continue
           const sinceMs = deliveredAtMs.get(call)
           if (sinceMs === undefined || stored.has(token) || onDisk(token)) continue
+          if (superseded.has(token)) continue
           const heldMs = nowMs() - sinceMs
           const interrupted = life.lastAbsentAtMs >= sinceMs || life.paused
           if (heldMs > FSYNC_MS_MAX && !spoolFailed.has(token) && !interrupted) {
@@ -210,7 +208,8 @@ export function createWitness(nowMs: () => number, trace: ((line: string) => voi
     stored(life: Life, successor: Successor, result: StoreResult) {
       const token = secretOf(successor.refreshTokenSealed)
       note(life, `store of ${token} as generation ${successor.generation}: ${result}`)
-      if (result !== 'superseded') stored.add(token)
+      if (result === 'superseded') superseded.add(token)
+      else stored.add(token)
       count(result)
     },
 
@@ -245,7 +244,8 @@ export function createWitness(nowMs: () => number, trace: ((line: string) => voi
       const { unknownBefore } = world.database.evidence(row.user, row.loginId, row.generation)
       if (unknownBefore) doubted.add(token)
       if (refused === 0) violate('verdict', 'the server never refused the token', life)
-      else if (refused < 2 && !unknownBefore) violate('verdict', 'the refusal was not confirmed', life)
+      else if (refused < 2 && !unknownBefore)
+        violate('verdict', 'the refusal was not confirmed', life)
     },
 
     // ── The authorization server ─────────────────────────────────────────────────────────────────

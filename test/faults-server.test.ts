@@ -1,0 +1,399 @@
+// What becomes of a rotation when the authorization server, or the line to it, fails: at any byte of request and answer,
+// for a moment or for long, for one user or for all. Nobody presents a token twice in a hurry, and nobody gets another's.
+
+import { createHash } from 'node:crypto'
+import { setTimeout as delay } from 'node:timers/promises'
+import t from 'tap'
+import type { Test } from 'tap'
+import { createTestDatabase } from './support/database.ts'
+import { type Fleet, inParallel, setFleet, until } from './support/fleet.ts'
+import { readHistory } from './support/history.ts'
+import type { Answer } from './support/replica.ts'
+
+t.setTimeout(110_000)
+
+const LONG = process.env['SOAK'] === '1'
+/** No token is presented again sooner than this after an attempt in doubt. */
+const SETTLE_MS = 1_000
+const SETTLE = { UNKNOWN_SETTLE_SECONDS: String(SETTLE_MS / 1000) }
+/** What RF-34 allows from the return of the server to the recovery of everybody. */
+const RECOVERY_LIMIT_MS = 10_000
+/** What RF-34 allows a caller who cannot be served, once the breaker is open. */
+const REFUSAL_LIMIT_MS = 1_000
+
+async function setFleetOf(
+  t: Test,
+  options: Partial<Parameters<typeof setFleet>[0]> = {},
+): Promise<Fleet> {
+  const { url } = await createTestDatabase(t)
+  return setFleet({ url, test: t, ...options })
+}
+
+function numbered(count: number): string[] {
+  return Array.from({ length: count }, (_, i) => `user-${i}`)
+}
+
+/** Pauses between presentations of one and the same token, in milliseconds from the end of one to the next. */
+function pausesOf(fleet: Fleet): number[] {
+  const calls = Map.groupBy(fleet.refreshes(), ({ form }) => form['refresh_token'])
+  return [...calls.values()].flatMap((same) =>
+    same.slice(1).map((call, i) => call.at - (same[i]?.endedAt ?? Infinity)),
+  )
+}
+
+/** Waits until no grant is armed or waits for its next try. */
+async function settled(fleet: Fleet, limitMs: number): Promise<void> {
+  await until(
+    async () => (await fleet.rows()).every(({ phase }) => phase === 'idle'),
+    limitMs,
+    'an end of every attempt',
+  )
+}
+
+/** Length of one answer of the token endpoint on the wire. */
+async function measureAnswer(fleet: Fleet): Promise<number> {
+  await fleet.connect(['measured'])
+  const [replica] = fleet.replicas
+  const before = fleet.toServer.carried.down
+  await fleet.expire(['measured'])
+  await replica?.token('measured')
+  return fleet.toServer.carried.down - before
+}
+
+/** Cuts one connection at each of the offsets and has one user meet each cut. */
+async function cutAtEach(
+  fleet: Fleet,
+  direction: 'up' | 'down',
+  offsets: readonly number[],
+): Promise<string[]> {
+  const users = offsets.map((offset) => `${direction}-${offset}`)
+  await fleet.connect(users)
+  await fleet.expire(users)
+  fleet.toServer.cuts.push(...offsets.map((after) => ({ after, direction })))
+  const [replica] = fleet.replicas
+  await inParallel(users, 10, async (user) => replica?.token(user))
+  return users
+}
+
+function offsetsUpTo(length: number, step: number): number[] {
+  return Array.from({ length: Math.ceil(length / step) }, (_, i) => i * step)
+}
+
+t.test('an answer that is cut anywhere costs nothing where the server gives a grace', async (t) => {
+  const fleet = await setFleetOf(t, { graceSeconds: 90, env: SETTLE })
+  const replica = await fleet.add()
+  const length = await measureAnswer(fleet)
+  const users = await cutAtEach(fleet, 'down', offsetsUpTo(length, LONG ? 1 : 9))
+  await settled(fleet, 30_000)
+  for (const user of users) t.equal((await replica.token(user)).status, 200, user)
+  t.strictSame(await fleet.lost(), [])
+  t.ok(
+    pausesOf(fleet).every((pauseMs) => pauseMs >= SETTLE_MS),
+    'never twice in a hurry',
+  )
+  const { overlaps, unarmed, spent, granted, increments } = await readHistory(fleet)
+  t.strictSame([overlaps, unarmed], [[], []])
+  t.strictSame([granted, increments], [spent, spent])
+})
+
+t.test(
+  'with a strict server an answer that is cut is lost only before its token is whole',
+  async (t) => {
+    const fleet = await setFleetOf(t, { env: SETTLE })
+    const replica = await fleet.add()
+    const length = await measureAnswer(fleet)
+    const users = await cutAtEach(fleet, 'down', offsetsUpTo(length, LONG ? 1 : 23))
+    await settled(fleet, 30_000)
+    const rows = await fleet.rows()
+    const lost = await fleet.lost()
+    t.strictSame(
+      rows.filter(({ state }) => state !== 'active').map(({ user }) => user),
+      lost,
+      'the broker knows which are lost',
+    )
+    t.ok(
+      rows.every(({ state, reason }) => state === 'active' || reason === 'rotation_lost'),
+      'and does not blame the user',
+    )
+    t.ok(lost.length > 0 && lost.length < users.length, 'the late cuts cost nothing')
+    const calls = fleet.refreshes().length
+    for (const user of lost) {
+      const answer = await replica.token(user)
+      t.match(answer, { status: 409, body: { cause: 'rotation_lost' } })
+    }
+    t.equal(fleet.refreshes().length, calls, 'the dead are not presented any more')
+    const perToken = Map.groupBy(fleet.refreshes(), ({ form }) => form['refresh_token'])
+    t.ok(
+      [...perToken.values()].every((same) => same.length <= 2),
+      'twice at most',
+    )
+    t.ok(
+      pausesOf(fleet).every((pauseMs) => pauseMs >= SETTLE_MS),
+      'never twice in a hurry',
+    )
+  },
+)
+
+t.test('requests that never reached the server whole cost nothing', async (t) => {
+  const fleet = await setFleetOf(t)
+  const replica = await fleet.add()
+  await measureAnswer(fleet)
+  const length = fleet.toServer.carried.up
+  const users = await cutAtEach(fleet, 'up', offsetsUpTo(length, LONG ? 1 : 19))
+  await settled(fleet, 30_000)
+  for (const user of users) t.equal((await replica.token(user)).status, 200, user)
+  t.strictSame(await fleet.lost(), [])
+
+  await t.test('each call has a connection of its own', async (t) => {
+    const opened = fleet.toServer.opened
+    for (let round = 0; round < 3; round += 1) {
+      await fleet.expire(['measured'])
+      t.equal((await replica.token('measured')).status, 200)
+    }
+    t.equal(fleet.toServer.opened - opened, 3)
+  })
+
+  await t.test('a redirect to the token endpoint itself is not followed', async (t) => {
+    const before = fleet.refreshes().length
+    fleet.lookAlike.faults.push({
+      endpoint: 'token',
+      kind: 'status',
+      status: 307,
+      headers: { location: fleet.lookAlike.tokenUrl },
+    })
+    await fleet.expire(['measured'])
+    t.equal((await replica.token('measured')).status, 503)
+    t.equal(fleet.refreshes().length, before + 1)
+    await settled(fleet, 30_000)
+  })
+
+  await t.test('a server that returns the same refresh token keeps it', async (t) => {
+    const [{ form } = { form: {} as Record<string, string> }] = fleet.refreshes().slice(-1)
+    await fleet.connect(['same'])
+    fleet.lookAlike.faults.push({
+      endpoint: 'token',
+      kind: 'status',
+      status: 200,
+      body: { access_token: 'at', token_type: 'Bearer', refresh_token: form['refresh_token'] },
+      times: 4,
+    })
+    for (let round = 0; round < 4; round += 1) {
+      await fleet.expire(['same'])
+      t.equal((await replica.token('same')).status, 200)
+    }
+    const presented = fleet.refreshes().slice(-3)
+    t.equal(new Set(presented.map((call) => call.form['refresh_token'])).size, 1)
+    t.equal((await fleet.row('same')).generation, 5)
+  })
+})
+
+t.test('a herd is refreshed in turn, and those who need nothing do not notice', async (t) => {
+  const fleet = await setFleetOf(t, {
+    env: { REFRESH_CONCURRENCY: '5', CALLER_WAIT_SECONDS: '30' },
+  })
+  const replicas = await Promise.all([fleet.add(), fleet.add()])
+  const herd = numbered(LONG ? 5_000 : 200)
+  await fleet.connect([...herd, 'rested'])
+  await fleet.expire(herd)
+  fleet.lookAlike.faults.push({
+    endpoint: 'token',
+    kind: 'delay',
+    when: 'after',
+    ms: 50,
+    times: Infinity,
+  })
+  const rested: Answer[] = []
+  let isOver = false
+  const watching = (async () => {
+    while (!isOver) {
+      rested.push(...(await Promise.all(replicas.map((replica) => replica.token('rested')))))
+      await delay(20)
+    }
+  })()
+  const answers = await Promise.all(
+    herd.map((user, i) => replicas[i % 2]?.token(user, { limitMs: 60_000 })),
+  )
+  isOver = true
+  await watching
+  t.strictSame([...new Set(answers.map((answer) => answer?.status))], [200])
+  t.strictSame([...new Set(rested.map(({ status }) => status))], [200])
+  t.ok(concurrencyOf(fleet) <= 2 * 5, 'no more at a time than both replicas may')
+  const { overlaps, unarmed, spent, presentedAgain } = await readHistory(fleet)
+  t.strictSame([overlaps, unarmed, presentedAgain], [[], [], []])
+  t.equal(spent, herd.length)
+  t.strictSame(await fleet.lost(), [])
+})
+
+t.test(
+  'while the server is away, living tokens are served and the others refused soon',
+  async (t) => {
+    const fleet = await setFleetOf(t, { env: { CALLER_WAIT_SECONDS: '1' } })
+    const replica = await fleet.add()
+    const expired = numbered(20)
+    await fleet.connect([...expired, 'rested'])
+    for (const mode of ['refuse', 'stall', '500'] as const) {
+      await t.test(`mode ${mode}`, async (t) => {
+        await fleet.expire(expired)
+        await breakServer(fleet, mode)
+        // Enough failures to open the breaker: the deadline of a call that hangs is the longest of them.
+        await Promise.all(expired.map((user) => replica.token(user)))
+        await until(
+          () => replica.log.some(({ event }) => event === 'breaker_opened'),
+          RECOVERY_LIMIT_MS,
+          'an open breaker',
+        )
+        replica.log.length = 0
+        const before = callsOf(fleet)
+        const startedAtMs = performance.now()
+        const refused: Answer[] = []
+        const rested: Answer[] = []
+        while (performance.now() - startedAtMs < 3_000) {
+          refused.push(...(await Promise.all(expired.map((user) => replica.token(user)))))
+          rested.push(await replica.token('rested'))
+        }
+        const probes = callsOf(fleet) - before
+        t.strictSame([...new Set(rested.map(({ status }) => status))], [200])
+        t.strictSame([...new Set(refused.map(({ status }) => status))], [503])
+        const waits = refused.map(({ tookMs }) => tookMs).toSorted((a, b) => a - b)
+        t.ok((waits[Math.floor(waits.length * 0.9)] ?? Infinity) < REFUSAL_LIMIT_MS, 'refused soon')
+        // One in half a second here; the one under way at either end comes on top.
+        t.ok(probes <= 3_500 / 500 + 1, `${probes} probes`)
+        await mendServer(fleet, mode)
+        const mendedAtMs = performance.now()
+        await inParallel(expired, expired.length, (user) =>
+          until(
+            async () => (await replica.token(user)).status === 200,
+            RECOVERY_LIMIT_MS,
+            `a token of ${user}`,
+          ),
+        )
+        t.ok(performance.now() - mendedAtMs <= RECOVERY_LIMIT_MS)
+        t.strictSame(await fleet.lost(), [])
+        const { overlaps, unarmed } = await readHistory(fleet)
+        t.strictSame([overlaps, unarmed], [[], []])
+      })
+    }
+  },
+)
+
+t.test('nobody gets the token of another', async (t) => {
+  const fleet = await setFleetOf(t)
+  const replicas = await Promise.all([fleet.add(), fleet.add()])
+  const users = numbered(LONG ? 200 : 40)
+  await fleet.connect(users)
+  for (let round = 0; round < (LONG ? 100 : 3); round += 1) {
+    await fleet.expire()
+    const calls = users.flatMap((user) => Array.from({ length: LONG ? 50 : 10 }, () => user))
+    const mixed: string[] = []
+    await Promise.all(
+      calls.map(async (user, i) => {
+        const { body } = (await replicas[i % 2]?.token(user)) ?? { body: {} }
+        const accessToken = String(body['access_token'])
+        const owner = await fleet.lookAlike.isActive(accessToken)
+        if (owner?.subject !== user) mixed.push(`${user} got ${owner?.subject ?? 'nothing'}`)
+        const fingerprint = createHash('sha256').update(accessToken).digest('base64url')
+        if (body['fingerprint'] !== fingerprint) mixed.push(`${user}: wrong fingerprint`)
+      }),
+    )
+    t.strictSame(mixed, [])
+  }
+  const { spent, presentedAgain } = await readHistory(fleet)
+  t.equal(spent, users.length * (LONG ? 100 : 3))
+  t.strictSame(presentedAgain, [])
+})
+
+t.test('what a person does beats a refresh in flight', async (t) => {
+  const fleet = await setFleetOf(t)
+  const replicas = await Promise.all([fleet.add(), fleet.add()])
+  const [one, two] = replicas
+  if (one === undefined || two === undefined) throw new Error('two were started')
+  await fleet.connect(['revoked', 'again'])
+
+  /** Has `one` refresh, and does something while the answer is held back. */
+  async function meanwhile(user: string, act: () => Promise<unknown>): Promise<void> {
+    const gate = Promise.withResolvers<void>()
+    const before = fleet.refreshes().length
+    fleet.lookAlike.faults.push({
+      endpoint: 'token',
+      kind: 'delay',
+      when: 'after',
+      until: gate.promise,
+    })
+    await fleet.expire([user])
+    const waiting = one?.token(user)
+    await until(() => fleet.refreshes().length > before, 10_000, 'the call')
+    await act()
+    gate.resolve()
+    await waiting
+  }
+
+  await t.test('a disconnected user gets nothing, and the late answer is revoked', async (t) => {
+    await meanwhile('revoked', async () => {
+      t.equal((await two.call('DELETE', '/v1/users/revoked/grant')).status, 204)
+      for (const replica of replicas) t.equal((await replica.token('revoked')).status, 404)
+    })
+    await delay(200)
+    for (const replica of replicas) t.equal((await replica.token('revoked')).status, 404)
+    await until(
+      () => fleet.lookAlike.record.filter(({ endpoint }) => endpoint === 'revoke').length >= 2,
+      15_000,
+      'both tokens revoked at the server',
+    )
+    t.equal((await fleet.row('revoked')).state, 'revoked')
+  })
+
+  await t.test('a new login stays, and the late answer of the old one is not stored', async (t) => {
+    await meanwhile('again', () => fleet.connect(['again']))
+    await delay(200)
+    t.strictSame((await fleet.lost()).includes('again'), false)
+    for (const replica of replicas) t.equal((await replica.token('again')).status, 200)
+    await until(
+      async () => {
+        const { rows } = await fleet.database.pool.query('select 1 from revocations')
+        return rows.length === 0
+      },
+      15_000,
+      'the old login revoked at the server',
+    )
+    await fleet.expire(['again'])
+    t.equal((await two.token('again')).status, 200)
+    t.strictSame((await fleet.lost()).includes('again'), false)
+  })
+})
+
+/** Connections where nothing gets through, calls where something does. */
+function callsOf(fleet: Fleet): number {
+  return fleet.toServer.opened
+}
+
+async function breakServer({ toServer, lookAlike }: Fleet, mode: string): Promise<void> {
+  if (mode === '500') {
+    lookAlike.faults.push({ endpoint: 'token', kind: 'status', status: 500, times: Infinity })
+  } else {
+    toServer.mode = mode as 'refuse' | 'stall'
+  }
+}
+
+async function mendServer({ toServer, lookAlike }: Fleet, mode: string): Promise<void> {
+  lookAlike.faults.length = 0
+  if (mode === 'stall') toServer.cut()
+  toServer.mode = 'pass'
+}
+
+/** The most refreshes that the server had in hand at one time. */
+function concurrencyOf(fleet: Fleet): number {
+  const events = fleet
+    .refreshes()
+    .flatMap(({ at, endedAt }) => [
+      { at, change: 1 },
+      { at: endedAt ?? Infinity, change: -1 },
+    ])
+    .toSorted((a, b) => a.at - b.at)
+  let now = 0
+  let most = 0
+  for (const { change } of events) {
+    now += change
+    most = Math.max(most, now)
+  }
+  return most
+}
