@@ -10,6 +10,7 @@ import {
   type RefreshCause,
   type UserKey,
 } from './grant.ts'
+import { createLastUse } from './last-use.ts'
 import type { Ports } from './ports.ts'
 import type { LiveToken } from './live-token.ts'
 import type { Refresher } from './refresh.ts'
@@ -58,12 +59,8 @@ export type AccessTokenSettings = Pick<
   tokenCacheMax?: number
 }
 
-/** A grant's last use is noted at most this often by one process. */
-const TOUCH_INTERVAL_MS = 60_000
 /** While refresh-ahead fails, it is tried again this often, however many callers come. */
 const AHEAD_RETRY_MS = 1_000
-/** Users whose last touch is remembered; beyond that the oldest are forgotten and noted again. */
-const TOUCHED_USERS_MAX = 100_000
 
 /** Makes the way to access tokens. Any number of calls at once. */
 export function createAccessTokens(
@@ -73,20 +70,23 @@ export function createAccessTokens(
 ): AccessTokens {
   const { clock, log, grants } = ports
   const cache = createTokenCache(ports, settings)
-  const touchedAtMs = new Map<UserKey, number>()
+  const noteUse = createLastUse(ports)
 
   async function fresh(
     user: UserKey,
     { minTtlSeconds: asked }: { minTtlSeconds?: number } = {},
   ): Promise<FreshToken> {
-    const known = await read(user)
+    const known = cache.trusted(user) ?? (await read(user))
+    noteUse(user, known)
     const { token } = known
     const halfLifeSeconds = (token?.lifeSeconds ?? DEFAULT_ACCESS_TOKEN_LIFE_SECONDS) / 2
     if (asked !== undefined && asked > halfLifeSeconds) throw askedTooMuch(halfLifeSeconds)
     const minTtlSeconds = asked ?? Math.min(settings.defaultMinTtlSeconds, halfLifeSeconds)
     const leftSeconds = secondsLeft(token)
     if (token !== undefined && leftSeconds > 0 && leftSeconds >= minTtlSeconds) {
-      if (leftSeconds <= aheadSeconds(user, halfLifeSeconds)) refreshAhead(user, known)
+      if (leftSeconds <= settings.aheadSeconds && leftSeconds <= aheadSeconds(user, halfLifeSeconds)) {
+        refreshAhead(user, known)
+      }
       return answerOf(token)
     }
     try {
@@ -120,9 +120,7 @@ export function createAccessTokens(
   /** Returns what is known of the grant; a dead one is an error that says what helps. */
   async function read(user: UserKey): Promise<KnownGrant> {
     try {
-      const known = await cache.read(user)
-      noteUse(user)
-      return known
+      return await cache.read(user)
     } catch (error) {
       throw withReconnectUrl(error, user)
     }
@@ -212,19 +210,6 @@ export function createAccessTokens(
       scope: token.scope,
       fingerprint: token.fingerprint,
     }
-  }
-
-  function noteUse(user: UserKey): void {
-    const nowMs = clock.monotonicMs()
-    const lastMs = touchedAtMs.get(user)
-    if (lastMs !== undefined && nowMs - lastMs < TOUCH_INTERVAL_MS) return
-    touchedAtMs.delete(user)
-    touchedAtMs.set(user, nowMs)
-    const oldest = touchedAtMs.keys().next()
-    if (touchedAtMs.size > TOUCHED_USERS_MAX && oldest.done === false) {
-      touchedAtMs.delete(oldest.value)
-    }
-    grants.touch(user).catch((error: unknown) => log.debug('grant_touch_failed', { user, error }))
   }
 
   function withReconnectUrl(error: unknown, user: UserKey): unknown {

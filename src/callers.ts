@@ -2,7 +2,7 @@
 // A change of the file holds within a second; one that cannot be used leaves the last good one in force.
 // Rights are asked for by the routes. What the file may hold stands in callers-file.ts.
 
-import { createHash, timingSafeEqual } from 'node:crypto'
+import { hash, timingSafeEqual } from 'node:crypto'
 import { readFile, stat } from 'node:fs/promises'
 import { matchesCallPattern, matchesUserPattern } from './caller-patterns.ts'
 import {
@@ -15,17 +15,17 @@ import {
 } from './callers-file.ts'
 import { BrokerError } from './errors.ts'
 import type { UserKey } from './grant.ts'
-import type { Ports } from './ports.ts'
+import type { Clock, Ports } from './ports.ts'
 
 export { addCaller } from './add-caller.ts'
 export { type Caller, parseCallers, type Right } from './callers-file.ts'
 
 /** Twice in the second within which a withdrawn key must be refused everywhere. */
 const POLL_INTERVAL_MS = 500
-/** The id is looked up; the rest is what the hash is for. Longer than any key of ours it is not hashed. */
-const API_KEY = /^pgb_([a-z0-9]{4,16})_[A-Za-z0-9_-]{43,128}$/
 /** The scheme is not case-sensitive (RFC 9110 section 11.1). */
 const BEARER = /^bearer +/i
+/** The id is looked up; the rest is what the hash is for. Longer than any key of ours it is not hashed. */
+const API_KEY = /^[Bb][Ee][Aa][Rr][Ee][Rr] +(pgb_([a-z0-9]{4,16})_[A-Za-z0-9_-]{43,128})$/
 /** Compared with when no key has the id, so that an unknown id costs what a wrong secret does. */
 const NO_DIGEST = Buffer.alloc(32)
 
@@ -101,9 +101,9 @@ export async function createCallers(
           'Send an API key of this broker as Authorization: Bearer pgb_….',
         )
       }
-      const key = authorizationHeader.replace(BEARER, '')
-      const known = keys.get(API_KEY.exec(key)?.[1] ?? '')
-      if (!isKey(key, known?.apiKey, clock.now()) || known === undefined) {
+      const [, key, id = ''] = API_KEY.exec(authorizationHeader) ?? []
+      const known = keys.get(id)
+      if (key === undefined || !isKey(key, known?.apiKey, clock) || known === undefined) {
         throw new BrokerError('caller_unauthenticated', 'The API key is not valid.')
       }
       return known.caller
@@ -120,11 +120,11 @@ export async function createCallers(
 }
 
 /** Compares digests of equal length in constant time, of a known key and of none alike. */
-function isKey(key: string, apiKey: ApiKey | undefined, now: Date): boolean {
-  if (!API_KEY.test(key)) return false
-  const digest = createHash('sha256').update(key, 'utf8').digest()
+function isKey(key: string, apiKey: ApiKey | undefined, clock: Pick<Clock, 'now'>): boolean {
+  // As text and back: for something this short that takes half as long as asking for bytes.
+  const digest = Buffer.from(hash('sha256', key, 'hex'), 'hex')
   const isSame = timingSafeEqual(digest, apiKey?.sha256 ?? NO_DIGEST)
-  return isSame && (apiKey?.expiresAt === undefined || apiKey.expiresAt > now)
+  return isSame && (apiKey?.expiresAt === undefined || apiKey.expiresAt > clock.now())
 }
 
 async function readCallers(path: string, now: Date): Promise<CallerEntry[]> {

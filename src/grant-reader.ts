@@ -1,12 +1,12 @@
 // Reads of many grants that come together are answered by one query. While queries run, further reads gather for the
 // next one, so that the database sees batches under load and single reads otherwise.
 
-import type { Grant, UserKey } from './grant.ts'
+import type { ServableGrant, UserKey } from './grant.ts'
 import type { Clock, GrantStore } from './ports.ts'
 
 /** A grant as read, with the monotonic instant before the read: never later than what it says. */
 export interface GrantReading {
-  grant: Grant | undefined
+  grant: ServableGrant | undefined
   readAtMs: number
 }
 
@@ -50,7 +50,7 @@ export function createGrantReader(ports: {
     running += 1
     const readAtMs = ports.clock.monotonicMs()
     try {
-      const found = new Map<UserKey, Grant>()
+      const found = new Map<UserKey, ServableGrant>()
       for (const grant of await ports.grants.findMany([...batch.keys()])) {
         found.set(grant.user, grant)
       }

@@ -130,6 +130,19 @@ export interface Grant {
   readAt: Date
 }
 
+/** As much of a grant as serving its access token needs: this is read far more often than all the rest. */
+export type ServableGrant = Pick<
+  Grant,
+  | 'user'
+  | 'loginId'
+  | 'state'
+  | 'stateReason'
+  | 'generation'
+  | 'accessToken'
+  | 'scope'
+  | 'readAt'
+>
+
 /** What the sealed columns of a grant are bound to: user, login and generation. */
 export function grantSealContext(
   column: 'refresh_token_sealed' | 'access_token_sealed',

@@ -5,8 +5,8 @@ import { BrokerError, grantNotFound } from './errors.ts'
 import {
   accessTokenLifeSeconds,
   accessTokenSecondsLeft,
-  type Grant,
   grantSealContext,
+  type ServableGrant,
 } from './grant.ts'
 import type { Sealer } from './ports.ts'
 
@@ -28,7 +28,7 @@ export interface LiveToken {
 /** Opens the stored access token, or returns undefined when it has none that lives. `readAtMs` is from before the read. */
 export function openLiveToken(
   sealer: Sealer,
-  grant: Grant,
+  grant: ServableGrant,
   readAtMs: number,
 ): LiveToken | undefined {
   const { accessToken } = grant
@@ -56,7 +56,7 @@ export function reauthenticationRequired(cause: string): BrokerError {
 }
 
 /** @throws BrokerError when no token of the grant may be served or presented any more */
-export function refuseDead(grant: Grant): void {
+export function refuseDead(grant: Pick<ServableGrant, 'state' | 'stateReason'>): void {
   switch (grant.state) {
     case 'revoked':
       throw grantNotFound()

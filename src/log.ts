@@ -105,6 +105,7 @@ export function createLog(settings: LogSettings): Log & { flush(): Promise<void>
   }
 
   return {
+    writes: (lineLevel) => logger.isLevelEnabled(lineLevel),
     trace: at('trace'),
     debug: at('debug'),
     info: at('info'),

@@ -7,6 +7,7 @@ import type {
   GrantState,
   RefreshCause,
   SealedAccessToken,
+  ServableGrant,
   TokenOutcome,
   UserKey,
 } from './grant.ts'
@@ -59,6 +60,8 @@ export interface LogFields {
 
 /** One event a line. The event's name is a constant in snake_case; it is never built from input. */
 export interface Log {
+  /** Whether lines of this level are written at all, for paths where making their fields costs too much. Absent: yes. */
+  writes?(level: 'trace' | 'debug'): boolean
   trace(event: string, fields?: LogFields): void
   debug(event: string, fields?: LogFields): void
   info(event: string, fields?: LogFields): void
@@ -154,7 +157,7 @@ export interface NewGrant {
 export interface Evidence {
   /**
    * An earlier attempt presented this very token and its end is unknown; or its predecessor was presented once more
-   * after the attempt that brought this one, and refused.
+   * after the attempt that brought this one.
    */
   unknownBefore: boolean
   /** Refusals of this token so far, the newest included. */
@@ -169,8 +172,8 @@ export interface Evidence {
 
 export interface GrantStore {
   find(user: UserKey): Promise<Grant | undefined>
-  /** Those of the users that have a grant, in one statement. */
-  findMany(users: readonly UserKey[]): Promise<Grant[]>
+  /** Those of the users that have a grant, in one statement, and of each what serving its token needs. */
+  findMany(users: readonly UserKey[]): Promise<ServableGrant[]>
   /** Returns the database's instant of arming, or undefined when the row is not ours to arm. One autocommit statement. */
   arm(request: ArmRequest): Promise<{ armedAt: Date } | undefined>
   /** Closes an attempt that brought no successor and lets the row be armed again after the back-off. */
@@ -208,8 +211,8 @@ export interface GrantStore {
   evidence(user: UserKey, loginId: string, generation: number): Promise<Evidence>
   /** Seconds since the last forced refresh of this user was armed; undefined when there was none. */
   lastForcedSecondsAgo(user: UserKey): Promise<number | undefined>
-  /** Notes that the grant was used. */
-  touch(user: UserKey): Promise<void>
+  /** Notes that the grants were used, in one statement that waits for no other. */
+  touch(users: readonly UserKey[]): Promise<void>
   /** Grants that were not rotated for half their lifetime and are not being refreshed, in no order. */
   findKeepAliveDue(limit: number): Promise<Grant[]>
   /** Grants whose earlier expiry has come within 90, 30 or 7 days since it was last asked; each is told of once. */

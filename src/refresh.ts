@@ -76,8 +76,8 @@ export function createRefresher(
 ): Refresher {
   const { clock, log, sealer, grants, authorizationServer, spool } = ports
   const inFlight = new Map<UserKey, { answer: Promise<LiveToken>; ended: Promise<void> }>()
-  /** Users whose token in doubt this process will present again. */
-  const recovering = new Set<UserKey>()
+  /** Users whose row this process will come back to, each with the newest loop that does. */
+  const recovering = new Map<UserKey, symbol>()
   const breaker = createBreaker({ clock, log }, settings)
   const slots = createSlots(settings.concurrency)
   const stopping = new AbortController()
@@ -383,11 +383,13 @@ export function createRefresher(
 
   /** An owner that is alive presents a token in doubt again by itself, so that the grant is not left armed. */
   async function recover(grant: Grant, firstDelaySeconds: number): Promise<void> {
-    if (recovering.has(grant.user)) return
-    recovering.add(grant.user)
+    const loop = Symbol(grant.user)
+    recovering.set(grant.user, loop)
     let delaySeconds = firstDelaySeconds
     for (;;) {
       await clock.sleep(delaySeconds * 1000 + POLL_FIRST_MS, stopping.signal)
+      // A newer loop knows better what the row is waiting for.
+      if (recovering.get(grant.user) !== loop) return
       if (stopping.signal.aborted) break
       delaySeconds = settings.breakerProbeSeconds
       try {

@@ -2,21 +2,22 @@
 // `tokenCacheTrustMs` after they were last checked, so that a revocation holds on every replica within that time and
 // without a broadcast. While PostgreSQL is away they are served up to the stale limit.
 
-import { createHash } from 'node:crypto'
+import { hash } from 'node:crypto'
 import { LRUCache } from 'lru-cache'
 import { BrokerError, grantNotFound } from './errors.ts'
-import type { Grant, UserKey } from './grant.ts'
+import type { ServableGrant, UserKey } from './grant.ts'
 import { createGrantReader, type GrantReading } from './grant-reader.ts'
+import type { Noted } from './last-use.ts'
 import type { Ports } from './ports.ts'
 import { type LiveToken, openLiveToken, refuseDead } from './live-token.ts'
 
 /** As much of a grant as serving needs. */
-export interface KnownGrant {
+export interface KnownGrant extends Noted {
   loginId: string
   generation: number
   /** Undefined when the row holds none, or none that lives. */
   token: LiveToken | undefined
-  /** Digest of the stored token's place, life and ciphertext: while it stays, so does what was opened. */
+  /** Digest of the ciphertext that `token` was opened from: while it stays, so does what was opened. */
   stored: string | undefined
   /** Monotonic instant before the read that confirmed it last. */
   checkedAtMs: number
@@ -25,13 +26,15 @@ export interface KnownGrant {
 }
 
 export interface TokenCache {
+  /** What is known of the user's grant, if it was checked no longer ago than the trust allows. Costs a look-up. */
+  trusted(user: UserKey): KnownGrant | undefined
   /**
    * Returns what is known of the user's grant, checked no longer ago than the trust allows.
    * @throws BrokerError `grant_not_found`, `reauthentication_required`, `temporarily_unavailable`, `integrity_failure`
    */
   read(user: UserKey): Promise<KnownGrant>
   /** Takes over a row that was read elsewhere. Errors as `read`. */
-  keepRow(grant: Grant, readAtMs: number): KnownGrant
+  keepRow(grant: ServableGrant, readAtMs: number): KnownGrant
   /** Takes over a token that this process has just stored or spooled. */
   keepToken(user: UserKey, token: LiveToken): void
   forget(user: UserKey): void
@@ -52,10 +55,16 @@ export function createTokenCache(
   const readGrant = createGrantReader(ports)
   const known = new LRUCache<UserKey, KnownGrant>({ max: settings.tokenCacheMax ?? GRANTS_MAX })
 
+  function trusted(user: UserKey): KnownGrant | undefined {
+    const cached = known.get(user)
+    if (cached === undefined) return undefined
+    const ageMs = clock.monotonicMs() - cached.checkedAtMs
+    return ageMs <= settings.tokenCacheTrustMs ? cached : undefined
+  }
+
   async function read(user: UserKey): Promise<KnownGrant> {
     const cached = known.get(user)
-    const ageMs = cached === undefined ? Infinity : clock.monotonicMs() - cached.checkedAtMs
-    if (cached !== undefined && ageMs <= settings.tokenCacheTrustMs) return cached
+    if (cached !== undefined && trusted(user) === cached) return cached
     try {
       const { grant, readAtMs } = await (cached === undefined ? readGrant(user) : readSoon(user))
       if (grant !== undefined) return keepRow(grant, readAtMs)
@@ -87,7 +96,7 @@ export function createTokenCache(
     }
   }
 
-  function keepRow(grant: Grant, readAtMs: number): KnownGrant {
+  function keepRow(grant: ServableGrant, readAtMs: number): KnownGrant {
     const { user, loginId, generation } = grant
     const cached = known.get(user)
     try {
@@ -95,7 +104,7 @@ export function createTokenCache(
       const stored = digestOf(grant)
       // The same as at the last check, or a successor that is spooled and on its way into the row.
       const ahead = cached?.loginId === loginId && cached.generation > generation
-      if (cached !== undefined && (ahead || cached.stored === stored)) {
+      if (cached !== undefined && (ahead || isSame(cached, grant, stored))) {
         cached.checkedAtMs = Math.max(cached.checkedAtMs, readAtMs)
         return cached
       }
@@ -108,11 +117,14 @@ export function createTokenCache(
   }
 
   function keep(user: UserKey, entry: KnownGrant): KnownGrant {
+    const notedAtMs = known.peek(user)?.useNotedAtMs
+    if (notedAtMs !== undefined) entry.useNotedAtMs = notedAtMs
     known.set(user, entry)
     return entry
   }
 
   return {
+    trusted,
     read,
     keepRow,
     forget: (user) => {
@@ -132,10 +144,17 @@ export function createTokenCache(
   }
 }
 
-function digestOf({ loginId, generation, accessToken }: Grant): string {
-  const hash = createHash('sha256').update(`${loginId} ${generation} `)
-  if (accessToken !== null) {
-    hash.update(`${accessToken.expiresAt.getTime()} `).update(accessToken.sealed)
-  }
-  return hash.digest('base64url')
+function digestOf({ accessToken }: ServableGrant): string | undefined {
+  return accessToken === null ? undefined : hash('sha256', accessToken.sealed, 'base64url')
+}
+
+/** Whether the row holds what the token was opened from, in the place and with the life that it had. */
+function isSame(cached: KnownGrant, grant: ServableGrant, stored: string | undefined): boolean {
+  return (
+    cached.loginId === grant.loginId &&
+    cached.generation === grant.generation &&
+    cached.stored !== undefined &&
+    cached.stored === stored &&
+    cached.token?.expiresAt.getTime() === grant.accessToken?.expiresAt.getTime()
+  )
 }

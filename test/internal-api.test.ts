@@ -559,6 +559,8 @@ t.test('the ledger is read page by page, newest first', async (t) => {
   for (const query of ['limit=0', 'limit=501', 'limit=x', 'after=1', 'after=', 'page=2']) {
     t.match(problemOf(await ask('everything', `${url}?${query}`)), { status: 400 }, query)
   }
+  const urn = problemOf(await ask('everything', `${url}?after=urn:uuid:${first.next}`))
+  t.match(urn, { status: 400, code: 'request_invalid' })
   const foreign = `/v1/users/bob/refresh-attempts?after=${first.next}`
   t.match(problemOf(await ask('everything', foreign)), { status: 400, code: 'request_invalid' })
   t.same((await ask('everything', '/v1/users/bob/refresh-attempts')).json(), {

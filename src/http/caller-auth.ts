@@ -1,7 +1,7 @@
 // Who may call the internal listener, in the order: credential, right, user key, then (the request being valid) visibility.
 // Only the Authorization header counts. A user that the caller may not see is answered as one that has no grant.
 
-import type { FastifyReply, FastifyRequest } from 'fastify'
+import type { FastifyReply, FastifyRequest, HookHandlerDoneFunction } from 'fastify'
 import type { Caller, Callers, Right } from '../callers.ts'
 import { BrokerError, grantNotFound } from '../errors.ts'
 import type { UserKey } from '../grant.ts'
@@ -49,12 +49,20 @@ function authenticateCaller(
  * @throws BrokerError `grant_not_found`
  */
 async function requireVisibleUser(
-  { callers, ports }: CallerAuth,
+  auth: CallerAuth,
   request: FastifyRequest,
   caller: Caller,
   user: UserKey,
 ): Promise<void> {
-  if (callers.maySee(caller, user)) return
+  if (!auth.callers.maySee(caller, user)) await refuseInvisibleUser(auth, request, caller, user)
+}
+
+async function refuseInvisibleUser(
+  { ports }: CallerAuth,
+  request: FastifyRequest,
+  caller: Caller,
+  user: UserKey,
+): Promise<never> {
   ports.log.warn('user_not_visible', { requestId: request.id, caller: caller.name, user })
   await ports.grants.find(user)
   throw grantNotFound()
@@ -63,16 +71,21 @@ async function requireVisibleUser(
 /**
  * Hooks of a route under `/v1/users/{user}`: the caller needs the right, and to see the user.
  * Visibility comes after the schemas, so that a malformed request is answered alike for every user.
+ * Callbacks, because a promise for each hook of each request is dear on the way to a token.
  */
 export function requireCaller(auth: CallerAuth, right: Right) {
   return {
-    async onRequest(request: FastifyRequest, reply: FastifyReply): Promise<void> {
+    onRequest(request: FastifyRequest, reply: FastifyReply, done: HookHandlerDoneFunction): void {
       reply.header('cache-control', 'no-store')
       request.setDecorator(CALLER, authenticateCaller(auth, request, right))
       readUserKey(request)
+      done()
     },
-    async preHandler(request: FastifyRequest): Promise<void> {
-      await requireVisibleUser(auth, request, callerOf(request), readUserKey(request))
+    preHandler(request: FastifyRequest, _reply: FastifyReply, done: HookHandlerDoneFunction): void {
+      const caller = callerOf(request)
+      const user = readUserKey(request)
+      if (auth.callers.maySee(caller, user)) done()
+      else refuseInvisibleUser(auth, request, caller, user).catch(done)
     },
   }
 }

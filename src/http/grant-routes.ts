@@ -146,7 +146,11 @@ export function registerGrantRoutes(app: App, parts: GrantRouteParts): void {
       const { after, limit = PAGE_SIZE } = request.query
       if ((await ports.grants.find(user)) === undefined) throw grantNotFound()
       // One more than asked for tells whether there is a next page.
-      const attempts = await ports.attempts.list(user, { after, limit: limit + 1 })
+      // The format lets `urn:uuid:` through, which the database does not read.
+      const known = after === undefined || !after.startsWith('urn:')
+      const attempts = known
+        ? await ports.attempts.list(user, { after, limit: limit + 1 })
+        : undefined
       if (attempts === undefined) {
         throw new BrokerError('request_invalid', 'after is not a cursor of this list.')
       }

@@ -81,12 +81,13 @@ export function registerImportRoute(
           },
         )
       }
-      const { refresh_token: refreshToken, obtained_at: obtainedAt } = request.body
-      const grant = await importer.takeOver({
-        user,
-        refreshToken,
-        obtainedAt: new Date(obtainedAt),
-      })
+      const { refresh_token: refreshToken } = request.body
+      // The schema's format lets leap seconds and offsets without minutes through, which no Date takes.
+      const obtainedAt = new Date(request.body.obtained_at)
+      if (Number.isNaN(obtainedAt.getTime())) throw unreadable('obtained_at')
+      // Half a surrogate pair can neither be sealed nor be sent as it is.
+      if (!refreshToken.isWellFormed()) throw unreadable('refresh_token')
+      const grant = await importer.takeOver({ user, refreshToken, obtainedAt })
       log.info('grant_imported_by_caller', {
         requestId: request.id,
         user,
@@ -95,4 +96,11 @@ export function registerImportRoute(
       return grantBody(grant)
     },
   )
+}
+
+function unreadable(member: string): BrokerError {
+  const detail = 'cannot be read'
+  return new BrokerError('request_invalid', `${member} ${detail}.`, {
+    errors: [{ pointer: `body/${member}`, detail }],
+  })
 }

@@ -6,8 +6,10 @@ import Type from 'typebox'
 import type { AccessTokens, FreshToken } from '../access-token.ts'
 import type { ProblemCode } from '../errors.ts'
 import type { Log } from '../ports.ts'
+import { createAccessTokenJson } from './access-token-json.ts'
 import type { App } from './app.ts'
 import { type CallerAuth, callerOf, requireCaller } from './caller-auth.ts'
+import { createHandOutLog } from './hand-out-log.ts'
 import { jsonAnswer } from './openapi.ts'
 import { problemResponses } from './problem.ts'
 import { readUserKey, UserParameters } from './user-parameter.ts'
@@ -80,6 +82,23 @@ export function registerTokenRoutes(app: App, parts: TokenRouteParts): void {
   const { accessTokens } = parts
   const hooks = requireCaller(parts.auth, 'token:read')
   app.addSchema(AccessToken)
+  const handOuts = createHandOutLog(parts.log)
+  app.addHook('onClose', async () => handOuts.close())
+  const jsonOf = createAccessTokenJson()
+
+  /** Answers with the token, and leaves on record who was given which. */
+  function handOut(request: FastifyRequest, reply: FastifyReply, token: FreshToken): FastifyReply {
+    handOuts.note({
+      requestId: request.id,
+      caller: callerOf(request),
+      user: readUserKey(request),
+      fingerprint: token.fingerprint,
+    })
+    return reply
+      .header('pragma', 'no-cache')
+      .header('content-type', 'application/json; charset=utf-8')
+      .send(jsonOf(token))
+  }
 
   app.get(
     '/v1/users/:user/access-token',
@@ -119,7 +138,7 @@ export function registerTokenRoutes(app: App, parts: TokenRouteParts): void {
         readUserKey(request),
         minTtlSeconds === undefined ? {} : { minTtlSeconds },
       )
-      return handOut(parts.log, request, reply, token)
+      return handOut(request, reply, token)
     },
   )
 
@@ -150,30 +169,7 @@ export function registerTokenRoutes(app: App, parts: TokenRouteParts): void {
     async (request, reply) => {
       const user = readUserKey(request)
       const token = await accessTokens.replaceRejected(user, request.body.rejected)
-      return handOut(parts.log, request, reply, token)
+      return handOut(request, reply, token)
     },
   )
-}
-
-/** Answers with the token, and leaves a line that says who was given which. */
-function handOut(
-  log: Log,
-  request: FastifyRequest,
-  reply: FastifyReply,
-  token: FreshToken,
-): FastifyReply {
-  log.info('access_token_handed_out', {
-    requestId: request.id,
-    user: readUserKey(request),
-    caller: callerOf(request).name,
-    fingerprint: token.fingerprint,
-  })
-  return reply.header('pragma', 'no-cache').send({
-    access_token: token.accessToken,
-    token_type: 'Bearer',
-    expires_in: token.expiresInSeconds,
-    expires_at: token.expiresAt.toISOString(),
-    scope: token.scope,
-    fingerprint: token.fingerprint,
-  })
 }

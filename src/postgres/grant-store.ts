@@ -2,7 +2,7 @@
 // and leaves nothing half-written. What two replicas must agree on is decided by the database's clock inside that statement.
 
 import { type Selectable, sql } from 'kysely'
-import { type Grant, IMPORT_USERS } from '../grant.ts'
+import { type Grant, IMPORT_USERS, type SealedAccessToken, type ServableGrant } from '../grant.ts'
 import type { Evidence, ExpiryWarning, GrantStore, NewGrant } from '../ports.ts'
 import { type Database, type Tables, throughDatabase } from './database.ts'
 
@@ -64,9 +64,14 @@ export function createGrantStore(
 
     findMany: (users) =>
       throughDatabase(async () => {
-        const { rows } = await sql<GrantRow>`
-          select g.*, ${now} as read_at from grants g where g.user_id = any(${users})`.execute(db)
-        return rows.map(grantOf)
+        // Column by column: what is not read need not be written as text here and parsed there. No named statement,
+        // which PgBouncer may not know: a batch is parsed once for all of its users.
+        const { rows } = await sql<ServableRow>`
+          select user_id, login_id, state, state_reason, generation, access_token_sealed,
+            access_token_requested_at, access_token_expires_at, access_token_fingerprint, scope,
+            ${now} as read_at
+          from grants where user_id = any(${users})`.execute(db)
+        return rows.map(servableGrantOf)
       }),
 
     arm: (request) =>
@@ -252,7 +257,8 @@ export function createGrantStore(
               join refresh_attempts f using (user_id, login_id, generation)
               where s.user_id = ${user} and s.login_id = ${loginId}
                 and s.generation = ${generation} - 1
-                and s.outcome = 'granted' and f.outcome = 'refused' and f.armed_at > s.armed_at
+                and s.outcome = 'granted' and f.armed_at > s.armed_at
+                and (f.outcome is null or f.outcome in ('in_doubt', 'refused'))
             ) as "unknownBefore",
             (
               select count(*)::int from refresh_attempts a
@@ -295,9 +301,14 @@ export function createGrantStore(
         return rows[0]?.seconds_ago ?? undefined
       }),
 
-    touch: (user) =>
+    touch: (users) =>
       throughDatabase(async () => {
-        await sql`update grants set last_used_at = ${now} where user_id = ${user}`.execute(db)
+        // In the order of the keys and past what is locked: no two of these, and no refresh, wait for each other.
+        await sql`
+          update grants set last_used_at = ${now}
+          where user_id in (
+            select user_id from grants where user_id = any(${users})
+            order by user_id for update skip locked)`.execute(db)
       }),
 
     findKeepAliveDue: (limit) =>
@@ -391,23 +402,49 @@ function likePatternOf(pattern: string): string {
 
 type GrantRow = Selectable<Tables['grants']> & { read_at: Date }
 
-function grantOf(row: GrantRow): Grant {
-  const sealed = row.access_token_sealed
-  const requestedAt = row.access_token_requested_at
-  const expiresAt = row.access_token_expires_at
-  const fingerprint = row.access_token_fingerprint
+/** The columns of a {@link ServableGrant}. */
+type ServableRow = Pick<
+  GrantRow,
+  | 'user_id'
+  | 'login_id'
+  | 'state'
+  | 'state_reason'
+  | 'generation'
+  | 'access_token_sealed'
+  | 'access_token_requested_at'
+  | 'access_token_expires_at'
+  | 'access_token_fingerprint'
+  | 'scope'
+  | 'read_at'
+>
+
+function servableGrantOf(row: ServableRow): ServableGrant {
   return {
     user: row.user_id,
     loginId: row.login_id,
     state: row.state,
     stateReason: row.state_reason,
     generation: row.generation,
-    refreshTokenSealed: row.refresh_token_sealed,
-    accessToken:
-      sealed === null || requestedAt === null || expiresAt === null || fingerprint === null
-        ? null
-        : { sealed, requestedAt, expiresAt, fingerprint },
+    accessToken: accessTokenOf(row),
     scope: row.scope,
+    readAt: row.read_at,
+  }
+}
+
+function accessTokenOf(row: ServableRow): SealedAccessToken | null {
+  const sealed = row.access_token_sealed
+  const requestedAt = row.access_token_requested_at
+  const expiresAt = row.access_token_expires_at
+  const fingerprint = row.access_token_fingerprint
+  return sealed === null || requestedAt === null || expiresAt === null || fingerprint === null
+    ? null
+    : { sealed, requestedAt, expiresAt, fingerprint }
+}
+
+function grantOf(row: GrantRow): Grant {
+  return {
+    ...servableGrantOf(row),
+    refreshTokenSealed: row.refresh_token_sealed,
     keyId: row.key_id,
     pageroIssuer: row.pagero_issuer,
     pageroSubject: row.pagero_subject,
@@ -423,6 +460,5 @@ function grantOf(row: GrantRow): Grant {
     lastUsedAt: row.last_used_at,
     rollingExpiresAt: row.rolling_expires_at,
     absoluteExpiresAt: row.absolute_expires_at,
-    readAt: row.read_at,
   }
 }

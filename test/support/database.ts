@@ -12,25 +12,18 @@ import { Client, DatabaseError } from 'pg'
 import t from 'tap'
 import type { Test } from 'tap'
 
-import type { Log } from '../../src/ports.ts'
 import { openDatabase } from '../../src/postgres/database.ts'
 import type { Database } from '../../src/postgres/database.ts'
 import { startEmbeddedPostgres } from '../../src/postgres/embedded.ts'
 import type { EmbeddedPostgres } from '../../src/postgres/embedded.ts'
 import { migrate } from '../../src/postgres/migrate.ts'
 import { Secret } from '../../src/secret.ts'
+import { silentLog } from './silent-log.ts'
 
 const FOLDER_PREFIX = 'pagero-token-broker-test-'
 const TEMPLATE = 'broker_template'
 
-/** A log that keeps nothing. */
-export const silentLog: Log = {
-  trace() {},
-  debug() {},
-  info() {},
-  warn() {},
-  error() {},
-}
+export { silentLog }
 
 /**
  * Clones the migrated template for this test. The pool is closed and the database dropped at the

@@ -22,11 +22,10 @@ import { createGrantStore } from '../../src/postgres/grant-store.ts'
 import { createRevocationStore } from '../../src/postgres/revocation-store.ts'
 import { createSealer } from '../../src/seal.ts'
 import { Secret } from '../../src/secret.ts'
-import { silentLog } from './database.ts'
-import { CLIENT_ID, CLIENT_SECRET, REDIRECT_URI } from './engine.ts'
 import { type FaultProxy, startFaultProxy } from './fault-proxy.ts'
 import { freePorts } from './free-ports.ts'
 import { createReplica, type Replica } from './replica.ts'
+import { silentLog } from './silent-log.ts'
 
 /** The protocol's times, a tenth or so of the real ones; the relations that the start checks hold. */
 export const FAST_ENV = {
@@ -48,6 +47,9 @@ export const FAST_ENV = {
 } as const
 export const LEASE_MS = Number(FAST_ENV.REFRESH_LEASE_SECONDS) * 1000
 
+const CLIENT_ID = 'nordvik-erp'
+const CLIENT_SECRET = 'a secret: with % and + in it'
+const REDIRECT_URI = 'http://localhost:3000/auth/callback'
 const KEY_ID = 'test'
 /** Grants that are made at a time: the test's own pool has 8 connections. */
 const CONNECT_CONCURRENCY = 8

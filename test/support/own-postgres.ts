@@ -10,8 +10,8 @@ import { openDatabase } from '../../src/postgres/database.ts'
 import { type EmbeddedPostgres, startEmbeddedPostgres } from '../../src/postgres/embedded.ts'
 import { migrate } from '../../src/postgres/migrate.ts'
 import { Secret } from '../../src/secret.ts'
-import { silentLog } from './database.ts'
 import { until } from './fleet.ts'
+import { silentLog } from './silent-log.ts'
 
 export interface OwnPostgres {
   /** Superuser's URL of the migrated database, at the present port. */

@@ -27,7 +27,10 @@ export interface LogLine {
 
 export interface Replica {
   readonly name: string
+  /** Of the internal listener. */
   readonly origin: string
+  /** Of the public listener. */
+  readonly publicOrigin: string
   /** Log lines of all its lives, oldest first. */
   readonly log: LogLine[]
   /** Starts the process, with the settings changed for this life, and waits until it is ready. */
@@ -115,6 +118,7 @@ export function createReplica(settings: {
   return {
     name: settings.name,
     origin,
+    publicOrigin: `http://127.0.0.1:${settings.ports.public}`,
     log,
     async start(env = {}) {
       spawnProcess(env)

@@ -3,7 +3,7 @@
 import { BrokerError } from '../../../src/errors.ts'
 import type { GrantStore, Ports, ReplicaStore, RevocationStore } from '../../../src/ports.ts'
 import type { SimulatedDatabase } from './database.ts'
-import type { Faults, Step } from './faults.ts'
+import type { Faults, StatementFault, Step } from './faults.ts'
 import type { Life } from './life.ts'
 import type { Scheduler } from './scheduler.ts'
 import type { Witness } from './witness.ts'
@@ -30,6 +30,14 @@ export function linkDatabase(
   const { scheduler, faults, witness, database } = world
   const reachable = () => !world.isDown() && !life.cutOff
 
+  /** Never twice in a row: that would be an absence, which an outage or a cut is for. */
+  let heartbeatFailed = false
+  function heartbeatFault(): StatementFault {
+    const fault = heartbeatFailed ? 'none' : faults.statement()
+    heartbeatFailed = fault !== 'none'
+    return fault
+  }
+
   /** Sends one statement; `apply` runs at the database, whatever has become of the process by then. */
   function statement<T>(name: string, apply: () => T): Promise<T> {
     return life.call((settle) => {
@@ -42,7 +50,7 @@ export function linkDatabase(
         fail(faults.statementMs())
         return
       }
-      const fault = faults.statement()
+      const fault = name === 'heartbeat' ? heartbeatFault() : faults.statement()
       if (fault !== 'none') {
         witness.note(life, `${name}: statement ${fault}`)
         // To whoever waits, a database that is slow is one that is away.
@@ -133,7 +141,7 @@ export function linkDatabase(
       statement('evidence', () => database.evidence(user, loginId, generation)),
     lastForcedSecondsAgo: (user) =>
       statement('lastForced', () => database.lastForcedSecondsAgo(user)),
-    touch: (user) => statement('touch', () => database.touch(user)),
+    touch: (users) => statement('touch', () => database.touch(users)),
   }
   const replicas: ReplicaStore = {
     heartbeat: (replica, boot) => statement('heartbeat', () => database.heartbeat(replica, boot)),

@@ -49,7 +49,11 @@ function predecessorWasPresentedAgain(login: readonly AttemptRow[], generation: 
   return before.some(
     (one) =>
       one.outcome === 'granted' &&
-      before.some((other) => other.outcome === 'refused' && other.armedAtMs > one.armedAtMs),
+      before.some(
+        ({ outcome, armedAtMs }) =>
+          armedAtMs > one.armedAtMs &&
+          (outcome === null || outcome === 'in_doubt' || outcome === 'refused'),
+      ),
   )
 }
 
@@ -265,9 +269,11 @@ export function createSimulatedDatabase(settings: GrantStoreSettings, nowMs: () 
       return (nowMs() - Math.max(...forced.map(({ armedAtMs }) => armedAtMs))) / 1000
     },
 
-    touch(user: UserKey): void {
-      const row = grants.get(user)
-      if (row !== undefined) grants.set(user, { ...row, lastUsedAt: new Date(nowMs()) })
+    touch(users: readonly UserKey[]): void {
+      for (const user of users) {
+        const row = grants.get(user)
+        if (row !== undefined) grants.set(user, { ...row, lastUsedAt: new Date(nowMs()) })
+      }
     },
 
     heartbeat: (replica: string, boot: string) => announce(replica, boot, false),

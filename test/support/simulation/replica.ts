@@ -19,6 +19,8 @@ export interface Replica {
   refresher: Refresher
   accessTokens: AccessTokens
   antiEntropy: AntiEntropy
+  /** Resolves when the process accepts requests. */
+  listening: Promise<void>
 }
 
 export type SimulatedPorts = Pick<
@@ -93,8 +95,7 @@ export function startReplica(
     const revoking = { intervalSeconds: REVOKE_SECONDS, event: 'revocations_postponed' }
     startPeriodic(ports, { ...revoking, work: () => revoker.runOnce() })
   }
-  void begin()
-  return { life, ports, refresher, accessTokens, antiEntropy }
+  return { life, ports, refresher, accessTokens, antiEntropy, listening: begin() }
 }
 
 function createLog(write: (event: string, fields: LogFields) => void): Log {

@@ -44,8 +44,8 @@ export const SIMULATED_SETTINGS: RefreshSettings & { staleLimitSeconds: number }
 /** Short enough for several rotations in a run; half of it is the window of refresh-ahead. */
 const ACCESS_TOKEN_LIFE_SECONDS = 100
 const TROUBLED_MS = 240_000
-/** Statements on their way, deadlines, leases, and the first rounds of whoever has just started. */
-const CALM_MS = 70_000
+/** The latest of requests and statements arrive, deadlines and leases end, whoever has just started has settled. */
+const CALM_MS = 110_000
 /** The back-off of one grant grows to 15 minutes; twice that, and the wait for owners that stay away. */
 const REST_MS = 2_200_000
 
@@ -186,13 +186,16 @@ export async function simulate(seed: number, options: SimulationOptions = {}): P
 
   const upReplicas = () => [...replicas.values()].filter(({ life }) => !life.dead)
 
-  /** A request to a process that is stopped waits in its socket. */
-  const accepted = (life: Life) => life.call<void>((settle) => settle.resolve())
+  /** A request to a process that is stopped waits in its socket, one to a process that starts at the balancer. */
+  async function accepted({ life, listening }: Replica): Promise<void> {
+    await listening
+    await life.call<void>((settle) => settle.resolve())
+  }
 
   async function ask(replica: Replica, user: UserKey): Promise<'served' | BrokerError> {
     const askedAtMs = nowMs()
     const { life, accessTokens } = replica
-    await accepted(life)
+    await accepted(replica)
     const minTtlSeconds = chance.chance(0.2) ? Math.floor(chance.between(0, 51)) : 0
     try {
       const known = chance.chance(0.06) ? await accessTokens.fresh(user) : undefined
@@ -212,7 +215,7 @@ export async function simulate(seed: number, options: SimulationOptions = {}): P
 
   async function logIn(replica: Replica, user: UserKey): Promise<void> {
     const { life, ports } = replica
-    await accepted(life)
+    await accepted(replica)
     const requestedAtMonotonicMs = life.clock.monotonicMs()
     const login = server.logIn(user)
     witness.note(life, `${user} logs in, family ${login.family.id}`)
@@ -234,7 +237,7 @@ export async function simulate(seed: number, options: SimulationOptions = {}): P
   }
 
   async function disconnect(replica: Replica, user: UserKey): Promise<void> {
-    await accepted(replica.life)
+    await accepted(replica)
     const family = witness.logins.get(user)?.family
     const closed = await disconnectGrant(replica.ports, user).catch(onlyPassing)
     replica.accessTokens.forget(user)
@@ -311,6 +314,9 @@ export async function simulate(seed: number, options: SimulationOptions = {}): P
   const violated = () => witness.violations.length > 0
 
   const { setImmediate: realSetImmediate } = globalThis
+  const { stackTraceLimit } = Error
+  // A fifth of the time of a run went into the stacks of errors that nobody reads.
+  Error.stackTraceLimit = 0
   globalThis.setImmediate = ((action: () => void) =>
     scheduler.after(0, action)) as unknown as typeof setImmediate
   try {
@@ -333,6 +339,7 @@ export async function simulate(seed: number, options: SimulationOptions = {}): P
     if (!violated()) judgeAtRest(witness, database, server)
   } finally {
     globalThis.setImmediate = realSetImmediate
+    Error.stackTraceLimit = stackTraceLimit
     for (const { life } of replicas.values()) life.kill()
   }
   return {

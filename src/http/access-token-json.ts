@@ -1,0 +1,47 @@
+// The answer with an access token as text. Writing the same token as JSON again and again is a tenth of what such an
+// answer costs, so the text of tokens in demand is kept and only the seconds that are left are put in.
+
+import type { FreshToken } from '../access-token.ts'
+
+/** Tokens told apart at one time; 1.3 kB for each that is in demand. With more, all are forgotten and learnt again. */
+const KEPT_MAX = 5_000
+
+interface Kept {
+  scope: string
+  expiresAtMs: number
+  /** What stands before the seconds, and after them. */
+  before: string
+  after: string
+}
+
+/** Makes the writer of a listener. It writes the members of the schema `AccessToken`. */
+export function createAccessTokenJson(): (token: FreshToken) => string {
+  /** By fingerprint; without a text for those that were asked for once so far. */
+  const kept = new Map<string, Kept | undefined>()
+  return (token) => {
+    const { fingerprint } = token
+    let text = kept.get(fingerprint)
+    if (text === undefined || !isOf(text, token)) {
+      const isInDemand = kept.has(fingerprint)
+      if (kept.size >= KEPT_MAX) kept.clear()
+      text = textAround(token)
+      kept.set(fingerprint, isInDemand ? text : undefined)
+    }
+    return `${text.before}${token.expiresInSeconds}${text.after}`
+  }
+}
+
+/** A fingerprint stands for a token, and not for its scope and its end. */
+function isOf({ scope, expiresAtMs }: Kept, token: FreshToken): boolean {
+  return scope === token.scope && expiresAtMs === token.expiresAt.getTime()
+}
+
+function textAround({ accessToken, scope, expiresAt, fingerprint }: FreshToken): Kept {
+  const end = expiresAt.toISOString()
+  return {
+    scope,
+    expiresAtMs: expiresAt.getTime(),
+    before: `{"access_token":${JSON.stringify(accessToken)},"token_type":"Bearer","expires_in":`,
+    after: `,"expires_at":"${end}","scope":${JSON.stringify(scope)},"fingerprint":"${fingerprint}"}`,
+  }
+}

@@ -1,0 +1,442 @@
+// The store of grants as the simulation has it, held against the one on PostgreSQL: the same random sequences of calls
+// must give the same results and leave the same rows. So what the simulation says holds for the real thing.
+// Every span of time that a condition asks about is 500 s, and instants are moved by 1000 s: none is ever in between.
+
+import { randomUUID } from 'node:crypto'
+import { setTimeout as delay } from 'node:timers/promises'
+import { isDeepStrictEqual } from 'node:util'
+import pg from 'pg'
+import t from 'tap'
+import { type AttemptOutcome, parseUserKey, type UserKey } from '../src/grant.ts'
+import type { ArmRequest, NewGrant, Successor } from '../src/ports.ts'
+import { createGrantStore, type GrantStoreSettings } from '../src/postgres/grant-store.ts'
+import { createReplicaStore } from '../src/postgres/replica-store.ts'
+import { createTestDatabase } from './support/database.ts'
+import { createSimulatedDatabase, type GrantRow } from './support/simulation/database.ts'
+import { createRandom, type Random } from './support/simulation/random.ts'
+
+const SPAN_SECONDS = 500
+const SHIFT_SECONDS = 1_000
+/** The two clocks are one machine's; this is for statements that take long. */
+const TOLERANCE_SECONDS = 100
+const SETTINGS: GrantStoreSettings & { heartbeatStaleSeconds: number } = {
+  refreshTokenLifetime: 'P3Y',
+  heartbeatStaleSeconds: SPAN_SECONDS,
+  zombieWaitSeconds: SPAN_SECONDS,
+  databaseSettleSeconds: SPAN_SECONDS,
+}
+const SEQUENCES = 50
+const CALLS = 80
+const FIRST_SEED = Number(process.env['GRANT_STORE_SEED'] ?? 1)
+
+const OUTCOMES: ReadonlyArray<Exclude<AttemptOutcome, 'granted'>> = [
+  'refused',
+  'rejected_client',
+  'not_processed',
+  'in_doubt',
+]
+
+/** Both stores, with what the calls so far have made known. */
+async function setScene(t: Parameters<typeof createTestDatabase>[0]) {
+  const { database, url } = await createTestDatabase(t)
+  // The start of the server is an instant like any other here: unqualified, the name finds this function first.
+  const client = new pg.Client({ connectionString: url })
+  await client.connect()
+  t.teardown(() => client.end())
+  const name = new URL(url).pathname.slice(1)
+  await client.query(`
+    create table server_start as select clock_timestamp() as at;
+    create function public.pg_postmaster_start_time() returns timestamptz language sql as
+      'select at from public.server_start';
+    alter database ${name} set search_path = public, pg_catalog`)
+  return { client, database, real: createGrantStore(database, SETTINGS) }
+}
+
+function grantColumns(row: GrantRow | undefined, nowMs: number) {
+  if (row === undefined) return undefined
+  const secondsFromNow = (at: Date | null | undefined) =>
+    at === null || at === undefined
+      ? at
+      : // Without the sign of a zero.
+        Math.round((at.getTime() - nowMs) / 1000 / TOLERANCE_SECONDS) + 0
+  const { accessToken } = row
+  return {
+    ...row,
+    refreshTokenSealed: row.refreshTokenSealed?.toString(),
+    accessToken: accessToken && {
+      sealed: accessToken.sealed.toString(),
+      fingerprint: accessToken.fingerprint,
+      requestedAt: secondsFromNow(accessToken.requestedAt),
+      expiresAt: secondsFromNow(accessToken.expiresAt),
+    },
+    leaseUntil: secondsFromNow(row.leaseUntil),
+    nextRetryAt: secondsFromNow(row.nextRetryAt),
+    authenticatedAt: secondsFromNow(row.authenticatedAt),
+    rotatedAt: secondsFromNow(row.rotatedAt),
+    lastUsedAt: secondsFromNow(row.lastUsedAt),
+    rollingExpiresAt: secondsFromNow(row.rollingExpiresAt),
+    absoluteExpiresAt: secondsFromNow(row.absoluteExpiresAt),
+    readAt: undefined,
+  }
+}
+
+t.test('every sequence of calls leaves both stores alike', async (t) => {
+  const { client, database, real } = await setScene(t)
+  const realReplicas = createReplicaStore(database.db, SETTINGS)
+  const met = new Map<string, number>()
+
+  for (let seed = FIRST_SEED; seed < FIRST_SEED + SEQUENCES; seed += 1) {
+    const random = createRandom(seed)
+    const model = createSimulatedDatabase(SETTINGS, Date.now)
+    const user = parseUserKey(`user-${seed}`) as UserKey
+    const names = [`a-${seed}`, `b-${seed}`]
+    const boots = [randomUUID(), randomUUID()]
+    const logins: string[] = [randomUUID()]
+    const attempts: string[] = [randomUUID()]
+    const secret = (text: string) => Buffer.from(`${text} ${Math.floor(random.next() * 1e6)}`)
+    const oldest = (row: GrantRow | undefined) => row?.generation ?? 0
+    const trail: string[] = []
+
+    await client.query(`update server_start set at = clock_timestamp() - interval '1000 s'`)
+    model.startedAtMs = Date.now() - SHIFT_SECONDS * 1000
+
+    for (let call = 0; call < CALLS; call += 1) {
+      const row = model.grants.get(user)
+      const [name, work] = drawCall(random, row)
+      trail.push(name)
+      const [expected, found] = await work()
+      const kind = name === 'arm' && row?.phase === 'armed' ? 'take over' : name
+      const result = `${kind} ${outcomeOf(expected)}`
+      met.set(result, (met.get(result) ?? 0) + 1)
+      const told = `seed ${seed}, call ${call}: ${trail.slice(-6).join(', ')}`
+      if (!agree(found, expected, told)) return
+      if (!(await rowsAgree(told))) return
+    }
+
+    function drawCall(
+      random: Random,
+      row: GrantRow | undefined,
+    ): [name: string, work: () => Promise<[expected: unknown, found: unknown]>] {
+      const generation = oldest(row) + random.pick([0, 0, 0, 0, 0, 0, 0, -1, 1])
+      const loginId = random.chance(0.9)
+        ? (row?.loginId ?? random.pick(logins))
+        : random.pick(logins)
+      const replica = random.pick(names)
+      const boot = random.pick(boots)
+      const attemptId = random.chance(0.7)
+        ? (row?.attemptId ?? random.pick(attempts))
+        : random.pick(attempts)
+      switch (
+        random.pick([
+          ...[
+            'arm',
+            'arm',
+            'arm',
+            'arm',
+            'disarm',
+            'disarm',
+            'store',
+            'store',
+            'finish',
+            'connect',
+          ],
+          ...['close', 'condemn', 'evidence', 'evidence', 'heartbeat', 'drained', 'age replica'],
+          ...[
+            'age attempt',
+            'age retry',
+            'age lease',
+            'forced',
+            'restart',
+            'steady',
+            'age lifetime',
+          ],
+        ])
+      ) {
+        case 'arm': {
+          const request: ArmRequest = {
+            ...{ user, loginId, generation, attemptId: randomUUID(), replica, boot },
+            tokenDigest: secret('digest'),
+            cause: random.pick(['expiry', 'rejected', 'recovery']),
+            leaseSeconds: random.pick([SHIFT_SECONDS, -SHIFT_SECONDS, -SHIFT_SECONDS]),
+          }
+          attempts.push(request.attemptId)
+          return [
+            'arm',
+            async () => [model.arm(request) !== undefined, (await real.arm(request)) !== undefined],
+          ]
+        }
+        case 'disarm': {
+          const end = {
+            ...{
+              user,
+              attemptId,
+              outcome: random.pick(OUTCOMES),
+              httpStatus: 400,
+              durationMs: 7.5,
+            },
+            retryInSeconds: random.pick([SHIFT_SECONDS, -SHIFT_SECONDS, -SHIFT_SECONDS]),
+            stayArmed: random.chance(0.7),
+          }
+          return ['disarm', async () => [model.disarm(end), await real.disarm(end)]]
+        }
+        case 'store': {
+          const entry = successor(attemptId, loginId, generation + 1)
+          return ['store', async () => [model.store(entry), await real.store(entry)]]
+        }
+        case 'finish': {
+          const entry = successor(attemptId, loginId, generation + 1)
+          return [
+            'finish',
+            async () => [model.finishSuperseded(entry), await real.finishSuperseded(entry)],
+          ]
+        }
+        case 'connect': {
+          // Now and then: it ends whatever story the row was telling.
+          if (row !== undefined && random.chance(0.7)) return ['nothing', async () => [1, 1]]
+          const grant = newGrant(random.chance(0.9) ? oldest(row) : oldest(row) + 1)
+          return ['connect', async () => [model.connect(grant), await real.connect(grant)]]
+        }
+        case 'close':
+          // Rarely: a closed grant has little to tell.
+          if (random.chance(0.7)) return ['nothing', async () => [1, 1]]
+          return [
+            'close',
+            async () => [
+              model.close(user, generation, undefined),
+              await real.close(user, generation, undefined),
+            ],
+          ]
+        case 'condemn': {
+          const state = random.pick(['active', 'suspect', 'reauthentication_required'] as const)
+          const verdict = { state, reason: state === 'active' ? null : 'rotation_lost' }
+          return [
+            'condemn',
+            async () => [
+              model.condemn(user, generation, verdict),
+              await real.condemn(user, generation, verdict),
+            ],
+          ]
+        }
+        case 'heartbeat':
+          return [
+            'heartbeat',
+            async () => [
+              model.heartbeat(replica, boot),
+              await realReplicas.heartbeat(replica, boot),
+            ],
+          ]
+        case 'drained':
+          return [
+            'drained',
+            async () => [
+              model.spoolDrained(replica, boot),
+              await realReplicas.spoolDrained(replica, boot),
+            ],
+          ]
+        case 'age replica':
+          return ['age replica', () => aged('seen_at', replica)]
+        case 'steady':
+          return ['steady', () => aged('steady_since', replica)]
+        case 'age attempt':
+          return ['age attempt', () => attemptAged(attemptId)]
+        case 'age retry':
+          return ['age retry', () => grantAged('next_retry_at', 'nextRetryAt')]
+        case 'age lease':
+          return ['age lease', () => grantAged('lease_until', 'leaseUntil')]
+        case 'age lifetime':
+          if (random.chance(0.9)) return ['nothing', async () => [1, 1]]
+          return ['age lifetime', lifetimeEnded]
+        case 'restart': {
+          const agoSeconds = random.pick([0, SHIFT_SECONDS, SHIFT_SECONDS])
+          return ['restart', () => restarted(agoSeconds)]
+        }
+        case 'forced':
+          return [
+            'forced',
+            async () => [
+              model.lastForcedSecondsAgo(user) === undefined,
+              (await real.lastForcedSecondsAgo(user)) === undefined,
+            ],
+          ]
+        default:
+          return [
+            'evidence',
+            async () => [
+              model.evidence(user, loginId, generation),
+              await real.evidence(user, loginId, generation),
+            ],
+          ]
+      }
+    }
+
+    function successor(attemptId: string, loginId: string, generation: number): Successor {
+      const fingerprint = secret('fingerprint').toString()
+      return {
+        ...{ user, loginId, attemptId, generation, keyId: 'k1', scope: 'all', httpStatus: 200 },
+        refreshTokenSealed: secret('refresh'),
+        accessToken: random.chance(0.2)
+          ? null
+          : {
+              sealed: secret('access'),
+              requestedAt: new Date(),
+              expiresAt: new Date(Date.now() + 600_000),
+              fingerprint,
+            },
+        durationMs: 12.3,
+      }
+    }
+
+    function newGrant(replaces: number): NewGrant {
+      const loginId = randomUUID()
+      logins.push(loginId)
+      return {
+        ...{ user, loginId, replaces, keyId: 'k1', scope: '', pageroIssuer: null },
+        refreshTokenSealed: secret('refresh'),
+        accessToken: { sealed: secret('access'), fingerprint: secret('fingerprint').toString() },
+        requestedSecondsAgo: 1,
+        expiresInSeconds: 600,
+        pageroSubject: 'subject',
+        revocation: random.chance(0.5)
+          ? { revocationId: randomUUID(), user, tokenSealed: secret('old'), keyId: 'k1' }
+          : undefined,
+      }
+    }
+
+    async function aged(
+      column: 'seen_at' | 'steady_since',
+      replica: string,
+    ): Promise<[unknown, unknown]> {
+      const row = model.replicas.get(replica)
+      if (row !== undefined && column === 'seen_at') row.seenAtMs -= SHIFT_SECONDS * 1000
+      if (row !== undefined && column === 'steady_since') row.steadySinceMs -= SHIFT_SECONDS * 1000
+      await client.query(
+        `update replicas set ${column} = ${column} - make_interval(secs => $2) where name = $1`,
+        [replica, SHIFT_SECONDS],
+      )
+      return [1, 1]
+    }
+
+    async function attemptAged(attemptId: string): Promise<[unknown, unknown]> {
+      const attempt = model.attempts.get(attemptId)
+      if (attempt !== undefined) attempt.armedAtMs -= SHIFT_SECONDS * 1000
+      for (const table of ['grants', 'refresh_attempts']) {
+        await client.query(
+          `update ${table} set armed_at = armed_at - make_interval(secs => $2) where attempt_id = $1`,
+          [attemptId, SHIFT_SECONDS],
+        )
+      }
+      return [1, 1]
+    }
+
+    async function grantAged(
+      column: string,
+      member: 'nextRetryAt' | 'leaseUntil',
+    ): Promise<[unknown, unknown]> {
+      const row = model.grants.get(user)
+      const at = row?.[member]
+      if (row !== undefined && at !== null && at !== undefined) {
+        model.grants.set(user, { ...row, [member]: new Date(at.getTime() - 2e6) })
+      }
+      await client.query(
+        `update grants set ${column} = ${column} - interval '2000 s' where user_id = $1`,
+        [user],
+      )
+      return [1, 1]
+    }
+
+    async function lifetimeEnded(): Promise<[unknown, unknown]> {
+      const row = model.grants.get(user)
+      const { rows } = await client.query<{ absolute_expires_at: Date }>(
+        `update grants set absolute_expires_at = clock_timestamp() + interval '1 hour'
+         where user_id = $1 returning absolute_expires_at`,
+        [user],
+      )
+      const [changed] = rows
+      if (row !== undefined && changed !== undefined) {
+        model.grants.set(user, { ...row, absoluteExpiresAt: changed.absolute_expires_at })
+      }
+      return [1, 1]
+    }
+
+    async function restarted(agoSeconds: number): Promise<[unknown, unknown]> {
+      model.startedAtMs = Date.now() - agoSeconds * 1000
+      await client.query(
+        'update server_start set at = clock_timestamp() - make_interval(secs => $1)',
+        [agoSeconds],
+      )
+      return [1, 1]
+    }
+
+    async function rowsAgree(told: string): Promise<boolean> {
+      const nowMs = Date.now()
+      const found = grantColumns(await real.find(user), nowMs)
+      if (!agree(found, grantColumns(model.find(user), nowMs), `row; ${told}`)) return false
+      const ledger = await client.query<{ attempt_id: string; outcome: string | null }>(
+        'select attempt_id, outcome from refresh_attempts where user_id = $1 order by attempt_id',
+        [user],
+      )
+      const expected = [...model.attempts.values()]
+        .map(({ attemptId, outcome }) => ({ attempt_id: attemptId, outcome }))
+        .toSorted((a, b) => (a.attempt_id < b.attempt_id ? -1 : 1))
+      if (!agree(ledger.rows, expected, `ledger; ${told}`)) return false
+      const queue = await client.query<{ revocation_id: string }>(
+        'select revocation_id from revocations where user_id = $1 order by revocation_id',
+        [user],
+      )
+      return agree(
+        queue.rows.map((one) => one.revocation_id),
+        [...model.revocations.keys()].toSorted(),
+        `revocations; ${told}`,
+      )
+    }
+  }
+
+  for (const name of [
+    ...['arm true', 'arm false', 'take over true', 'take over false'],
+    ...['store stored', 'store already_stored', 'store superseded', 'connect true', 'close true'],
+  ]) {
+    t.ok((met.get(name) ?? 0) >= 10, `${name}: ${met.get(name)} times`)
+  }
+
+  /** Thousands of agreements are not worth a line each. */
+  function agree(found: unknown, expected: unknown, told: string): boolean {
+    return isDeepStrictEqual(found, expected) || t.strictSame(found, expected, told)
+  }
+})
+
+function outcomeOf(result: unknown): string {
+  return typeof result === 'string' || typeof result === 'boolean' ? String(result) : ''
+}
+
+t.test(
+  'one successor stored twice at the same moment is stored once and never superseded',
+  async (t) => {
+    const { client, database, real } = await setScene(t)
+    const user = parseUserKey('user') as UserKey
+    const loginId = randomUUID()
+    const sealed = Buffer.from('sealed')
+    await real.connect({
+      ...{ user, loginId, replaces: 0, refreshTokenSealed: sealed, keyId: 'k1', accessToken: null },
+      ...{ requestedSecondsAgo: 0, expiresInSeconds: 600, scope: '', pageroIssuer: null },
+      ...{ pageroSubject: null, revocation: undefined },
+    })
+    const entry: Successor = {
+      ...{ user, loginId, attemptId: randomUUID(), generation: 2, refreshTokenSealed: sealed },
+      ...{ keyId: 'k1', accessToken: null, scope: '', httpStatus: 200, durationMs: 1 },
+    }
+    await client.query('begin')
+    await client.query('select 1 from grants where user_id = $1 for update', [user])
+    // The rotation itself, and the pass over the spool, which finds the entry in between.
+    const both = Promise.all([real.store(entry), real.store(entry)])
+    const waiting = async () => {
+      const { rows } = await database.pool.query(
+        `select 1 from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'`,
+      )
+      return rows.length
+    }
+    while ((await waiting()) < 2) await delay(10)
+    await client.query('commit')
+    t.strictSame((await both).toSorted(), ['already_stored', 'stored'])
+    t.equal((await real.find(user))?.generation, 2)
+  },
+)
