@@ -12,20 +12,24 @@ import {
   machineFacts,
   median,
   milliseconds,
-  perSecond,
+  rateText,
+  ratioOf,
   type Row,
   tableOf,
+  type Taken,
 } from './support/figures.ts'
-import {
-  addFiller,
-  addUsers,
-  createDatabase,
-  TOKEN_CHARACTERS,
-  using,
-} from './support/grants.ts'
+import { addFiller, addUsers, createDatabase, TOKEN_CHARACTERS, using } from './support/grants.ts'
 import { CONNECTIONS, generator, load, type Load, type LoadResult } from './support/load.ts'
 import { addPgbenchRows, measureTwoStatements, refreshPeer } from './support/pgbench.ts'
-import { answers, canPin, pin, type Program, residentMiB, startProgram } from './support/processes.ts'
+import {
+  answers,
+  canPin,
+  cpuUs,
+  pin,
+  type Program,
+  residentMiB,
+  startProgram,
+} from './support/processes.ts'
 
 const ROUNDS = 5
 const SECONDS = 2
@@ -92,7 +96,7 @@ async function setUp(stops: Stops): Promise<Setting> {
   })
   const many = await createDatabase(postgres.url, 'many', async (database) => {
     await addUsers(database, COLD_USERS, 'fresh')
-  say('users')
+    say('users')
     await addFiller(database, GRANTS_MANY - COLD_USERS, COLD_USERS)
   })
   say('a million')
@@ -161,7 +165,7 @@ async function measureReads(setting: Setting): Promise<Row[]> {
     headers: { authorization: broker.authorization },
   })
   const bytes = Buffer.byteLength(await sample.text())
-  await start(setting.stops, setting.directory, 'minimal-server', {
+  const minimal = await start(setting.stops, setting.directory, 'minimal-server', {
     place: 'measured',
     port: minimalPort,
     env: { BYTES: String(bytes) },
@@ -178,26 +182,26 @@ async function measureReads(setting: Setting): Promise<Row[]> {
   const constant = { port: minimalPort, prefix: '/constant/', suffix: '', first: 0, count: 1 }
   const hot = tokenLoad(broker, 0, HOT_USERS)
   const p99sUs = { constant: [] as number[], hot: [] as number[] }
-  const rateNoting = async (target: Load, p99s: number[]) => {
-    const result = await load(SECONDS, target)
+  const takeNoting = async (program: Program, target: Load, p99s: number[]) => {
+    const { taken, result } = await take(program, target)
     p99s.push(result.p99Us)
-    return rateOf(result)
+    return taken
   }
   await load(SECONDS, constant)
   await load(SECONDS, hot)
   const memory = await interleave(ROUNDS, {
-    constant: () => rateNoting(constant, p99sUs.constant),
-    hot: () => rateNoting(hot, p99sUs.hot),
-    grant: async () => rateOf(await load(SECONDS, { ...hot, suffix: '/grant' })),
+    constant: () => takeNoting(minimal, constant, p99sUs.constant),
+    hot: () => takeNoting(broker, hot, p99sUs.hot),
+    grant: async () => (await take(broker, { ...hot, suffix: '/grant' })).taken,
   })
   say('from memory: measured')
 
   let coldFirst = 0
   let selectFirst = 0
   const readCold = async () => {
-    const result = await load(SECONDS, tokenLoad(broker, coldFirst, COLD_USERS))
+    const { taken, result } = await take(broker, tokenLoad(broker, coldFirst, COLD_USERS))
     coldFirst += result.answered
-    return rateOf(result)
+    return taken
   }
   await readCold()
   const cold = await interleave(ROUNDS, {
@@ -206,7 +210,7 @@ async function measureReads(setting: Setting): Promise<Row[]> {
       const response = await fetch(`http://127.0.0.1:${selectPort}/?${query}`)
       const result = (await response.json()) as LoadResult
       selectFirst += result.answered
-      return rateOf(result)
+      return { perSecond: result.answered / result.seconds }
     },
     broker: readCold,
   })
@@ -215,11 +219,15 @@ async function measureReads(setting: Setting): Promise<Row[]> {
   while (coldFirst < COLD_USERS) await readCold()
   const p99 = { constant: median(p99sUs.constant), hot: median(p99sUs.hot) }
   return [
-    { what: `Fastify, constant string of ${bytes} bytes`, figure: perSecond(memory.constant) },
+    { what: `Fastify, constant string of ${bytes} bytes`, figure: rateText(memory.constant) },
     {
       what: `token from memory (${HOT_USERS} users)`,
-      figure: perSecond(memory.hot),
-      ratio: { value: memory.hot / memory.constant, to: 'Fastify', goal: { atLeast: 0.75 } },
+      figure: rateText(memory.hot),
+      ratio: {
+        value: ratioOf(memory.hot, memory.constant),
+        to: 'Fastify',
+        goal: { atLeast: 0.75 },
+      },
     },
     {
       what: 'its 99th percentile',
@@ -228,14 +236,18 @@ async function measureReads(setting: Setting): Promise<Row[]> {
     },
     {
       what: 'state of a grant (one select a request)',
-      figure: perSecond(memory.grant),
-      ratio: { value: memory.grant / memory.constant, to: 'Fastify' },
+      figure: rateText(memory.grant),
+      ratio: { value: ratioOf(memory.grant, memory.constant), to: 'Fastify' },
     },
-    { what: 'bare named select, no HTTP', figure: perSecond(cold.select) },
+    { what: 'bare named select, no HTTP', figure: rateText(cold.select) },
     {
       what: 'token read cold',
-      figure: perSecond(cold.broker),
-      ratio: { value: cold.broker / cold.select, to: 'the bare select', goal: { atLeast: 0.8 } },
+      figure: rateText(cold.broker),
+      ratio: {
+        value: ratioOf(cold.broker, cold.select),
+        to: 'the bare select',
+        goal: { atLeast: 0.8 },
+      },
     },
     memoryRow(residentMiB(broker.child)),
   ]
@@ -261,19 +273,20 @@ async function measureRefreshes(setting: Setting): Promise<Row[]> {
   const total = EXPIRED_PER_ROUND * (ROUNDS + 1)
   let first = 0
   const refresh = async () => {
-    const result = await load(SECONDS, tokenLoad(broker, first, total))
+    const { taken, result } = await take(broker, tokenLoad(broker, first, total))
     if (result.answered > EXPIRED_PER_ROUND) throw new Error('Some users were asked for twice.')
     first += result.answered
-    return rateOf(result)
+    return taken
   }
   let round = 0
   await refresh()
   const rates = await interleave(ROUNDS, {
-    statements: () =>
-      measureTwoStatements(url, join(setting.directory, 'refresh.sql'), {
+    statements: async () => ({
+      perSecond: await measureTwoStatements(url, join(setting.directory, 'refresh.sql'), {
         first: PGBENCH_PER_CLIENT * round++,
         count: PGBENCH_PER_CLIENT,
       }),
+    }),
     broker: refresh,
   })
   const granted = await using(url, async ({ pool }) => {
@@ -285,12 +298,12 @@ async function measureRefreshes(setting: Setting): Promise<Row[]> {
   if (granted < first) throw new Error(`${first} refreshes were answered, ${granted} stored.`)
   say('refreshes: measured')
   return [
-    { what: `arm and store, durable, by ${refreshPeer}`, figure: perSecond(rates.statements) },
+    { what: `arm and store, durable, by ${refreshPeer}`, figure: rateText(rates.statements) },
     {
       what: 'refresh over HTTP, the authorization server answering at once',
-      figure: perSecond(rates.broker),
+      figure: rateText(rates.broker),
       ratio: {
-        value: rates.broker / rates.statements,
+        value: ratioOf(rates.broker, rates.statements),
         to: 'the two statements',
         goal: { atLeast: 0.5 },
       },
@@ -308,24 +321,34 @@ async function measureSize(setting: Setting): Promise<Row[]> {
   await load(SECONDS, tokenLoad(few, 0, GRANTS_FEW))
   await load(SECONDS, tokenLoad(many, 0, GRANTS_FEW))
   const rates = await interleave(ROUNDS, {
-    few: async () => rateOf(await load(SECONDS, tokenLoad(few, 0, GRANTS_FEW))),
-    many: async () => rateOf(await load(SECONDS, tokenLoad(many, 0, GRANTS_FEW))),
+    few: async () => (await take(few, tokenLoad(few, 0, GRANTS_FEW))).taken,
+    many: async () => (await take(many, tokenLoad(many, 0, GRANTS_FEW))).taken,
   })
   return [
     {
       what: `row read for each request, among ${GRANTS_FEW.toLocaleString('en')} grants`,
-      figure: perSecond(rates.few),
+      figure: rateText(rates.few),
     },
     {
       what: `the same among ${GRANTS_MANY.toLocaleString('en')}`,
-      figure: perSecond(rates.many),
-      ratio: { value: rates.many / rates.few, to: 'few', goal: { atLeast: 0.9 } },
+      figure: rateText(rates.many),
+      ratio: { value: ratioOf(rates.many, rates.few), to: 'few', goal: { atLeast: 0.9 } },
     },
   ]
 }
 
-function rateOf({ answered, seconds }: Pick<LoadResult, 'answered' | 'seconds'>): number {
-  return answered / seconds
+/** Loads the program for a round, and reckons what it spent on it. */
+async function take(
+  { child }: Program,
+  target: Load,
+): Promise<{ taken: Taken; result: LoadResult }> {
+  const beforeUs = cpuUs(child)
+  const result = await load(SECONDS, target)
+  const taken = {
+    perSecond: result.answered / result.seconds,
+    cpuUs: (cpuUs(child) - beforeUs) / result.answered,
+  }
+  return { taken, result }
 }
 
 function secondsSince(startedMs: number): string {

@@ -17,6 +17,7 @@ create table grants (
   login_id uuid not null,
   state text not null default 'active' check (state in ('active', 'suspect', 'reauthentication_required', 'revoked')),
   state_reason text,
+  condemned_at timestamptz,
   generation bigint not null check (generation > 0),
   refresh_token_sealed bytea,
   access_token_sealed bytea,
@@ -50,6 +51,7 @@ comment on column grants.user_id is 'The application''s key for the user, or pag
 comment on column grants.login_id is 'Changes with each login, confirmation and import. A late answer of an earlier login is told by it.';
 comment on column grants.state is 'active: in use. suspect: refused, but an answer may still be on its way. reauthentication_required: the user must log in again. revoked: closed by us.';
 comment on column grants.state_reason is 'Why the grant is in this state: for a dead one its cause, from the ledger.';
+comment on column grants.condemned_at is 'When the verdict on a refused token fell. A month later its ciphertext goes.';
 comment on column grants.generation is 'Grows by one with each refresh token stored. The compare-and-set of every store is on it.';
 comment on column grants.refresh_token_sealed is 'The one live refresh token, AES-256-GCM, bound to deployment, table, column, user, login and generation.';
 comment on column grants.access_token_sealed is 'The newest access token, sealed likewise.';
@@ -91,6 +93,7 @@ create table refresh_attempts (
   duration_ms integer
 );
 create index refresh_attempts_of_user on refresh_attempts (user_id, armed_at desc);
+create index refresh_attempts_by_age on refresh_attempts using brin (armed_at);
 comment on table refresh_attempts is 'The ledger: one row for each presentation of a refresh token, written before the call.';
 comment on column refresh_attempts.generation is 'Generation of the token that was presented.';
 comment on column refresh_attempts.token_digest is 'Keyed HMAC of the presented token: tells whether two attempts presented the same one.';
@@ -139,9 +142,9 @@ create index imports_unfinished on imports (created_at) where finished_at is nul
 comment on table imports is 'Refresh tokens taken over from other systems. Each is first proven by one refresh as a grant of its own, named after the import, and then moved to its user in one statement.';
 comment on column imports.import_id is 'Also names the grant that proves it: pagero:~import~ and this.';
 comment on column imports.user_id is 'Whose grant it becomes.';
-comment on column imports.token_digest is 'Keyed HMAC of the token as it was given: the same one given twice is one import.';
+comment on column imports.token_digest is 'SHA-256 of the token as it was given: the same one given twice is one import.';
 comment on column imports.obtained_at is 'When the other system got it; the absolute lifetime counts from here.';
-comment on column imports.finished_at is 'Forgotten a day later.';
+comment on column imports.finished_at is 'Forgotten when no refresh token can be that old.';
 comment on column imports.outcome is 'Null until Pagero has answered.';
 
 create table login_transactions (

@@ -84,7 +84,10 @@ export function createAccessTokens(
     const minTtlSeconds = asked ?? Math.min(settings.defaultMinTtlSeconds, halfLifeSeconds)
     const leftSeconds = secondsLeft(token)
     if (token !== undefined && leftSeconds > 0 && leftSeconds >= minTtlSeconds) {
-      if (leftSeconds <= settings.aheadSeconds && leftSeconds <= aheadSeconds(user, halfLifeSeconds)) {
+      if (
+        leftSeconds <= settings.aheadSeconds &&
+        leftSeconds <= aheadSeconds(user, halfLifeSeconds)
+      ) {
         refreshAhead(user, known)
       }
       return answerOf(token)

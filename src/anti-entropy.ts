@@ -2,7 +2,7 @@
 // applied, one that it has is kept for a while longer in case a failover takes the commit back, one that belongs to a
 // closed or replaced grant is revoked at Pagero. Nothing here presents a refresh token.
 
-import type { Ports, Successor } from './ports.ts'
+import type { Ports, ReplicaStore, Successor } from './ports.ts'
 import { revokeSuperseded } from './revocation.ts'
 
 export interface AntiEntropy {
@@ -20,7 +20,9 @@ const RETRY_MS = 1_000
 
 /** Makes the one loop of a process over its own spool. */
 export function createAntiEntropy(
-  ports: Pick<Ports, 'clock' | 'log' | 'sealer' | 'grants' | 'revocations' | 'replicas' | 'spool'>,
+  ports: Pick<Ports, 'clock' | 'log' | 'sealer' | 'grants' | 'revocations' | 'spool'> & {
+    replicas: Pick<ReplicaStore, 'spoolDrained'>
+  },
   settings: { antiEntropySeconds: number; spoolRetentionSeconds: number },
   identity: { replica: string; boot: string },
 ): AntiEntropy {

@@ -8,6 +8,7 @@ import { createCallers } from './callers.ts'
 import { systemClock } from './clock.ts'
 import type { Config, ListenerSettings } from './config.ts'
 import { createForwarder } from './forward.ts'
+import { grantSealContext } from './grant.ts'
 import type { App } from './http/app.ts'
 import { buildInternalApp } from './http/internal-app.ts'
 import { buildPublicApp } from './http/public-app.ts'
@@ -15,12 +16,12 @@ import { createAuthorizationServer } from './pagero.ts'
 import { startPeriodic } from './periodic.ts'
 import type { Log, Ports } from './ports.ts'
 import { createAttemptStore } from './postgres/attempt-store.ts'
-import { type Database, openDatabase } from './postgres/database.ts'
+import { type Database, openDatabase, SWEEP_ROWS_MAX } from './postgres/database.ts'
 import {
   claimDatabase,
   findUnsafeSettings,
   readDeploymentId,
-  readKeyIdsInUse,
+  readSampleGrants,
 } from './postgres/deployment.ts'
 import { startEmbeddedPostgres } from './postgres/embedded.ts'
 import { createGrantStore } from './postgres/grant-store.ts'
@@ -111,7 +112,7 @@ export async function startBroker(
     if (held) log.error('database_not_accepted', { reason: 'run: broker accept-database' })
     const unsafe = await findUnsafeSettings(database)
     if (unsafe.length > 0) log.error('database_may_forget', { reason: `${unsafe.join(', ')} off` })
-    const missingKeys = await findMissingKeys(config, database, log)
+    const unusableKeys = await findUnusableKeys(database, ports)
 
     const callers = await createCallers(config.callersFile, ports)
     closing.push(async () => callers.close())
@@ -130,10 +131,12 @@ export async function startBroker(
       intervalSeconds: SWEEP_SECONDS,
       event: 'sweep_failed',
       work: () =>
-        Promise.all([
-          ports.sessions.sweep(),
-          ports.loginTransactions.sweep(),
-          ports.imports.sweep(),
+        sweepAll([
+          () => ports.sessions.sweep(),
+          () => ports.loginTransactions.sweep(),
+          () => ports.imports.sweep(),
+          () => ports.replicas.sweep(),
+          () => ports.grants.sweep(),
         ]),
     })
     closing.push(() => sweep.stop())
@@ -210,8 +213,9 @@ export async function startBroker(
             () => 'not writable',
           ),
         migrations: async () => {
+          // A newer one is normal while an upgrade rolls through the replicas; only a start on it is refused.
           const state = await readSchemaState(database)
-          return state === 'current' ? undefined : state
+          return state === 'missing' ? 'missing' : undefined
         },
         deployment: async () =>
           held ? 'the database is a copy or was restored, and is not accepted yet' : undefined,
@@ -219,7 +223,7 @@ export async function startBroker(
           unsafe.length === 0 || config.allowUnsafeDatabase
             ? undefined
             : `commits may be forgotten: ${unsafe.join(', ')} off`,
-        keys: async () => missingKeys,
+        keys: async () => unusableKeys,
         spool: async () => {
           if (!antiEntropy.drained()) return 'not drained yet'
           return ports.spool.checkWritable().then(
@@ -302,18 +306,35 @@ async function openReadyDatabase(
   return database
 }
 
-/** Says which keys are missing that stored grants need. No grant is touched; it waits for its key. */
-async function findMissingKeys(
-  config: Config,
+/** Tries every key that stored grants need. No grant is touched by one that is missing or wrong; it waits for its key. */
+async function findUnusableKeys(
   database: Database,
-  log: Log,
+  { sealer, log }: Pick<Ports, 'sealer' | 'log'>,
 ): Promise<string | undefined> {
-  const known = new Set(config.encryptionKeys.map(({ keyId }) => keyId))
-  const missing = (await readKeyIdsInUse(database)).filter((keyId) => !known.has(keyId))
-  for (const keyId of missing) {
-    log.error('encryption_key_missing', { keyId, setting: 'ENCRYPTION_KEYS' })
+  let unusable: string | undefined
+  for (const sample of await readSampleGrants(database)) {
+    try {
+      sealer.open(grantSealContext('refresh_token_sealed', sample), sample.refreshTokenSealed)
+    } catch (error) {
+      log.error('encryption_key_unusable', {
+        keyId: sample.keyId,
+        setting: 'ENCRYPTION_KEYS',
+        error,
+      })
+      unusable = 'a key that stored grants are sealed with is missing or wrong'
+    }
   }
-  return missing.length === 0 ? undefined : 'a key that stored grants are sealed with is missing'
+  return unusable
+}
+
+/** Sweeps until nothing is left that can be swept: a flood must not outgrow the broom. */
+async function sweepAll(sweeps: ReadonlyArray<() => Promise<number>>): Promise<void> {
+  for (const sweep of sweeps) {
+    let swept: number
+    do {
+      swept = await sweep()
+    } while (swept >= SWEEP_ROWS_MAX)
+  }
 }
 
 async function listen(app: App, { host, port }: ListenerSettings): Promise<number> {

@@ -133,14 +133,7 @@ export interface Grant {
 /** As much of a grant as serving its access token needs: this is read far more often than all the rest. */
 export type ServableGrant = Pick<
   Grant,
-  | 'user'
-  | 'loginId'
-  | 'state'
-  | 'stateReason'
-  | 'generation'
-  | 'accessToken'
-  | 'scope'
-  | 'readAt'
+  'user' | 'loginId' | 'state' | 'stateReason' | 'generation' | 'accessToken' | 'scope' | 'readAt'
 >
 
 /** What the sealed columns of a grant are bound to: user, login and generation. */

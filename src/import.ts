@@ -2,13 +2,13 @@
 // through the protocol like any other: the token first becomes a grant of its own, named after the import, and is moved
 // to its user, in one statement, when Pagero has answered. A crash at any point leaves an import that is gone on with.
 
-import { randomUUID } from 'node:crypto'
+import { createHash, randomUUID } from 'node:crypto'
 import { sealNewGrant } from './connect.ts'
 import { BrokerError, grantNotFound } from './errors.ts'
 import { type Grant, grantSealContext, importUserKey, type UserKey } from './grant.ts'
 import { accessTokenClaims, accountOfClaims } from './identity.ts'
 import type { GrantImport, Ports } from './ports.ts'
-import { openLiveToken } from './live-token.ts'
+import { openLiveToken, refuseDead } from './live-token.ts'
 import type { Refresher } from './refresh.ts'
 
 type ImportPorts = Pick<Ports, 'clock' | 'log' | 'sealer' | 'grants' | 'imports'>
@@ -56,10 +56,7 @@ export function createImporter(
         importId,
         user,
         obtainedAt,
-        tokenDigest: sealer.digest(
-          { table: 'imports', column: 'token_digest', row: user, salt: 'import', generation: 1 },
-          refreshToken,
-        ),
+        tokenDigest: digestOf(refreshToken),
       },
       {
         ...proof,
@@ -70,9 +67,12 @@ export function createImporter(
         keyId: sealer.primaryKeyId,
       },
     )
+    if (entry.user !== user) throw takenByAnother()
     await withinPatience(goOn(entry))
     const grant = await grants.find(user)
     if (grant === undefined) throw grantNotFound()
+    // It was taken over, and has been disconnected or has died since.
+    refuseDead(grant)
     return grant
   }
 
@@ -170,6 +170,22 @@ export function createImporter(
       return unfinished.length
     },
   }
+}
+
+/**
+ * Tells a token that was given before, whatever keys are in use by then. It needs no key: what it hashes is too random
+ * to be guessed.
+ */
+function digestOf(refreshToken: string): Buffer {
+  return createHash('sha256').update('pagero-broker/v1/import/').update(refreshToken).digest()
+}
+
+function takenByAnother(): BrokerError {
+  return new BrokerError(
+    'request_invalid',
+    'This refresh token has been taken over before, for another user.',
+    { errors: [{ pointer: '/refresh_token', detail: 'was taken over before' }] },
+  )
 }
 
 function tokenRefused(): BrokerError {

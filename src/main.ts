@@ -6,6 +6,7 @@ import { randomBytes } from 'node:crypto'
 import { parseArgs } from 'node:util'
 import closeWithGrace from 'close-with-grace'
 import { startBroker } from './broker.ts'
+import { BrokerError } from './errors.ts'
 import { addCaller, parseCallers } from './callers.ts'
 import { ConfigError, readConfig } from './config.ts'
 import { CRASH_POINTS, withCrashPoint } from './crash-points.ts'
@@ -141,6 +142,22 @@ async function callers(action: string | undefined, rest: string[]): Promise<void
   throw new UsageError()
 }
 
+/** What an operator can act on. A database that is away at the start says little by itself, so its code goes along. */
+function sentenceOf(error: unknown): string {
+  if (error instanceof BrokerError && error.code === 'temporarily_unavailable') {
+    return `The database of DATABASE_URL cannot be reached (${deepestCodeOf(error)}).`
+  }
+  return error instanceof Error ? error.message : 'failed'
+}
+
+function deepestCodeOf(error: Error): string {
+  let code = 'no answer'
+  for (let cause: unknown = error; cause instanceof Error; cause = cause.cause) {
+    if (cause !== error && 'code' in cause && typeof cause.code === 'string') code = cause.code
+  }
+  return code
+}
+
 class UsageError extends Error {}
 
 function print(line: string): void {
@@ -178,5 +195,5 @@ try {
   process.exitCode = error instanceof UsageError ? 2 : 1
   if (error instanceof UsageError) process.stderr.write(USAGE)
   else if (error instanceof ConfigError) process.stderr.write(`${error.message}\n`)
-  else process.stderr.write(`broker: ${error instanceof Error ? error.message : 'failed'}\n`)
+  else process.stderr.write(`broker: ${sentenceOf(error)}\n`)
 }

@@ -73,7 +73,7 @@ export interface Log {
 
 /** Where a sealed value stands. Every part is bound into it; an empty one is an error. */
 export interface SealContext {
-  table: 'grants' | 'login_transactions' | 'revocations' | 'imports' | 'pending_grants'
+  table: 'grants' | 'login_transactions' | 'revocations' | 'pending_grants'
   column: string
   /** The row: user key, state hash, revocation id. */
   row: string
@@ -217,6 +217,11 @@ export interface GrantStore {
   findKeepAliveDue(limit: number): Promise<Grant[]>
   /** Grants whose earlier expiry has come within 90, 30 or 7 days since it was last asked; each is told of once. */
   takeExpiryWarnings(): Promise<ExpiryWarning[]>
+  /**
+   * Drops what nobody will ask for again, some of it at a time: the ciphertext of grants that died a month ago, ledger
+   * entries older than a quarter. Returns how many there were.
+   */
+  sweep(): Promise<number>
   /** A page of grants in the order of their user keys. `mayList` patterns use `*` for any run of characters. */
   list(filter: GrantFilter): Promise<Grant[]>
 }
@@ -259,7 +264,7 @@ export interface ImportStore {
   findUnfinished(limit: number): Promise<GrantImport[]>
   /** Ends an import that Pagero refused, and the grant that was to prove it. */
   refuse(importId: string, grantUser: UserKey): Promise<void>
-  /** Forgets those that ended more than a day ago. */
+  /** Forgets those that ended longer ago than any refresh token lives: the same token may be given again until then. */
   sweep(): Promise<number>
 }
 
@@ -360,6 +365,8 @@ export interface SessionStore {
 export interface ReplicaStore {
   heartbeat(replica: string, boot: string): Promise<void>
   spoolDrained(replica: string, boot: string): Promise<void>
+  /** Forgets replicas that have not been seen for a month. */
+  sweep(): Promise<number>
 }
 
 // ── The authorization server ─────────────────────────────────────────────────────────────────────

@@ -221,7 +221,7 @@ t.test('a herd is refreshed in turn, and those who need nothing do not notice', 
     }
   })()
   const answers = await Promise.all(
-    herd.map((user, i) => replicas[i % 2]?.token(user, { limitMs: 60_000 })),
+    herd.map(async (user, i) => replicas[i % 2]?.token(user, { limitMs: 60_000 })),
   )
   isOver = true
   await watching

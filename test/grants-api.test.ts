@@ -2,6 +2,7 @@
 
 import { randomUUID } from 'node:crypto'
 import t, { type Test } from 'tap'
+import { issueSession, resolveSession } from '../src/session.ts'
 import { buildListeners } from './support/internal-listener.ts'
 
 async function setUp(test: Test) {
@@ -140,4 +141,27 @@ t.test('a token that Pagero refuses is 409 and names no way in', async (t) => {
   t.match((await ask('operator', 'GET', '/v1/users/acme-1/grant')).json(), {
     code: 'grant_not_found',
   })
+})
+
+t.test("an operator ends a user's browser sessions, and the grant stays", async (t) => {
+  const { engine, internalApp, credentials, scene } = await setUp(t)
+  const user = await scene.connect(engine, 'acme-1')
+  const settings = { idleSeconds: 60, absoluteSeconds: 60, perUserMax: 5 }
+  const [one, two] = await Promise.all(
+    [1, 2].map(() => issueSession(engine.ports, user, { settings, replacesHash: null })),
+  )
+  const end = (caller: string, name: string) =>
+    internalApp.inject({
+      method: 'DELETE',
+      url: `/v1/users/${name}/sessions`,
+      headers: { ...credentials[caller] },
+    })
+  t.match((await end('reader', 'acme-1')).json(), { code: 'caller_forbidden' })
+  t.match((await end('operator', 'nobody')).json(), { code: 'grant_not_found' })
+  t.equal((await end('acme', 'acme-1')).statusCode, 204)
+  for (const session of [one, two]) {
+    t.equal(await resolveSession(engine.ports, session?.token, settings), undefined)
+  }
+  t.match(await scene.grantOf(engine, user), { state: 'active' })
+  t.equal((await end('acme', 'acme-1')).statusCode, 204, 'without a session it is the same')
 })

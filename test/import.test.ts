@@ -2,6 +2,7 @@
 
 import { randomUUID } from 'node:crypto'
 import t from 'tap'
+import { disconnectGrant } from '../src/connect.ts'
 import { BrokerError } from '../src/errors.ts'
 import { grantSealContext, importUserKey, parseUserKey, type UserKey } from '../src/grant.ts'
 import { createImporter } from '../src/import.ts'
@@ -162,4 +163,53 @@ t.test('an import that meets an outage goes on by itself', async (t) => {
     await importer.resume()
   }
   t.ok(await scene.lookAlike.acceptsRefreshToken(await scene.storedRefreshToken(engine, user)))
+})
+
+t.test(
+  'a token that was taken over is never presented again, however long ago and under whatever key',
+  async (t) => {
+    const scene = await setScene(t)
+    const engine = await scene.startEngine()
+    const refreshToken = await foreignToken(scene, engine, 'alice')
+    const user = userKey('acme-1')
+    const request = { user, refreshToken, obtainedAt: OBTAINED_AT }
+    await importerOf(engine).takeOver(request)
+    await scene.database.pool.query("update imports set finished_at = now() - interval '35 months'")
+    t.equal(await engine.ports.imports.sweep(), 0)
+    const { sealer } = engine.ports
+    const later = await scene.startEngine({
+      replace: { sealer: { ...sealer, digest: () => Buffer.from('of another key') } },
+    })
+    t.match(await importerOf(later).takeOver(request), { generation: 1 })
+    t.equal(scene.refreshes().length, 1)
+    await scene.database.pool.query("update imports set finished_at = now() - interval '37 months'")
+    t.equal(await engine.ports.imports.sweep(), 1, 'a token that old cannot live')
+  },
+)
+
+t.test('one token given for two users at once is taken over for one of them', async (t) => {
+  const scene = await setScene(t)
+  const engine = await scene.startEngine()
+  const refreshToken = await foreignToken(scene, engine, 'alice')
+  const importer = importerOf(engine)
+  const codes = await Promise.all(
+    ['acme-1', 'acme-2'].map((name) =>
+      codeOf(importer.takeOver({ user: userKey(name), refreshToken, obtainedAt: OBTAINED_AT })),
+    ),
+  )
+  t.strictSame(codes.toSorted(), ['none', 'request_invalid'])
+  t.equal(scene.refreshes().length, 1)
+  const winner = userKey(codes[0] === 'none' ? 'acme-1' : 'acme-2')
+  t.ok(await scene.lookAlike.acceptsRefreshToken(await scene.storedRefreshToken(engine, winner)))
+})
+
+t.test('an import whose grant was disconnected since does not look like a success', async (t) => {
+  const scene = await setScene(t)
+  const engine = await scene.startEngine()
+  const refreshToken = await foreignToken(scene, engine, 'alice')
+  const user = userKey('acme-1')
+  const request = { user, refreshToken, obtainedAt: OBTAINED_AT }
+  await importerOf(engine).takeOver(request)
+  await disconnectGrant(engine.ports, user)
+  t.equal(await codeOf(importerOf(engine).takeOver(request)), 'grant_not_found')
 })

@@ -58,6 +58,7 @@ const COLUMNS: Described = {
     login_id: 'uuid',
     state: 'text',
     state_reason: 'text null',
+    condemned_at: INSTANT_OR_NULL,
     generation: 'bigint',
     refresh_token_sealed: 'bytea null',
     access_token_sealed: 'bytea null',

@@ -10,20 +10,32 @@ export function median(values: readonly number[]): number {
   return middle
 }
 
+/** One taking of a measure. */
+export interface Taken {
+  perSecond: number
+  /** CPU time of the measured process for each of what it did. Less disturbed than the rate by whatever else runs. */
+  cpuUs?: number
+}
+
 /** Takes each measure once a round, so that whatever else the machine does falls on all of them alike. */
 export async function interleave<Name extends string>(
   rounds: number,
-  measures: Readonly<Record<Name, () => Promise<number>>>,
-): Promise<Record<Name, number>> {
-  const taken = new Map<Name, number[]>()
+  measures: Readonly<Record<Name, () => Promise<Taken>>>,
+): Promise<Record<Name, Taken>> {
+  const taken = new Map<Name, Taken[]>()
   const names = Object.keys(measures) as Name[]
   for (let round = 0; round < rounds; round += 1) {
     for (const name of names) {
       taken.set(name, [...(taken.get(name) ?? []), await measures[name]()])
     }
   }
-  const medians = names.map((name) => [name, median(taken.get(name) ?? [])])
-  return Object.fromEntries(medians) as Record<Name, number>
+  const medians = names.map((name) => {
+    const all = taken.get(name) ?? []
+    const cpuTimesUs = all.flatMap(({ cpuUs }) => cpuUs ?? [])
+    const rate = { perSecond: median(all.map(({ perSecond }) => perSecond)) }
+    return [name, cpuTimesUs.length === 0 ? rate : { ...rate, cpuUs: median(cpuTimesUs) }]
+  })
+  return Object.fromEntries(medians) as Record<Name, Taken>
 }
 
 export interface Row {
@@ -52,8 +64,15 @@ function judged(value: number, goal: NonNullable<Row['ratio']>['goal']): string 
   return ''
 }
 
-export function perSecond(value: number): string {
-  return `${Math.round(value).toLocaleString('en')}/s`
+/** The rate, and the CPU time where it was taken. */
+export function rateText({ perSecond, cpuUs }: Taken): string {
+  const rate = `${Math.round(perSecond).toLocaleString('en')}/s`
+  return cpuUs === undefined ? rate : `${rate}, ${cpuUs.toFixed(1)} us CPU`
+}
+
+/** How many times as much as the other. */
+export function ratioOf(one: Taken, other: Taken): number {
+  return one.perSecond / other.perSecond
 }
 
 export function milliseconds(us: number): string {

@@ -41,10 +41,7 @@ export async function createDatabase(
 }
 
 /** Lends a connection for as long as `work` takes. */
-export async function using<T>(
-  url: string,
-  work: (database: Database) => Promise<T>,
-): Promise<T> {
+export async function using<T>(url: string, work: (database: Database) => Promise<T>): Promise<T> {
   const database = openDatabase(
     { url: new Secret(url), poolMax: 1, applicationName: 'bench' },
     silentLog,
@@ -111,12 +108,7 @@ export async function addFiller({ pool }: Database, count: number, users: number
       select 'user-' || lpad((i % $3)::text, 7, '0') || '~' || i, gen_random_uuid(), 1, $4, 'bench',
         now(), now(), now() + interval '3 years', now() + interval '3 years'
       from generate_series($1::int, $2::int) i`,
-      [
-        from,
-        Math.min(from + FILLER_AT_ONCE, count) - 1,
-        users,
-        randomBytes(REFRESH_SEALED_BYTES),
-      ],
+      [from, Math.min(from + FILLER_AT_ONCE, count) - 1, users, randomBytes(REFRESH_SEALED_BYTES)],
     )
   }
 }

@@ -47,7 +47,16 @@ export async function load(seconds: number, target: Load): Promise<LoadResult> {
     target.authorization ?? '',
   ]
   const command = has('wrk')
-    ? ['wrk', '-t1', `-c${CONNECTIONS}`, `-d${seconds}s`, '-s', fileBeside('load.lua'), origin, '--']
+    ? [
+        'wrk',
+        '-t1',
+        `-c${CONNECTIONS}`,
+        `-d${seconds}s`,
+        '-s',
+        fileBeside('load.lua'),
+        origin,
+        '--',
+      ]
     : [process.execPath, fileBeside('generator.ts'), String(CONNECTIONS), String(seconds), origin]
   const [program, ...rest] = placed('around', [...command, ...parameters])
   const { stdout } = await promisify(execFile)(program, rest)

@@ -118,12 +118,14 @@ export async function measureTwoStatements(
 function inPgbench({ sql, parameters }: Statement): string {
   const literals = parameters.map((value) => {
     if (value === USER) return `('pgbench-' || :client_id::text || '-' || :i::text)`
-    if (value === ATTEMPT_ID) return `lpad(to_hex(:client_id::bigint * 1000000 + :i), 32, '0')::uuid`
+    if (value === ATTEMPT_ID)
+      return `lpad(to_hex(:client_id::bigint * 1000000 + :i), 32, '0')::uuid`
     if (value === null) return 'null'
     if (typeof value === 'number') return String(value)
     if (Buffer.isBuffer(value)) return `'\\x${value.toString('hex')}'::bytea`
     if (value instanceof Date) return `'${value.toISOString()}'::timestamptz`
-    return `'${String(value).replaceAll("'", "''")}'`
+    if (typeof value === 'string') return `'${value.replaceAll("'", "''")}'`
+    throw new TypeError('A parameter is of a kind that has no literal here.')
   })
   const text = sql.replaceAll(/\$(\d+)/g, (_, place: string) => literals[Number(place) - 1] ?? '')
   return `${text.replaceAll(/\s+/g, ' ')};`

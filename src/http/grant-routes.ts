@@ -6,6 +6,7 @@ import { disconnectGrant } from '../connect.ts'
 import { BrokerError, grantNotFound } from '../errors.ts'
 import type { Ports } from '../ports.ts'
 import type { Revoker } from '../revocation.ts'
+import { endSessionsOf } from '../session.ts'
 import type { App } from './app.ts'
 import { type CallerAuth, callerOf, requireCaller } from './caller-auth.ts'
 import {
@@ -27,7 +28,7 @@ const PAGE_SIZE_MAX = 500
 
 export interface GrantRouteParts {
   auth: CallerAuth
-  ports: Pick<Ports, 'log' | 'sealer' | 'grants' | 'attempts'>
+  ports: Pick<Ports, 'log' | 'sealer' | 'grants' | 'attempts' | 'sessions'>
   revoker: Pick<Revoker, 'kick'>
   accessTokens: Pick<AccessTokens, 'forget'>
 }
@@ -93,6 +94,34 @@ export function registerGrantRoutes(app: App, parts: GrantRouteParts): void {
         requestId: request.id,
         user,
         caller: callerOf(request).name,
+      })
+      return reply.code(204).send(null)
+    },
+  )
+
+  app.delete(
+    '/v1/users/:user/sessions',
+    {
+      ...requireCaller(auth, 'grant:manage'),
+      schema: {
+        operationId: 'endSessions',
+        summary: "End a user's browser sessions",
+        description:
+          'Ends every browser session of the user; on every replica within a second. The grant stays: whoever logs in again finds it as it was.',
+        tags: ['grants'],
+        security: [{ apiKey: [] }],
+        params: UserParameters,
+        response: { 204: { description: 'Ended.', type: 'null' }, ...problems },
+      },
+    },
+    async (request, reply) => {
+      const user = readUserKey(request)
+      if ((await ports.grants.find(user)) === undefined) throw grantNotFound()
+      ports.log.info('sessions_ended_by_caller', {
+        requestId: request.id,
+        user,
+        caller: callerOf(request).name,
+        count: await endSessionsOf(ports, user),
       })
       return reply.code(204).send(null)
     },

@@ -19,7 +19,7 @@ import { registerProxyRoutes } from './proxy-routes.ts'
 import { registerTokenRoutes } from './token-routes.ts'
 
 export interface InternalParts {
-  ports: Pick<Ports, 'clock' | 'log' | 'sealer' | 'grants' | 'attempts'>
+  ports: Pick<Ports, 'clock' | 'log' | 'sealer' | 'grants' | 'attempts' | 'sessions'>
   callers: Callers
   accessTokens: AccessTokens
   forwarder: Forwarder

@@ -1,6 +1,7 @@
 // What concerns the database as a whole: which deployment it belongs to, and which keys its rows need.
 
 import { sql } from 'kysely'
+import type { UserKey } from '../grant.ts'
 import { type Database, throughDatabase } from './database.ts'
 
 /** Returns the id that is bound into every sealed value of this database. */
@@ -14,13 +15,26 @@ export function readDeploymentId({ db }: Pick<Database, 'db'>): Promise<string> 
   })
 }
 
-/** Returns the ids of the keys that grants are sealed with. Reads the whole table: for the start, not for each request. */
-export function readKeyIdsInUse({ db }: Pick<Database, 'db'>): Promise<string[]> {
+/**
+ * Returns one grant for each key that grants are sealed with, to try the keys on. It reads the whole table: for the start, not
+ * for each request.
+ */
+export function readSampleGrants({ db }: Pick<Database, 'db'>): Promise<SampleGrant[]> {
   return throughDatabase(async () => {
-    const { rows } = await sql<{ key_id: string }>`
-      select distinct key_id from grants where key_id is not null`.execute(db)
-    return rows.map(({ key_id: keyId }) => keyId)
+    const { rows } = await sql<SampleGrant>`
+      select distinct on (key_id) key_id as "keyId", user_id as "user", login_id as "loginId",
+        generation, refresh_token_sealed as "refreshTokenSealed"
+      from grants where key_id is not null order by key_id, rotated_at desc`.execute(db)
+    return rows
   })
+}
+
+export interface SampleGrant {
+  keyId: string
+  user: UserKey
+  loginId: string
+  generation: number
+  refreshTokenSealed: Buffer
 }
 
 /**

@@ -4,7 +4,7 @@
 import { type Selectable, sql } from 'kysely'
 import { type Grant, IMPORT_USERS, type SealedAccessToken, type ServableGrant } from '../grant.ts'
 import type { Evidence, ExpiryWarning, GrantStore, NewGrant } from '../ports.ts'
-import { type Database, type Tables, throughDatabase } from './database.ts'
+import { type Database, SWEEP_ROWS_MAX, type Tables, throughDatabase } from './database.ts'
 
 export interface GrantStoreSettings {
   /** ISO 8601, in calendar units: P3Y. */
@@ -130,7 +130,8 @@ export function createGrantStore(
               access_token_requested_at = ${access?.requestedAt ?? null},
               access_token_expires_at = ${access?.expiresAt ?? null},
               access_token_fingerprint = ${access?.fingerprint ?? null},
-              scope = ${successor.scope}, state = 'active', state_reason = null, phase = 'idle',
+              scope = ${successor.scope}, state = 'active', state_reason = null,
+              condemned_at = null, phase = 'idle',
               next_retry_at = null, failure_count = 0, rotated_at = ${now},
               rolling_expires_at = ${lifetimeFrom(now)}
             where user_id = ${successor.user} and login_id = ${successor.loginId}
@@ -192,7 +193,8 @@ export function createGrantStore(
             from source
             on conflict (user_id) do update set
               login_id = excluded.login_id, generation = excluded.generation, state = 'active',
-              state_reason = null, refresh_token_sealed = excluded.refresh_token_sealed,
+              state_reason = null, condemned_at = null,
+              refresh_token_sealed = excluded.refresh_token_sealed,
               key_id = excluded.key_id, access_token_sealed = excluded.access_token_sealed,
               access_token_requested_at = excluded.access_token_requested_at,
               access_token_expires_at = excluded.access_token_expires_at,
@@ -234,7 +236,8 @@ export function createGrantStore(
       throughDatabase(async () => {
         await sql`
           update grants set
-            state = ${verdict.state}, state_reason = ${verdict.reason}, phase = 'idle'
+            state = ${verdict.state}, state_reason = ${verdict.reason}, condemned_at = ${now},
+            phase = 'idle'
           where user_id = ${user} and generation = ${generation} and state in ('active', 'suspect')`.execute(
           db,
         )
@@ -346,6 +349,36 @@ export function createGrantStore(
             and (g.expiry_warned_days is null or g.expiry_warned_days > near.within_days)
           returning g.user_id as "user", near.within_days as "withinDays"`.execute(db)
         return rows
+      }),
+
+    sweep: () =>
+      throughDatabase(async () => {
+        const { rows } = await sql<{ count: number }>`
+          with dead as (
+            select user_id from grants
+            where state = 'reauthentication_required' and refresh_token_sealed is not null
+              and condemned_at < ${now} - interval '30 days'
+            limit ${SWEEP_ROWS_MAX} for update skip locked
+          ), emptied as (
+            update grants set
+              refresh_token_sealed = null, key_id = null, access_token_sealed = null,
+              access_token_requested_at = null, access_token_expires_at = null,
+              access_token_fingerprint = null
+            where user_id in (select user_id from dead)
+            returning 1
+          ), old as (
+            select attempt_id from refresh_attempts
+            where armed_at < ${now} - interval '90 days' and outcome is not null
+            limit ${SWEEP_ROWS_MAX} for update skip locked
+          ), forgotten as (
+            delete from refresh_attempts where attempt_id in (select attempt_id from old)
+            returning 1
+          )
+          select greatest(
+            (select count(*) from emptied), (select count(*) from forgotten))::int as count`.execute(
+          db,
+        )
+        return rows[0]?.count ?? 0
       }),
 
     list: (filter) =>

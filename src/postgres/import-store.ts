@@ -58,7 +58,8 @@ export function createImportStore(
     sweep: () =>
       throughDatabase(async () => {
         const { numAffectedRows } = await sql`
-          delete from imports where finished_at < clock_timestamp() - interval '1 day'`.execute(db)
+          delete from imports
+          where finished_at < clock_timestamp() - ${refreshTokenLifetime}::interval`.execute(db)
         return Number(numAffectedRows ?? 0n)
       }),
   }

@@ -39,5 +39,11 @@ export function createReplicaStore(
   return {
     heartbeat: (replica, boot) => announce(replica, boot, false),
     spoolDrained: (replica, boot) => announce(replica, boot, true),
+    sweep: () =>
+      throughDatabase(async () => {
+        const { numAffectedRows } = await sql`
+          delete from replicas where seen_at < clock_timestamp() - interval '30 days'`.execute(db)
+        return Number(numAffectedRows ?? 0n)
+      }),
   }
 }

@@ -17,6 +17,7 @@ interface GrantsTable {
   login_id: string
   state: Generated<GrantState>
   state_reason: string | null
+  condemned_at: Date | null
   generation: number
   refresh_token_sealed: Buffer | null
   access_token_sealed: Buffer | null

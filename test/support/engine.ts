@@ -103,6 +103,8 @@ export interface Scene {
   startEngine(options?: {
     refresh?: Partial<RefreshSettings>
     replica?: string
+    /** The database is a copy that nobody has accepted. */
+    held?: boolean
     /** 0, the default, asks the database each time. */
     tokenCacheTrustMs?: number
     replace?: Partial<Ports>
@@ -188,7 +190,7 @@ export async function setScene(
       ...start.replace,
     }
     await ports.replicas.heartbeat(identity.replica, boot)
-    const refresher = createRefresher(ports, refresh, identity)
+    const refresher = createRefresher(ports, refresh, { ...identity, held: start.held ?? false })
     const accessTokens = createAccessTokens(ports, refresher, {
       ...refresh,
       publicUrl: 'https://broker.example',

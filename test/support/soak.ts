@@ -98,10 +98,12 @@ export async function rotateUnderFire(
   isOver = true
   await Promise.all([...callers, expiring])
   await settle(fleet, options.users)
+  if (process.env.DBG) (globalThis as any).dbg = { kills }
   return figuresOf(fleet, { startedAtMs, calls, failed, kills, databaseStops })
 }
 
 interface Kill {
+  replica: string
   atMs: number
 }
 
@@ -110,7 +112,7 @@ async function killAtRandom(replicas: readonly Replica[], count: number, kills: 
   const lanes = replicas.map(async (replica) => {
     while (kills.length < count) {
       await delay(2_000 * Math.random())
-      kills.push({ atMs: performance.now() })
+      kills.push({ replica: replica.name, atMs: performance.now() })
       await replica.kill('SIGKILL')
       // It may start while the database is away; then it is started again.
       while (

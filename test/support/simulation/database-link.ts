@@ -143,7 +143,7 @@ export function linkDatabase(
       statement('lastForced', () => database.lastForcedSecondsAgo(user)),
     touch: (users) => statement('touch', () => database.touch(users)),
   }
-  const replicas: ReplicaStore = {
+  const replicas: Pick<ReplicaStore, 'heartbeat' | 'spoolDrained'> = {
     heartbeat: (replica, boot) => statement('heartbeat', () => database.heartbeat(replica, boot)),
     spoolDrained: (replica, boot) =>
       statement('spoolDrained', () => {
@@ -159,7 +159,7 @@ export function linkDatabase(
     retryLater: (id, delaySeconds) =>
       statement('retryLater', () => database.retryRevocationLater(id, delaySeconds)),
   }
-  return { grants: grants as GrantStore, replicas, revocations }
+  return { grants: grants as GrantStore, replicas: replicas as ReplicaStore, revocations }
 }
 
 function databaseAway(): BrokerError {

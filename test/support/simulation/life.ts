@@ -14,6 +14,8 @@ export interface Life {
   readonly paused: boolean
   /** The last instant at which it was stopped, or cut off alone from the database; -Infinity for never. */
   lastAbsentAtMs: number
+  /** Since when it is dead, stopped or cut off, while it is. */
+  absentSinceMs: number
   /** Its own way to the database is cut. */
   cutOff: boolean
   /** When a statement of it last failed; -Infinity for never. */
@@ -52,6 +54,7 @@ export function startLife(
     dead: false,
     paused: false,
     lastAbsentAtMs: -Infinity,
+    absentSinceMs: Infinity,
     cutOff: false,
     databaseFailedAtMs: -Infinity,
     deliver(action) {
@@ -72,15 +75,18 @@ export function startLife(
       }),
     kill() {
       life.dead = true
+      life.absentSinceMs = Math.min(life.absentSinceMs, scheduler.nowMs())
       held = []
     },
     pause() {
       life.paused = true
+      life.absentSinceMs = Math.min(life.absentSinceMs, scheduler.nowMs())
     },
     resume() {
       if (!life.paused || life.dead) return
       life.paused = false
       life.lastAbsentAtMs = scheduler.nowMs()
+      if (!life.cutOff) life.absentSinceMs = Infinity
       const due = held
       held = []
       // Timers or sockets first: a process that wakes promises no order.

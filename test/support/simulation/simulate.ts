@@ -171,6 +171,7 @@ export async function simulate(seed: number, options: SimulationOptions = {}): P
   function cutOff(life: Life): void {
     if (life.dead || ceased) return
     life.cutOff = true
+    life.absentSinceMs = Math.min(life.absentSinceMs, nowMs())
     witness.note(life, 'is cut off from the database')
     scheduler.after(chance.between(500, 150_000), () => reconnect(life))
   }
@@ -179,6 +180,7 @@ export async function simulate(seed: number, options: SimulationOptions = {}): P
     if (!life.cutOff) return
     life.cutOff = false
     life.lastAbsentAtMs = nowMs()
+    if (!life.paused && !life.dead) life.absentSinceMs = Infinity
     witness.note(life, 'reaches the database again')
   }
 
@@ -208,6 +210,7 @@ export async function simulate(seed: number, options: SimulationOptions = {}): P
     } catch (error) {
       if (!(error instanceof BrokerError)) throw error
       witness.count(error.code)
+      if (error.code === 'reauthentication_required') witness.toldDead(life, user, askedAtMs)
       if (error.code === 'integrity_failure') witness.violate('seal', error.message, life)
       return error
     }

@@ -2,7 +2,7 @@
 // alive, who holds which token, what the authorization server has consumed. It takes nothing from the engine's word.
 // What holds once everything has come to rest is judged in rest.ts.
 
-import { fingerprintOf, type TokenOutcome } from '../../../src/grant.ts'
+import { fingerprintOf, type TokenOutcome, type UserKey } from '../../../src/grant.ts'
 import type { ArmRequest, NewGrant, StoreResult, Successor } from '../../../src/ports.ts'
 import type { Family, SimulatedServer, TokenCall } from './authorization-server.ts'
 import type { GrantRow, SimulatedDatabase } from './database.ts'
@@ -28,6 +28,8 @@ export interface WitnessWorld {
   unknownSettleSeconds: number
   zombieWaitSeconds: number
   heartbeatSeconds: number
+  heartbeatStaleSeconds: number
+  forcedIntervalSeconds: number
   cacheTrustMs: number
   staleLimitSeconds: number
 }
@@ -40,6 +42,8 @@ interface Presentation {
 
 /** From the delivery of an answer to the end of its fsync: 15 ms here at most, and 20 ms by requirements 5.1. */
 const FSYNC_MS_MAX = 20
+/** The clock of the database and a slow statement may make a token look younger than it is to its reader. */
+const NEED_TOLERANCE = 0.7
 /** A process that has come back needs this long beyond a heartbeat to be seen by all. */
 const RETURN_MS = 3_000
 
@@ -68,6 +72,9 @@ export function createWitness(nowMs: () => number, trace: ((line: string) => voi
   const excuses = new Map<Family, Set<Excuse>>()
   const logins = new Map<string, { loginId: string; generation: number; family: Family }>()
   const closedAtMs = new Map<Family, number>()
+  /** The last forced refresh of a user, and the last time that its grant came to life. */
+  const forced = new Map<string, { generation: number; atMs: number }>()
+  const revivedAtMs = new Map<string, number>()
   /** Tokens condemned while the end of another attempt was not known. */
   const doubted = new Set<string>()
   /** Access tokens of a login whose statement was under way for this long, which the row cannot know. */
@@ -116,10 +123,28 @@ export function createWitness(nowMs: () => number, trace: ((line: string) => voi
       (entry) => entry.loginId === loginId && entry.generation > generation,
     )
 
-  /** Whether the process can be reached by everybody, as far as anybody could know. */
+  /** Whether the process is there, or has been away for too short a time for its heartbeat to be stale. */
   function isPresent(life: Life | undefined): boolean {
-    if (life === undefined || life.dead || life.paused || life.cutOff) return false
+    if (life === undefined) return false
+    // Two heartbeats may have failed before.
+    const staleMs = (world.heartbeatStaleSeconds - 3 * world.heartbeatSeconds) * 1000
+    if (life.dead || life.paused || life.cutOff) return nowMs() - life.absentSinceMs < staleMs
     return nowMs() - life.lastAbsentAtMs > world.heartbeatSeconds * 1000 + RETURN_MS
+  }
+
+  /** RF-01, RF-35: nobody refreshes what has just been refreshed. */
+  function judgeNeed(life: Life, request: ArmRequest, before: GrantRow | undefined): void {
+    const token = before?.accessToken
+    if (request.cause === 'recovery' || token === null || token === undefined) return
+    const livedSeconds = (EPOCH_MS + nowMs() - token.requestedAt.getTime()) / 1000
+    const lifeSeconds = (token.expiresAt.getTime() - token.requestedAt.getTime()) / 1000
+    if (request.cause === 'rejected') {
+      const last = forced.get(request.user)
+      forced.set(request.user, { generation: request.generation, atMs: nowMs() })
+      if (last === undefined || last.generation === request.generation) return
+      if (nowMs() - last.atMs >= (world.forcedIntervalSeconds * 1000) / 2) return
+    } else if (livedSeconds >= (lifeSeconds / 2) * NEED_TOLERANCE) return
+    violate('need', `${request.user} is refreshed after ${livedSeconds.toFixed(1)} s`, life)
   }
 
   /** Judges the arming of a row that was armed before. */
@@ -198,6 +223,7 @@ export function createWitness(nowMs: () => number, trace: ((line: string) => voi
         `arms ${request.user} at generation ${request.generation}, cause ${request.cause}` +
           (before?.phase === 'armed' ? `, taking over from ${before.owner}` : ''),
       )
+      judgeNeed(life, request, before)
       if (before?.phase === 'armed') judgeTakeOver(life, request, before)
     },
 
@@ -208,6 +234,7 @@ export function createWitness(nowMs: () => number, trace: ((line: string) => voi
     stored(life: Life, successor: Successor, result: StoreResult) {
       const token = secretOf(successor.refreshTokenSealed)
       note(life, `store of ${token} as generation ${successor.generation}: ${result}`)
+      if (result === 'stored') revivedAtMs.set(successor.user, nowMs())
       if (result === 'superseded') superseded.add(token)
       else stored.add(token)
       count(result)
@@ -228,6 +255,7 @@ export function createWitness(nowMs: () => number, trace: ((line: string) => voi
         storedLateMs.set(accessToken, ageMs - grant.requestedSecondsAgo * 1000)
       }
       logins.set(grant.user, { loginId: grant.loginId, generation: grant.replaces + 1, family })
+      revivedAtMs.set(grant.user, nowMs())
       note(life, `login of ${grant.user} is stored with ${token}`)
     },
 
@@ -344,6 +372,13 @@ export function createWitness(nowMs: () => number, trace: ((line: string) => voi
     },
 
     // ── Callers ──────────────────────────────────────────────────────────────────────────────────
+
+    /** A caller was told that the user must log in again. */
+    toldDead(life: Life, user: UserKey, askedAtMs: number) {
+      if (world.database.grants.get(user)?.state === 'reauthentication_required') return
+      if ((revivedAtMs.get(user) ?? -Infinity) >= askedAtMs) return
+      violate('verdict', `a caller is told that ${user} must log in again, which is not so`, life)
+    },
 
     /** A caller that asked at `askedAtMs` got this token. */
     served(
