@@ -41,7 +41,8 @@ async function setReplicas(graceSeconds: number) {
   const fleet = await setFleet({
     url: postgres.url(),
     graceSeconds,
-    env: { LOG_LEVEL: 'warn', CALLER_WAIT_SECONDS: '10' },
+    // The real lease: a process that was killed is back before it is over, on a busy machine too.
+    env: { LOG_LEVEL: 'warn', CALLER_WAIT_SECONDS: '10', REFRESH_LEASE_SECONDS: '60' },
   })
   await Promise.all(Array.from({ length: Number(values.replicas) }, () => fleet.add()))
   return {
@@ -66,7 +67,7 @@ async function inPeace(): Promise<void> {
   show('No faults, strict server', figures, {
     'no grant is lost': figures.lost === 0,
     'exactly one call for each rotation': figures.extraCalls === 0,
-    'every call is answered with a token': figures.failed === 0,
+    'every call is answered with a token': figures.unserved === 0,
   })
   await stop()
 }

@@ -36,6 +36,22 @@ t.test('a copy is not the deployment’s own database until an operator accepts 
 })
 
 t.test(
+  'in a copy nothing is armed and nobody is called; tokens that live are served',
+  async (t) => {
+    const scene = await setScene(t)
+    const original = await scene.startEngine()
+    const user = await scene.connect(original, 'acme-1')
+    const copy = await scene.startEngine({ held: true })
+    t.ok(await copy.accessTokens.fresh(user))
+    await scene.expire(user)
+    await t.rejects(copy.accessTokens.fresh(user), { code: 'temporarily_unavailable' })
+    t.equal(scene.refreshes().length, 0)
+    const { rows } = await scene.database.pool.query('select 1 from refresh_attempts')
+    t.equal(rows.length, 0)
+  },
+)
+
+t.test(
   'settings under which a commit may be forgotten are named, also those of the database alone',
   async (t) => {
     const { database, url } = await setScene(t)

@@ -81,11 +81,16 @@ export function requireCaller(auth: CallerAuth, right: Right) {
       readUserKey(request)
       done()
     },
-    preHandler(request: FastifyRequest, _reply: FastifyReply, done: HookHandlerDoneFunction): void {
+    preHandler(
+      request: FastifyRequest,
+      _reply: FastifyReply,
+      done: HookHandlerDoneFunction,
+    ): Promise<never> | undefined {
       const caller = callerOf(request)
       const user = readUserKey(request)
-      if (auth.callers.maySee(caller, user)) done()
-      else refuseInvisibleUser(auth, request, caller, user).catch(done)
+      if (!auth.callers.maySee(caller, user)) return refuseInvisibleUser(auth, request, caller, user)
+      done()
+      return undefined
     },
   }
 }

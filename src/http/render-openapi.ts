@@ -56,18 +56,20 @@ const CONFIG: Pick<
 
 /** A part that is only passed on; calling a function of it would be a TypeError. */
 const UNCALLED = {} as never
+/** The log is asked once, when an app is built, what it would write. */
+const PORTS = { log: {} } as never
 
 /** Returns the text of openapi.yaml: the same for the same sources, whatever the settings. */
 export async function renderOpenApi(): Promise<string> {
   const publicApp = await buildPublicApp({
-    ports: UNCALLED,
+    ports: PORTS,
     config: CONFIG,
     accessTokens: UNCALLED,
     forwarder: UNCALLED,
     revoker: UNCALLED,
   })
   const internalApp = await buildInternalApp({
-    ports: UNCALLED,
+    ports: PORTS,
     settings: {
       publicUrl: PUBLIC_URL,
       requestTimeoutMs: CONFIG.proxy.totalTimeoutMs,
