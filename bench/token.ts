@@ -36,7 +36,7 @@ const SECONDS = 2
 /** Users who are asked for all the time; each is checked with PostgreSQL once a second. */
 const HOT_USERS = 100
 /** More than the broker keeps in memory: asked for in turn, each has been forgotten when it comes round again. */
-const COLD_USERS = 120_000
+const COLD_USERS = 110_000
 /** What a broker keeps in memory. */
 const CACHED_MAX = 100_000
 const GRANTS_FEW = 1_000
@@ -96,10 +96,8 @@ async function setUp(stops: Stops): Promise<Setting> {
   })
   const many = await createDatabase(postgres.url, 'many', async (database) => {
     await addUsers(database, COLD_USERS, 'fresh')
-    say('users')
     await addFiller(database, GRANTS_MANY - COLD_USERS, COLD_USERS)
   })
-  say('a million')
   const few = await createDatabase(postgres.url, 'few', (database) =>
     addUsers(database, GRANTS_FEW, 'fresh'),
   )

@@ -22,6 +22,7 @@ import {
   oneOf,
   origin,
   plainUrl,
+  redirectUri,
   secretText,
 } from './setting-values.ts'
 
@@ -200,7 +201,7 @@ function readPagero({ required, optional, withDefault }: SettingReader): PageroS
       'PAGERO_CLIENT_AUTH',
       oneOf('client_secret_basic', 'client_secret_post'),
     ),
-    redirectUri: required('PAGERO_REDIRECT_URI', plainUrl) ?? '',
+    redirectUri: required('PAGERO_REDIRECT_URI', redirectUri) ?? '',
     authorizeUrl: withDefault('PAGERO_AUTHORIZE_URL', endpointUrl),
     tokenUrl: withDefault('PAGERO_TOKEN_URL', endpointUrl),
     revokeUrl: withDefault('PAGERO_REVOKE_URL', endpointUrl),

@@ -6,7 +6,7 @@ import { type AnswerContext, answerFields, fieldOf } from './forward-headers.ts'
 import { hasBody } from './forward-upload.ts'
 
 /** Long enough for the client to read an early answer, too short to be fed by one that does not stop sending. */
-const LINGER_MS = 1_000
+export const LINGER_MS = 1_000
 
 export interface AnswerSettings extends Omit<AnswerContext, 'status'> {
   bytesMax: number

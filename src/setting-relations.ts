@@ -66,6 +66,13 @@ export function otherProblems({ sessions, proxy, ...config }: Config): string[] 
   ) {
     problems.push('INTERNAL_PORT must differ from PUBLIC_PORT: the two listeners are apart.')
   }
+  // Without a redirect URI that could be read, there is nothing to compare.
+  const { redirectUri } = config.pagero
+  if (redirectUri !== '' && new URL(redirectUri).hostname !== new URL(config.publicUrl).hostname) {
+    problems.push(
+      'PUBLIC_URL must have the host of PAGERO_REDIRECT_URI; the port may be another. The cookie of a login would not arrive at the callback.',
+    )
+  }
   for (const [name, timeoutMs] of [
     ['PROXY_CONNECT_TIMEOUT_MS', proxy.connectTimeoutMs],
     ['PROXY_HEADERS_TIMEOUT_MS', proxy.headersTimeoutMs],

@@ -114,11 +114,27 @@ export function endpointUrl(text: string): Reading<string> {
   return parseHttpUrl(text) === undefined ? mustBe(HTTP_URL) : value(text)
 }
 
-/** Reads a URL without query: a redirect URI or an issuer. It stays byte for byte as it is. */
+/** Reads a URL without query: an issuer. It stays byte for byte as it is. */
 export function plainUrl(text: string): Reading<string> {
   return parseHttpUrl(text) === undefined || text.includes('?')
     ? mustBe(`${HTTP_URL}, and without query`)
     : value(text)
+}
+
+/** What the public listener serves itself, or proxies; a callback there would never arrive. */
+const OWN_PATH = /^\/(?:livez|auth\/(?:login|session|logout)|api(?:\/.*)?)$/
+
+/** Reads a redirect URI. Its path is the callback's route, which is compared undecoded. */
+export function redirectUri(text: string): Reading<string> {
+  const read = plainUrl(text)
+  if (!('value' in read)) return read
+  const { pathname } = new URL(text)
+  if (/[%*]/.test(pathname)) return mustBe(`${HTTP_URL}, and without % and * in its path`)
+  if (OWN_PATH.test(pathname)) {
+    const own = '/auth/login, /auth/session, /auth/logout, /livez, /api'
+    return { problems: [`must not have a path that the broker serves itself: ${own}`] }
+  }
+  return read
 }
 
 /** Reads an origin as browsers write it, so that comparing texts is comparing origins (RFC 6454 section 6.2). */

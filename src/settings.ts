@@ -118,7 +118,8 @@ export const SETTINGS = [
   {
     name: 'PUBLIC_URL',
     default: undefined,
-    meaning: 'Origin that browsers see. Unset: that of `PAGERO_REDIRECT_URI`.',
+    meaning:
+      'Origin that browsers see, on the host of `PAGERO_REDIRECT_URI`. Unset: the origin of that.',
   },
   { name: 'PUBLIC_HOST', default: '0.0.0.0', meaning: 'Address that the public listener binds.' },
   { name: 'PUBLIC_PORT', default: '3000', meaning: 'Its port.' },

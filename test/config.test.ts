@@ -6,6 +6,7 @@ import { hostname } from 'node:os'
 import { join } from 'node:path'
 import { inspect } from 'node:util'
 import t, { type Test } from 'tap'
+import { parse } from 'yaml'
 import { ConfigError, readConfig, type Config } from '../src/config.ts'
 import { EXAMPLE_ENCRYPTION_KEY } from '../src/setting-values.ts'
 import { SETTINGS, settingsMarkdown, type Setting } from '../src/settings.ts'
@@ -236,7 +237,9 @@ t.test('the redirect URI stays byte for byte as it was written', async (t) => {
   for (const uri of [
     'https://urltoclient:4443',
     'https://urltoclient:4443/',
-    'https://UrlToClient:443/Callback/%7euser',
+    'https://UrlToClient:443/Callback/~user:a',
+    'https://client.example/api-callback',
+    'https://client.example/auth/login/',
     'http://localhost:3000',
     'http://127.0.0.1:3000/callback',
     'http://127.8.9.10/callback',
@@ -267,6 +270,19 @@ t.test('the redirect URI stays byte for byte as it was written', async (t) => {
   ])
 })
 
+t.test('a redirect URI at which no callback could arrive is refused', async (t) => {
+  const client = 'https://client.example'
+  refuses(t, 'PAGERO_REDIRECT_URI', [`${client}/call%20back`, `${client}/c*`, `${client}/{c}`], /%/)
+  const { paths } = parse(readFileSync(join(import.meta.dirname, '../openapi.yaml'), 'utf8')) as {
+    paths: Record<string, { get?: { tags: string[] } }>
+  }
+  const own = Object.keys(paths)
+    .filter((path) => /^\/(?:auth|api|livez)/.test(path) && path !== '/auth/callback')
+    .map((path) => client + path.replace('{path}', 'document/v1'))
+  t.ok(own.length >= 5)
+  refuses(t, 'PAGERO_REDIRECT_URI', [...own, `${client}/api`, `${client}/api/`], /serves itself/)
+})
+
 t.test('endpoints may carry a query, the API and the public URL are origins', async (t) => {
   for (const name of [
     'PAGERO_AUTHORIZE_URL',
@@ -288,14 +304,17 @@ t.test('endpoints may carry a query, the API and the public URL are origins', as
     'http://api.example',
   ]
   for (const name of ['PAGERO_API_URL', 'PUBLIC_URL']) {
-    accepts(t, name, ['https://api.example', 'https://api.example:8443', 'http://localhost:9000'])
+    for (const host of ['https://api.example', 'http://localhost']) {
+      const others = { PAGERO_REDIRECT_URI: `${host}/callback` }
+      accepts(t, name, [host, `${host}:8443`], others)
+    }
     refuses(t, name, notOrigins, /no trailing slash/)
   }
   t.equal(
     read({ PAGERO_REDIRECT_URI: 'https://Host.example/cb' }).publicUrl,
     'https://host.example',
   )
-  t.equal(read({ PUBLIC_URL: 'https://front.example' }).publicUrl, 'https://front.example')
+  t.equal(read({ PUBLIC_URL: 'https://urltoclient' }).publicUrl, 'https://urltoclient')
 })
 
 t.test('the database URL is a PostgreSQL one', async (t) => {
@@ -573,6 +592,11 @@ const RELATIONS: ReadonlyArray<{
     holds: { INTERNAL_PORT: '3000', INTERNAL_HOST: '127.0.0.1' },
     breaks: { INTERNAL_PORT: '3000' },
   },
+  {
+    names: ['PUBLIC_URL', 'PAGERO_REDIRECT_URI'],
+    holds: { PUBLIC_URL: 'https://urltoclient:9443' },
+    breaks: { PUBLIC_URL: 'https://www.urltoclient:4443' },
+  },
   ...['CONNECT', 'HEADERS', 'IDLE'].map((which) => ({
     names: [`PROXY_${which}_TIMEOUT_MS`, 'PROXY_TOTAL_TIMEOUT_MS'] as const,
     holds: { [`PROXY_${which}_TIMEOUT_MS`]: '60000', PROXY_TOTAL_TIMEOUT_MS: '60000' },
@@ -607,4 +631,5 @@ t.test(
 t.test('a number that could not be read breaks no relation besides', async (t) => {
   t.equal(problemsOf({ REFRESH_LEASE_SECONDS: 'x' }).length, 1)
   t.equal(problemsOf({ REFRESH_DEADLINE_SECONDS: 'x' }).length, 1)
+  t.equal(problemsOf({ PAGERO_REDIRECT_URI: 'x', PUBLIC_URL: 'https://x.example' }).length, 1)
 })

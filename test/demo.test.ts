@@ -220,6 +220,14 @@ t.test('the demonstration does what it says, twice', { skip }, async (t) => {
     t.match(grant, { user: 'pagero:alice', state: 'active' })
   })
 
+  await t.test('the documentation is shown', async (t) => {
+    await page.goto(`http://127.0.0.1:${internalPort}/docs`)
+    await page.locator('.opblock').first().waitFor()
+    t.ok((await page.locator('.opblock').count()) > 10)
+    t.strictSame(complaints, [], 'within its own policy')
+    await page.goto(origin)
+  })
+
   await t.test('the browser has nothing to complain about', async (t) => {
     t.strictSame(complaints, [])
     await page.evaluate("document.body.insertAdjacentHTML('beforeend', '<p style=\"color: red\">')")

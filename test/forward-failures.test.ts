@@ -218,6 +218,16 @@ t.test('silence in the middle of an answer ends it', async (t) => {
   const answered = await sendRaw(proxy.port, requestText('GET /api/a'))
   t.equal(answered.body, 'abc')
   await upstream.calls[0]?.closed
+  t.match(
+    proxy.lines.filter(({ event }) => event.startsWith('forward_')),
+    [
+      {
+        event: 'forward_cut',
+        fields: { method: 'GET', route: '/api/*', upstreamStatus: 200, requestId: String },
+      },
+    ],
+    'and leaves a trace',
+  )
 })
 
 t.test('a client that stops sending, or stops reading, is given up', async (t) => {
@@ -241,6 +251,10 @@ t.test('a client that stops sending, or stops reading, is given up', async (t) =
   reader.resume()
   await once(reader, 'close')
   t.ok(reader.bytesRead < 30_000_000, 'and the client sees that it is not whole')
+  t.match(
+    proxy.lines.filter(({ event }) => event === 'forward_cut'),
+    [{ fields: { upstreamStatus: 200 } }],
+  )
 })
 
 t.test('a body over the limit is a 413, whether it says its length or not', async (t) => {

@@ -13,7 +13,7 @@ import { createGrantStore, type GrantStoreSettings } from '../src/postgres/grant
 import { createReplicaStore } from '../src/postgres/replica-store.ts'
 import { createTestDatabase } from './support/database.ts'
 import { createSimulatedDatabase, type GrantRow } from './support/simulation/database.ts'
-import { createRandom, type Random } from './support/simulation/random.ts'
+import { createRandom } from './support/simulation/random.ts'
 
 const SPAN_SECONDS = 500
 const SHIFT_SECONDS = 1_000
@@ -102,7 +102,7 @@ t.test('every sequence of calls leaves both stores alike', async (t) => {
 
     for (let call = 0; call < CALLS; call += 1) {
       const row = model.grants.get(user)
-      const [name, work] = drawCall(random, row)
+      const [name, work] = drawCall(row)
       trail.push(name)
       const [expected, found] = await work()
       const kind = name === 'arm' && row?.phase === 'armed' ? 'take over' : name
@@ -114,7 +114,6 @@ t.test('every sequence of calls leaves both stores alike', async (t) => {
     }
 
     function drawCall(
-      random: Random,
       row: GrantRow | undefined,
     ): [name: string, work: () => Promise<[expected: unknown, found: unknown]>] {
       const generation = oldest(row) + random.pick([0, 0, 0, 0, 0, 0, 0, -1, 1])

@@ -493,7 +493,12 @@ t.test('disconnecting answers 204 once, then 404, and ends the token at once', a
     { replaces: null, perUserMax: 10 },
   )
   t.equal((await ask('everything', '/v1/users/alice/access-token')).statusCode, 200)
-  const disconnect = () => ask('everything', '/v1/users/alice/grant', { method: 'DELETE' })
+  const disconnect = () =>
+    ask('everything', '/v1/users/alice/grant', {
+      method: 'DELETE',
+      // Some clients say so of every request; there is no body.
+      headers: { 'content-type': 'application/json' },
+    })
   const first = await disconnect()
   t.equal(first.statusCode, 204)
   t.equal(first.body, '')

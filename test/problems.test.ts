@@ -65,10 +65,11 @@ async function startApp(
   t: Test,
   listener: Listener,
   lines: LoggedLine[] = [],
+  tls = false,
 ): Promise<{ app: App; port: number }> {
   const app = await buildApp(
     { clock, log: recordingLog(lines) },
-    { listener, trustedProxies: [], requestTimeoutMs: 30_000, tls: false },
+    { listener, trustedProxies: [], requestTimeoutMs: 30_000, tls },
     (app) => {
       app.get('/throw/:code', (request) => {
         const { code } = request.params as { code: string }
@@ -77,6 +78,7 @@ async function startApp(
           retryAfterSeconds: 1.2,
         })
       })
+      app.post('/bodyless', () => ({}))
       app.post(
         '/things/:thing',
         { schema: { body: Type.Object({ a: Type.String() }, { additionalProperties: false }) } },
@@ -254,6 +256,30 @@ const REFUSED: ReadonlyArray<{ what: string; bytes: string; status: number; code
     code: 'request_invalid',
   },
   {
+    what: 'CONNECT',
+    bytes: `CONNECT evil.example:443 HTTP/1.1\r\n${HOST}\r\n`,
+    status: 405,
+    code: 'method_not_allowed',
+  },
+  {
+    what: 'an expectation that nobody knows',
+    bytes: `POST /things/1 HTTP/1.1\r\n${HOST}${JSON_BODY}Expect: miracles\r\nContent-Length: 2\r\n\r\n`,
+    status: 400,
+    code: 'request_invalid',
+  },
+  {
+    what: 'chunks in HTTP/1.0',
+    bytes: `POST /things/1 HTTP/1.0\r\n${HOST}${JSON_BODY}Transfer-Encoding: chunked\r\n\r\n9\r\n{"a":"b"}\r\n0\r\n\r\n`,
+    status: 400,
+    code: 'request_invalid',
+  },
+  {
+    what: 'a chunk without a length',
+    bytes: `POST /things/1 HTTP/1.1\r\n${HOST}${JSON_BODY}Transfer-Encoding: chunked\r\n\r\nx\r\n`,
+    status: 400,
+    code: 'request_invalid',
+  },
+  {
     what: 'an absolute-form target',
     bytes: `GET http://evil.example/throw/x HTTP/1.1\r\n${HOST}\r\n`,
     status: 400,
@@ -398,6 +424,35 @@ t.test('what no route ever sees is refused with a problem document', async (t) =
         what,
       )
       t.equal(answer.headers.has('allow'), status === 405, 'Allow goes with 405 and nothing else')
+    }
+  }
+})
+
+t.test('a refusal carries the security headers of every other answer', async (t) => {
+  const { port } = await startApp(t, 'public', [], true)
+  const { headers: usual } = await sendRaw(port, `GET /nowhere HTTP/1.1\r\n${HOST}\r\n`)
+  t.match(usual.get('strict-transport-security'), /^max-age=\d+$/)
+  for (const { what, bytes } of REFUSED) {
+    const { headers } = await sendRaw(port, bytes)
+    for (const name of [
+      'strict-transport-security',
+      'content-security-policy',
+      'x-content-type-options',
+      'referrer-policy',
+      'cross-origin-resource-policy',
+      'cross-origin-opener-policy',
+    ]) {
+      t.equal(headers.get(name), usual.get(name), `${what}: ${name}`)
+    }
+  }
+})
+
+t.test('a route that takes no body takes none of any type', async (t) => {
+  const { port } = await startApp(t, 'internal')
+  for (const type of ['application/json', 'text/plain', 'application/x-www-form-urlencoded', 'x']) {
+    for (const length of ['', 'Content-Length: 0\r\n']) {
+      const bytes = `POST /bodyless HTTP/1.1\r\n${HOST}Content-Type: ${type}\r\n${length}\r\n`
+      t.equal((await sendRaw(port, bytes)).status, 200, `${type}, ${length}`)
     }
   }
 })

@@ -234,6 +234,8 @@ t.test('nothing but a POST with the CSRF header from a page of ours logs out', a
   for (const [status, ask] of [
     [405, { method: 'GET' }],
     [403, { method: 'POST', headers: { 'x-csrf': '' } }],
+    // Before its body is looked at.
+    [403, { method: 'POST', headers: { 'x-csrf': '', 'content-type': 'text/plain' }, body: '{}' }],
     [403, { method: 'POST', headers: { 'sec-fetch-site': 'cross-site' } }],
     [
       403,

@@ -375,6 +375,37 @@ t.test('a new boot begins with a spool that is not drained', async (t) => {
   t.ok(second.spool_drained_at, 'even when it was not heard of before')
 })
 
+t.test('a late word of a boot that is over does not make it the present one', async (t) => {
+  const { db } = (await createTestDatabase(t)).database
+  const store = createReplicaStore(db)
+  const [over, present] = [randomUUID(), randomUUID()]
+  await store.heartbeat('r1', over)
+  await store.heartbeat('r1', present)
+  await store.spoolDrained('r1', over)
+  const row = await db.selectFrom('replicas').selectAll().executeTakeFirstOrThrow()
+  t.match(row, { boot: present, spool_drained_at: null })
+})
+
+t.test('heartbeats are steady since the last gap', async (t) => {
+  const { db } = (await createTestDatabase(t)).database
+  const store = createReplicaStore(db, { heartbeatStaleSeconds: 20 })
+  const boot = randomUUID()
+  const read = () => db.selectFrom('replicas').selectAll().executeTakeFirstOrThrow()
+  const ago = (seconds: number) =>
+    db
+      .updateTable('replicas')
+      .set({ seen_at: sql<Date>`clock_timestamp() - make_interval(secs => ${seconds})` })
+      .execute()
+  await store.heartbeat('r1', boot)
+  const first = await read()
+  await ago(9)
+  await store.heartbeat('r1', boot)
+  t.strictSame((await read()).steady_since, first.steady_since)
+  await ago(11)
+  await store.heartbeat('r1', boot)
+  t.ok((await read()).steady_since > first.steady_since, 'longer than half of the limit')
+})
+
 // ── An absent database ───────────────────────────────────────────────────────────────────────────
 
 t.test('without a database every method is temporarily unavailable', async (t) => {

@@ -12,6 +12,8 @@ import { Secret } from '../../src/secret.ts'
 
 /** Characters of an access token, as of a JWT with a handful of claims. */
 export const TOKEN_CHARACTERS = 900
+/** As of Pagero's example, about. */
+const REFRESH_CHARACTERS = 60
 const REFRESH_SEALED_BYTES = 100
 const ROWS_AT_ONCE = 2_000
 /** So many that no statement comes near the pool's limit of 10 s. */
@@ -73,8 +75,10 @@ export async function addUsers(
     const tokens = places.map(() =>
       randomBytes(TOKEN_CHARACTERS).toString('base64url').slice(0, TOKEN_CHARACTERS),
     )
-    const seal = (column: 'access_token_sealed' | 'refresh_token_sealed', index: number) =>
-      sealer.seal(grantSealContext(column, places[index]!), tokens[index]!)
+    const sealAll = (column: 'access_token_sealed' | 'refresh_token_sealed', length: number) =>
+      places.map((place, index) =>
+        sealer.seal(grantSealContext(column, place), tokens[index]?.slice(0, length) ?? ''),
+      )
     const isFresh = kind === 'fresh'
     await database.pool.query(
       `insert into grants (user_id, login_id, generation, refresh_token_sealed, key_id,
@@ -89,23 +93,21 @@ export async function addUsers(
       [
         places.map(({ user }) => user),
         places.map(({ loginId }) => loginId),
-        places.map((_, index) =>
-          isFresh ? randomBytes(REFRESH_SEALED_BYTES) : seal('refresh_token_sealed', index),
-        ),
-        places.map((_, index) => (isFresh ? seal('access_token_sealed', index) : null)),
+        sealAll('refresh_token_sealed', REFRESH_CHARACTERS),
+        isFresh ? sealAll('access_token_sealed', TOKEN_CHARACTERS) : places.map(() => null),
         tokens.map((token) => (isFresh ? fingerprintOf(token) : null)),
       ],
     )
   }
 }
 
-/** Adds rows that nobody asks for, evenly between those of the first `users` users. */
+/** Adds rows that nobody asks for and no key opens, evenly between those of the first `users` users. */
 export async function addFiller({ pool }: Database, count: number, users: number): Promise<void> {
   for (let from = 0; from < count; from += FILLER_AT_ONCE) {
     await pool.query(
-      `insert into grants (user_id, login_id, generation, refresh_token_sealed, key_id,
+      `insert into grants (user_id, login_id, generation, refresh_token_sealed,
         authenticated_at, rotated_at, rolling_expires_at, absolute_expires_at)
-      select 'user-' || lpad((i % $3)::text, 7, '0') || '~' || i, gen_random_uuid(), 1, $4, 'bench',
+      select 'user-' || lpad((i % $3)::text, 7, '0') || '~' || i, gen_random_uuid(), 1, $4,
         now(), now(), now() + interval '3 years', now() + interval '3 years'
       from generate_series($1::int, $2::int) i`,
       [from, Math.min(from + FILLER_AT_ONCE, count) - 1, users, randomBytes(REFRESH_SEALED_BYTES)],

@@ -22,9 +22,9 @@ export const refreshPeer = has('pgbench') ? 'pgbench' : 'a loop in Node (pgbench
 /** Adds the rows that `measureTwoStatements` spends: for each client as many as it refreshes in all rounds. */
 export async function addPgbenchRows({ pool }: Database, perClient: number): Promise<void> {
   await pool.query(
-    `insert into grants (user_id, login_id, generation, refresh_token_sealed, key_id,
+    `insert into grants (user_id, login_id, generation, refresh_token_sealed,
       authenticated_at, rotated_at, rolling_expires_at, absolute_expires_at)
-    select 'pgbench-' || c || '-' || i, $1, 1, $2, 'bench', now(), now(), now() + interval '3 years',
+    select 'pgbench-' || c || '-' || i, $1, 1, $2, now(), now(), now() + interval '3 years',
       now() + interval '3 years'
     from generate_series(0, ${CLIENTS - 1}) c, generate_series(0, $3::int) i`,
     [LOGIN_ID, SEALED_REFRESH, perClient],

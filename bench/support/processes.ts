@@ -11,6 +11,8 @@ import { fileURLToPath } from 'node:url'
 const ROOT = fileURLToPath(new URL('../../', import.meta.url))
 const START_LIMIT_MS = 60_000
 const STOP_LIMIT_MS = 15_000
+/** Characters of a failed program's output: what went wrong first stands first. */
+const OUTPUT_SHOWN_MAX = 2_000
 
 /** What is measured has one CPU to itself; load generators, PostgreSQL and stand-ins share the other. */
 export type Place = 'measured' | 'around'
@@ -76,7 +78,7 @@ export async function startProgram(options: {
     if (child.exitCode !== null || Date.now() > giveUpAtMs) {
       await stop()
       throw new Error(
-        `${options.parameters.join(' ')} did not start:\n${readFileSync(options.outputFile, 'utf8')}`,
+        `${options.parameters.join(' ')} did not start:\n${readFileSync(options.outputFile, 'utf8').slice(0, OUTPUT_SHOWN_MAX)}`,
       )
     }
     await delay(50)

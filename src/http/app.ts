@@ -1,25 +1,17 @@
-// What both listeners have in common: limits, checks before routing, security headers, problems, 405, the request log.
+// What both listeners have in common: limits, security headers, problems, 405, the request log.
 // Fastify's own logger and default handlers stay off: they write the URL, and with it the authorization code.
 
-import { randomUUID } from 'node:crypto'
-import { createServer, type IncomingMessage, type ServerResponse } from 'node:http'
-import type { Socket } from 'node:net'
+import { createServer } from 'node:http'
 import type { TypeBoxTypeProvider } from '@fastify/type-provider-typebox'
 import '@fastify/swagger' // for the members of a route's schema that it adds
-import fastify, { type FastifyError, type HTTPMethods } from 'fastify'
+import fastify, { type FastifyError } from 'fastify'
 import { BrokerError } from '../errors.ts'
+import { hasBody } from '../forward-upload.ts'
 import type { Clock, Log } from '../ports.ts'
-import {
-  challengeFor,
-  type Listener,
-  problemDocument,
-  ProblemSchema,
-  reasonPhrase,
-  sendProblem,
-} from './problem.ts'
-
-/** Methods that any route may have. Everything else is refused before routing. */
-const METHODS: readonly HTTPMethods[] = ['GET', 'HEAD', 'POST', 'PUT', 'PATCH', 'DELETE', 'OPTIONS']
+import { type Connections, watchConnections } from './connections.ts'
+import { asBrokerError, type Listener, ProblemSchema } from './problem.ts'
+import { sendProblem } from './problem-answers.ts'
+import { METHODS, refuseBeforeRouting, refuseUnrouted, requestIdOf } from './refusals.ts'
 
 /** 16 KiB, Node's own default, said aloud: beyond it the answer is 431. */
 const HEADER_BYTES_MAX = 16_384
@@ -32,8 +24,6 @@ const REQUESTS_PER_SOCKET_MAX = 1_000
 /** A user key of 255 characters, each of them percent-encoded, with room to spare. */
 const PATH_PARAMETER_CHARACTERS_MAX = 1_024
 
-const UUID = /^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$/
-
 /** On every answer that does not say otherwise. Pages and the docs set a policy of their own. */
 const SECURITY_HEADERS: Readonly<Record<string, string>> = {
   'content-security-policy':
@@ -43,6 +33,9 @@ const SECURITY_HEADERS: Readonly<Record<string, string>> = {
   'cross-origin-resource-policy': 'same-origin',
   'cross-origin-opener-policy': 'same-origin',
 }
+
+/** Laid over the fields of a request: Fastify answers 415 to a type that it cannot parse, though there be nothing to parse. */
+export const NO_CONTENT_TYPE = { 'content-type': undefined }
 
 export interface AppSettings {
   listener: Listener
@@ -78,6 +71,11 @@ export async function buildApp(
 
 function createBareApp(ports: { clock: Clock; log: Log }, settings: AppSettings) {
   const { listener } = settings
+  const headers = settings.tls
+    ? { ...SECURITY_HEADERS, 'strict-transport-security': 'max-age=63072000' }
+    : SECURITY_HEADERS
+  /** One for each address of the listener. */
+  const watched: Connections[] = []
   const app = fastify({
     logger: false,
     requestIdHeader: false,
@@ -100,40 +98,44 @@ function createBareApp(ports: { clock: Clock; log: Log }, settings: AppSettings)
       void sendProblem(reply, request, listener, asBrokerError(error))
     },
     serverFactory: (handler) => {
-      const server = createServer(
-        {
-          maxHeaderSize: HEADER_BYTES_MAX,
-          insecureHTTPParser: false,
-          // Checked before routing, so that its absence is answered by a problem document too.
-          requireHostHeader: false,
-          headersTimeout: HEADERS_TIMEOUT_MS,
-          // Node refuses a total that is shorter than the limit for the headers alone.
-          requestTimeout: Math.max(settings.requestTimeoutMs, HEADERS_TIMEOUT_MS),
-          keepAliveTimeout: KEEP_ALIVE_TIMEOUT_MS,
-          connectionsCheckingInterval: 1_000,
-        },
-        (request, response) => {
-          const refusal = refusalBeforeRouting(request)
-          if (refusal === undefined) handler(request, response)
-          else answerRefusal(request, response, listener, refusal)
-        },
-      )
+      const server = createServer({
+        maxHeaderSize: HEADER_BYTES_MAX,
+        insecureHTTPParser: false,
+        // Checked before routing, so that its absence is answered by a problem document too.
+        requireHostHeader: false,
+        headersTimeout: HEADERS_TIMEOUT_MS,
+        // Node refuses a total that is shorter than the limit for the headers alone.
+        requestTimeout: Math.max(settings.requestTimeoutMs, HEADERS_TIMEOUT_MS),
+        keepAliveTimeout: KEEP_ALIVE_TIMEOUT_MS,
+        connectionsCheckingInterval: 1_000,
+      })
       server.maxRequestsPerSocket = REQUESTS_PER_SOCKET_MAX
-      server.on('clientError', (error, socket) =>
-        answerClientError(error as NodeJS.ErrnoException, socket as Socket, listener),
-      )
+      const connections = watchConnections(server)
+      watched.push(connections)
+      const parts = { listener, headers, connections }
+      server.on('request', refuseBeforeRouting(parts, handler))
+      refuseUnrouted(server, parts)
       return server
     },
   }).withTypeProvider<TypeBoxTypeProvider>()
 
   app.addSchema(ProblemSchema)
 
-  // With callbacks: a promise for each hook of each request costs more than what these two do.
-  const headers = settings.tls
-    ? { ...SECURITY_HEADERS, 'strict-transport-security': 'max-age=63072000' }
-    : SECURITY_HEADERS
-  app.addHook('onRequest', (_request, reply, done) => {
+  app.addHook('preClose', async () => {
+    for (const connections of watched) connections.close()
+  })
+
+  // With callbacks: a promise for each hook of each request costs more than what these do.
+  app.addHook('onRequest', (request, reply, done) => {
     reply.headers(headers)
+    // A route without a schema for bodies takes none, and what type none is of does not matter.
+    if (
+      request.raw.headers['content-type'] !== undefined &&
+      !hasBody(request.raw) &&
+      request.routeOptions.schema?.body === undefined
+    ) {
+      request.headers = NO_CONTENT_TYPE
+    }
     done()
   })
 
@@ -199,122 +201,4 @@ function refuseOtherMethods(app: App, urls: ReadonlySet<string>, listener: Liste
         ),
     })
   }
-}
-
-/** Turns what Fastify throws into an error of ours; what is unknown tells nothing. */
-export function asBrokerError(error: FastifyError | BrokerError): BrokerError {
-  if (error instanceof BrokerError) return error
-  if (error.validation !== undefined) {
-    const where = error.validationContext ?? 'request'
-    return new BrokerError('request_invalid', `The ${where} does not fit the schema.`, {
-      errors: error.validation.map((problem) => ({
-        pointer: `${where}${problem.instancePath}`,
-        detail: problem.message ?? 'is not valid',
-      })),
-    })
-  }
-  switch (error.code) {
-    case 'FST_ERR_CTP_BODY_TOO_LARGE':
-      return new BrokerError('payload_too_large', 'The body is larger than the limit.')
-    case 'FST_ERR_CTP_INVALID_MEDIA_TYPE':
-      return new BrokerError('unsupported_media_type', 'Send application/json.')
-    case 'FST_ERR_CTP_INVALID_JSON_BODY':
-    case 'FST_ERR_CTP_EMPTY_JSON_BODY':
-      return new BrokerError('request_invalid', 'The body is not valid JSON.')
-    default:
-  }
-  if (error.statusCode !== undefined && error.statusCode >= 400 && error.statusCode < 500) {
-    return new BrokerError('request_invalid', 'The request is malformed.')
-  }
-  return new BrokerError(
-    'internal_error',
-    'The broker met something it did not expect.',
-    {},
-    { cause: error },
-  )
-}
-
-function requestIdOf(raw: IncomingMessage): string {
-  const given = raw.headers['x-request-id']
-  return typeof given === 'string' && UUID.test(given) ? given : randomUUID()
-}
-
-/** What Fastify's router would let through and a token proxy must not (RFC 9112 sections 3.2 and 6.1). */
-function refusalBeforeRouting(request: IncomingMessage): BrokerError | undefined {
-  const { httpVersion, url = '', method = '' } = request
-  const invalid = (detail: string) => new BrokerError('request_invalid', detail)
-  if (httpVersion !== '1.1' && httpVersion !== '1.0') return invalid('Speak HTTP/1.1.')
-  if (!METHODS.includes(method as HTTPMethods)) {
-    return new BrokerError('method_not_allowed', 'No resource here has this method.')
-  }
-  if (!url.startsWith('/')) return invalid('The request target must be a path.')
-  if (url.includes('#')) return invalid('The request target must not contain a fragment.')
-  if (!isUtf8Encoded(url)) return invalid('The path has a percent-escape that is not UTF-8.')
-  const transferEncoding = request.headers['transfer-encoding']
-  if (transferEncoding !== undefined && transferEncoding !== 'chunked') {
-    return invalid('Transfer-Encoding may only be chunked.')
-  }
-  let hosts = 0
-  let authorizations = 0
-  for (let i = 0; i < request.rawHeaders.length; i += 2) {
-    const name = request.rawHeaders[i] ?? ''
-    // By length first: most names are neither, and need not be lowered to be told so.
-    if (name.length === 4) hosts += Number(name.toLowerCase() === 'host')
-    else if (name.length === 13) authorizations += Number(name.toLowerCase() === 'authorization')
-  }
-  // HTTP/1.0 knows no Host; probes of load balancers come so.
-  if (hosts > 1 || (hosts === 0 && httpVersion === '1.1')) {
-    return invalid('Send exactly one Host header.')
-  }
-  if (authorizations > 1) return invalid('Send at most one Authorization header.')
-  return undefined
-}
-
-function isUtf8Encoded(url: string): boolean {
-  if (!url.includes('%')) return true
-  const query = url.indexOf('?')
-  try {
-    decodeURIComponent(query === -1 ? url : url.slice(0, query))
-    return true
-  } catch {
-    return false
-  }
-}
-
-function answerRefusal(
-  request: IncomingMessage,
-  response: ServerResponse,
-  listener: Listener,
-  error: BrokerError,
-): void {
-  const { status, document } = problemDocument(error, { listener, requestId: requestIdOf(request) })
-  const headers: Record<string, string> = {
-    ...SECURITY_HEADERS,
-    'content-type': 'application/problem+json; charset=utf-8',
-    'cache-control': 'no-store',
-    connection: 'close',
-  }
-  if (status === 405) headers['allow'] = METHODS.join(', ')
-  if (status === 401) headers['www-authenticate'] = challengeFor(listener)
-  response.writeHead(status, headers).end(JSON.stringify(document))
-}
-
-/** The parser's own refusals, as problem documents too. */
-function answerClientError(error: NodeJS.ErrnoException, socket: Socket, listener: Listener): void {
-  if (error.code === 'ECONNRESET' || !socket.writable) {
-    socket.destroy()
-    return
-  }
-  const refusal =
-    error.code === 'HPE_HEADER_OVERFLOW'
-      ? new BrokerError('headers_too_large', 'The header section is larger than 16 KiB.')
-      : new BrokerError('request_invalid', 'This is not a valid HTTP/1.1 request.')
-  const { status, document } = problemDocument(refusal, { listener, requestId: randomUUID() })
-  const body = JSON.stringify(document)
-  socket.end(
-    `HTTP/1.1 ${status} ${reasonPhrase(status)}\r\n` +
-      'content-type: application/problem+json; charset=utf-8\r\n' +
-      'cache-control: no-store\r\nconnection: close\r\n' +
-      `content-length: ${Buffer.byteLength(body)}\r\n\r\n${body}`,
-  )
 }

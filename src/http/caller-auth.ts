@@ -88,7 +88,8 @@ export function requireCaller(auth: CallerAuth, right: Right) {
     ): Promise<never> | undefined {
       const caller = callerOf(request)
       const user = readUserKey(request)
-      if (!auth.callers.maySee(caller, user)) return refuseInvisibleUser(auth, request, caller, user)
+      if (!auth.callers.maySee(caller, user))
+        return refuseInvisibleUser(auth, request, caller, user)
       done()
       return undefined
     },

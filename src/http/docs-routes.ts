@@ -5,13 +5,18 @@ import swaggerUi from '@fastify/swagger-ui'
 import Type from 'typebox'
 import { BrokerError, PROBLEM_CODES } from '../errors.ts'
 import type { App } from './app.ts'
+import { styleSource } from './html.ts'
 import { type OpenApiDocument, toYaml } from './openapi.ts'
 import { problemResponses } from './problem.ts'
 import { sendProblemCodePage, sendProblemIndexPage } from './problem-pages.ts'
 
-/** Swagger UI brings its own scripts and styles as files, and draws its icons from data: URLs. */
+/** Stands in the logo that Swagger UI draws before it has read that it is to show none. */
+const LOGO_STYLE = '.logo_small_svg__cls-2{fill:#fff}.logo_small_svg__cls-3{fill:#85ea2d}'
+
+/** Swagger UI brings its own scripts and styles as files, but for one, and draws its icons from data: URLs. */
 const DOCS_CONTENT_SECURITY_POLICY =
-  "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; " +
+  `default-src 'none'; script-src 'self'; style-src 'self' ${styleSource(LOGO_STYLE)}; ` +
+  "img-src 'self' data:; connect-src 'self'; " +
   "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 
 export interface DocsRouteParts {

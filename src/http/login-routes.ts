@@ -8,10 +8,11 @@ import { BrokerError, type ProblemCode } from '../errors.ts'
 import { beginLogin, completeLogin, type LoginSettings } from '../login.ts'
 import type { Ports } from '../ports.ts'
 import type { Revoker } from '../revocation.ts'
-import { type App, asBrokerError } from './app.ts'
+import type { App } from './app.ts'
 import { refuseNonNavigation } from './csrf.ts'
 import { pageResponses, sendProblemPage } from './page.ts'
-import { problemResponses, sendProblem } from './problem.ts'
+import { asBrokerError, problemResponses } from './problem.ts'
+import { sendProblem } from './problem-answers.ts'
 import {
   LOGIN_COOKIE,
   readCookie,

@@ -1,10 +1,10 @@
 // The one page that the broker shows to a person: what went wrong with a login, and what to do now.
 // Plain HTML without a script or a reference. Every text is escaped, and none comes from the request.
 
-import { createHash } from 'node:crypto'
 import type { FastifyReply, FastifyRequest } from 'fastify'
 import Type from 'typebox'
 import type { BrokerError, ProblemCode } from '../errors.ts'
+import { contentSecurityPolicy, escapeHtml, htmlDocument } from './html.ts'
 import { PROBLEM_KINDS, problemDocument, statusOf } from './problem.ts'
 
 const STYLE = `
@@ -16,10 +16,7 @@ a { display: inline-block; padding: .5rem 1rem; border: 1px solid; border-radius
 small { display: block; margin-top: 3rem; opacity: .7; overflow-wrap: anywhere }
 `
 
-/** Names this page's style and nothing else: even markup that got in could load and run nothing. */
-const CONTENT_SECURITY_POLICY =
-  `default-src 'none'; style-src 'sha256-${createHash('sha256').update(STYLE).digest('base64')}'; ` +
-  "base-uri 'none'; frame-ancestors 'none'; form-action 'none'"
+const CONTENT_SECURITY_POLICY = contentSecurityPolicy(STYLE)
 
 /** Answers a navigation with the page of an error, under the status that its problem document would have. */
 export function sendProblemPage(
@@ -57,34 +54,13 @@ export interface Page {
 
 /** Returns the page as HTML. */
 export function renderPage({ title, text, link, requestId }: Page): string {
-  return `<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width">
-<title>${escapeHtml(title)}</title>
-<style>${STYLE}</style>
-</head>
-<body>
-<h1>${escapeHtml(title)}</h1>
-<p>${escapeHtml(text)}</p>
+  return htmlDocument({
+    title,
+    style: STYLE,
+    body: `<p>${escapeHtml(text)}</p>
 <p><a href="${escapeHtml(link.path)}">${escapeHtml(link.text)}</a></p>
-<small>If this happens again, give this number to the operator: ${escapeHtml(requestId)}</small>
-</body>
-</html>
-`
-}
-
-const ESCAPES: Readonly<Record<string, string>> = {
-  '&': '&amp;',
-  '<': '&lt;',
-  '>': '&gt;',
-  '"': '&quot;',
-  "'": '&#39;',
-}
-
-function escapeHtml(text: string): string {
-  return text.replaceAll(/[&<>"']/g, (character) => ESCAPES[character] ?? '')
+<small>If this happens again, give this number to the operator: ${escapeHtml(requestId)}</small>`,
+  })
 }
 
 /** Response schemas of a route that answers its problems with this page. */

@@ -1,9 +1,9 @@
 // The pages behind the member `type` of a problem document: what a code means and what to do, for whoever reads one.
 // Every text is a constant of this program; nothing of a request is shown.
 
-import { createHash } from 'node:crypto'
 import type { FastifyReply } from 'fastify'
 import { PROBLEM_CODES, type ProblemCode } from '../errors.ts'
+import { contentSecurityPolicy, escapeHtml, htmlDocument } from './html.ts'
 import { PROBLEM_KINDS } from './problem.ts'
 
 const STYLE = `
@@ -15,10 +15,7 @@ dt { margin-top: 1rem; font-weight: 600 }
 dd { margin: 0 }
 `
 
-/** Names this page's style and nothing else. */
-const CONTENT_SECURITY_POLICY =
-  `default-src 'none'; style-src 'sha256-${createHash('sha256').update(STYLE).digest('base64')}'; ` +
-  "base-uri 'none'; frame-ancestors 'none'; form-action 'none'"
+const CONTENT_SECURITY_POLICY = contentSecurityPolicy(STYLE)
 
 /** Answers with the page of one code. */
 export function sendProblemCodePage(reply: FastifyReply, code: ProblemCode): FastifyReply {
@@ -48,20 +45,8 @@ export function sendProblemIndexPage(reply: FastifyReply): FastifyReply {
 function sendPage(reply: FastifyReply, title: string, body: string): FastifyReply {
   return reply
     .header('content-security-policy', CONTENT_SECURITY_POLICY)
-    .type('text/html; charset=utf-8').send(`<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width">
-<title>${escapeHtml(title)}</title>
-<style>${STYLE}</style>
-</head>
-<body>
-<h1>${escapeHtml(title)}</h1>
-${body}
-</body>
-</html>
-`)
+    .type('text/html; charset=utf-8')
+    .send(htmlDocument({ title, style: STYLE, body }))
 }
 
 function statusText(code: ProblemCode): string {
@@ -69,16 +54,4 @@ function statusText(code: ProblemCode): string {
   return publicStatus === undefined
     ? `status ${status}`
     : `status ${status}, and ${publicStatus} on the public listener`
-}
-
-const ESCAPES: Readonly<Record<string, string>> = {
-  '&': '&amp;',
-  '<': '&lt;',
-  '>': '&gt;',
-  '"': '&quot;',
-  "'": '&#39;',
-}
-
-function escapeHtml(text: string): string {
-  return text.replaceAll(/[&<>"']/g, (character) => ESCAPES[character] ?? '')
 }

@@ -1,8 +1,7 @@
 // The one place where a code becomes an HTTP status and an RFC 9457 problem document.
 
-import { STATUS_CODES } from 'node:http'
 import Type from 'typebox'
-import type { FastifyReply, FastifyRequest } from 'fastify'
+import type { FastifyError } from 'fastify'
 import { BrokerError, PROBLEM_CODES, type ProblemCode } from '../errors.ts'
 
 export type Listener = 'public' | 'internal'
@@ -267,38 +266,37 @@ export function problemDocument(
   return { status, document, retryAfterSeconds }
 }
 
-/** Challenge that goes with a 401 of ours (RFC 9110 section 11.6.1). */
-export function challengeFor(listener: Listener): string {
-  return listener === 'public' ? 'Session' : 'Bearer realm="pagero-token-broker"'
-}
-
-/** Answers with the problem document of an error. */
-export function sendProblem(
-  reply: FastifyReply,
-  request: FastifyRequest,
-  listener: Listener,
-  error: unknown,
-): FastifyReply {
-  const { status, document, retryAfterSeconds } = problemDocument(error, {
-    listener,
-    requestId: request.id,
-  })
-  if (retryAfterSeconds !== undefined) reply.header('retry-after', String(retryAfterSeconds))
-  // A challenge of ours would ask for a credential that was good; it was Pagero's API that refused.
-  if (status === 401 && document['code'] !== 'upstream_refused') {
-    reply.header('www-authenticate', challengeFor(listener))
+/** Turns what Fastify throws into an error of ours; what is unknown tells nothing. */
+export function asBrokerError(error: FastifyError | BrokerError): BrokerError {
+  if (error instanceof BrokerError) return error
+  if (error.validation !== undefined) {
+    const where = error.validationContext ?? 'request'
+    return new BrokerError('request_invalid', `The ${where} does not fit the schema.`, {
+      errors: error.validation.map((problem) => ({
+        pointer: `${where}${problem.instancePath}`,
+        detail: problem.message ?? 'is not valid',
+      })),
+    })
   }
-  return reply
-    .code(status)
-    .header('cache-control', 'no-store')
-    .type('application/problem+json; charset=utf-8')
-    .serializer(JSON.stringify)
-    .send(document)
-}
-
-/** Reason phrase for the raw answers that are written before there is a request. */
-export function reasonPhrase(status: number): string {
-  return STATUS_CODES[status] ?? 'Error'
+  switch (error.code) {
+    case 'FST_ERR_CTP_BODY_TOO_LARGE':
+      return new BrokerError('payload_too_large', 'The body is larger than the limit.')
+    case 'FST_ERR_CTP_INVALID_MEDIA_TYPE':
+      return new BrokerError('unsupported_media_type', 'Send application/json.')
+    case 'FST_ERR_CTP_INVALID_JSON_BODY':
+    case 'FST_ERR_CTP_EMPTY_JSON_BODY':
+      return new BrokerError('request_invalid', 'The body is not valid JSON.')
+    default:
+  }
+  if (error.statusCode !== undefined && error.statusCode >= 400 && error.statusCode < 500) {
+    return new BrokerError('request_invalid', 'The request is malformed.')
+  }
+  return new BrokerError(
+    'internal_error',
+    'The broker met something it did not expect.',
+    {},
+    { cause: error },
+  )
 }
 
 /** Response schemas of a route's problems, grouped by status, with an example for each code. */

@@ -6,14 +6,14 @@ import type { FastifyError, FastifyReply, FastifyRequest } from 'fastify'
 import { Type } from 'typebox'
 import type { AccessTokens } from '../access-token.ts'
 import { BrokerError, type ProblemCode } from '../errors.ts'
-import type { Forwarder } from '../forward.ts'
-import { endAnswer } from '../forward-answer.ts'
-import { hasBody } from '../forward-upload.ts'
+import type { Forwarded, Forwarder } from '../forward.ts'
 import type { UserKey } from '../grant.ts'
 import type { Log } from '../ports.ts'
 import { type ForwardTarget, readForwardTarget } from '../request-target.ts'
-import { type App, asBrokerError } from './app.ts'
-import { type Listener, problemDocument, problemResponses } from './problem.ts'
+import { type App, NO_CONTENT_TYPE } from './app.ts'
+import { leaveBody } from './connections.ts'
+import { asBrokerError, type Listener, problemDocument, problemResponses } from './problem.ts'
+import { answerProblem } from './problem-answers.ts'
 import { UserParameters } from './user-parameter.ts'
 
 const METHODS = ['GET', 'HEAD', 'POST', 'PUT', 'PATCH', 'DELETE'] as const
@@ -115,15 +115,14 @@ export function registerProxyRoutes(app: App, parts: ProxyRouteParts): void {
         const { method } = request
         const { user } = await parts.authorize(request, { method, path: target.path })
         request.setDecorator<ProxiedCall>(PROXIED_CALL, { target, user })
-        // Fastify answers 415 to a media type that it cannot parse; none is parsed here, so it need not look.
+        leaveBody(request.raw)
+        // None is parsed here, so Fastify need not look.
         if (request.headers['content-type'] !== undefined) request.headers = NO_CONTENT_TYPE
       },
       handler: (request, reply) => forwardCall(parts, request, reply),
     })
   })
 }
-
-const NO_CONTENT_TYPE = { 'content-type': undefined }
 
 async function forwardCall(
   parts: ProxyRouteParts,
@@ -135,7 +134,7 @@ async function forwardCall(
   const token = await accessTokens.fresh(user)
   reply.hijack()
   try {
-    await forwarder.forward(request.raw, reply.raw, {
+    const forwarded = await forwarder.forward(request.raw, reply.raw, {
       method: request.method,
       target: target.target,
       accessToken: token.accessToken,
@@ -146,8 +145,9 @@ async function forwardCall(
         return current.fingerprint === token.fingerprint ? undefined : current.accessToken
       },
     })
+    if (!forwarded.complete) noteCut(parts, request, forwarded)
   } catch (error) {
-    answerProblem(parts, request, reply, error)
+    answerFailure(parts, request, reply, error)
   }
   return reply
 }
@@ -162,35 +162,33 @@ function flatHeaders(reply: FastifyReply): string[] {
   return flat
 }
 
+/** Leaves on record that a client did not get all of an answer, or none because it had gone. */
+function noteCut({ log }: ProxyRouteParts, request: FastifyRequest, forwarded: Forwarded): void {
+  const { status, source } = forwarded
+  log.warn('forward_cut', {
+    requestId: request.id,
+    method: request.method,
+    route: request.routeOptions.url ?? '(none)',
+    ...(source === 'upstream' ? { upstreamStatus: status } : { status }),
+  })
+}
+
 /** Answers a call that could not be forwarded. It may come while the client still sends its body. */
-function answerProblem(
+function answerFailure(
   { listener, forwarder, log }: ProxyRouteParts,
   request: FastifyRequest,
   reply: FastifyReply,
   error: unknown,
 ): void {
-  const { status, document, retryAfterSeconds } = problemDocument(error, {
-    listener,
-    requestId: request.id,
-  })
+  const { status, document } = problemDocument(error, { listener, requestId: request.id })
   log.warn('forward_failed', {
     requestId: request.id,
     status,
     code: String(document['code']),
     error: error instanceof BrokerError ? error.cause : error,
   })
-  const body = JSON.stringify(document)
-  const headers: Record<string, string | string[] | number | undefined> = {
-    ...reply.getHeaders(),
-    'content-type': 'application/problem+json; charset=utf-8',
-    'content-length': Buffer.byteLength(body),
-    'cache-control': 'no-store',
-    'proxy-status': forwarder.proxyStatusOf(error),
-  }
-  if (retryAfterSeconds !== undefined) headers['retry-after'] = retryAfterSeconds
-  if (hasBody(request.raw) && !request.raw.complete) headers['connection'] = 'close'
-  reply.raw.writeHead(status, headers as Record<string, string>)
-  endAnswer(request.raw, reply.raw, body)
+  const fields = { ...reply.getHeaders(), 'proxy-status': forwarder.proxyStatusOf(error) }
+  answerProblem(request.raw, reply.raw, { listener, requestId: request.id, error, fields })
 }
 
 /** Adds the request body to the description alone: a schema of the route would have it read and checked. */

@@ -1,6 +1,6 @@
 // The page's own view of its session, and the way out of it. Fetches, so they get JSON and never a redirect.
 
-import type { FastifyReply } from 'fastify'
+import type { FastifyReply, FastifyRequest } from 'fastify'
 import Type from 'typebox'
 import type { AccessTokens } from '../access-token.ts'
 import { disconnectGrant } from '../connect.ts'
@@ -129,7 +129,10 @@ export function registerSessionRoutes(app: App, parts: SessionRouteParts): void 
     return reply.header('cache-control', 'no-store').send(sessionBody(session, grant))
   })
 
-  app.post('/auth/logout', { schema: LOGOUT_ROUTE }, async (request, reply) => {
+  // Refuses other sites before anything of a body is read.
+  const refuseOthers = async (request: FastifyRequest) => void auth.readToken(request)
+  const logout = { schema: LOGOUT_ROUTE, onRequest: refuseOthers }
+  app.post('/auth/logout', logout, async (request, reply) => {
     const token = auth.readToken(request)
     if (request.query.disconnect === true) {
       const { user } = await auth.requireSession(request)

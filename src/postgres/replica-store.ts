@@ -16,7 +16,11 @@ export function createReplicaStore(
   /** Half of what makes others stale: whoever has been seen in this time knows that the others could have been. */
   const gapSecondsMax = settings.heartbeatStaleSeconds / 2
 
-  /** A boot that the row does not know begins with an undrained spool: what its predecessor left may still be in it. */
+  /**
+   * A boot that the row does not know begins with an undrained spool: what its predecessor left may still be in it.
+   * And a statement of a process that has died may be carried out late: were it to say that this boot has drained its
+   * spool, the one that lives now would look like one that is gone.
+   */
   const announce = (replica: string, boot: string, drained: boolean) =>
     throughDatabase(async () => {
       await sql`
@@ -33,6 +37,7 @@ export function createReplicaStore(
           spool_drained_at = case when r.boot = excluded.boot
             then coalesce(r.spool_drained_at, excluded.spool_drained_at)
             else excluded.spool_drained_at end
+        where r.boot = excluded.boot or not ${drained}
       `.execute(db)
     })
 

@@ -3,7 +3,7 @@
 
 import { mkdtemp, readFile, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
-import { join } from 'node:path'
+import { dirname, join } from 'node:path'
 import { Client } from 'pg'
 import type { Test } from 'tap'
 import { openDatabase } from '../../src/postgres/database.ts'
@@ -33,6 +33,11 @@ export async function startOwnPostgres(test?: Test): Promise<OwnPostgres> {
     silentLog,
   )
   await migrate(database)
+  // Where root starts it, the data is kept elsewhere, by another user.
+  const { rows } = await database.pool.query<{ place: string }>(
+    "select current_setting('data_directory') as place",
+  )
+  const place = dirname(rows[0]?.place ?? join(directory, 'cluster'))
   await database.close()
 
   async function processId(): Promise<number> {
@@ -59,6 +64,7 @@ export async function startOwnPostgres(test?: Test): Promise<OwnPostgres> {
     },
     async remove() {
       await server.stop()
+      await rm(place, { recursive: true, force: true })
       await rm(directory, { recursive: true, force: true })
     },
   }

@@ -23,6 +23,8 @@ export interface TestProxy {
   lines: Array<{ event: string; fields: LogFields | undefined }>
   /** Calls of `replaceRejected`. */
   renewals(): number
+  /** Shuts the listener down. */
+  close(): Promise<void>
 }
 
 interface Options {
@@ -80,7 +82,8 @@ export async function startProxy(
     await forwarder.close()
   })
   const { port } = app.server.address() as AddressInfo
-  return { port, url: `http://127.0.0.1:${port}`, lines, renewals: issued.renewals }
+  const close = () => app.close()
+  return { port, url: `http://127.0.0.1:${port}`, lines, renewals: issued.renewals, close }
 }
 
 function issueTokens(tokens: readonly string[]): {

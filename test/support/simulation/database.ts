@@ -334,6 +334,7 @@ export function createSimulatedDatabase(settings: GrantStoreSettings, nowMs: () 
   function announce(replica: string, boot: string, drained: boolean): void {
     const row = replicas.get(replica)
     const same = row?.boot === boot
+    if (row !== undefined && !same && drained) return
     const steady = same && row.seenAtMs > nowMs() - (settings.heartbeatStaleSeconds / 2) * 1000
     replicas.set(replica, {
       boot,

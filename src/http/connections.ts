@@ -1,0 +1,104 @@
+// What is under way on each connection of a listener, and when one is closed although its client would keep it: when
+// the broker shuts down, when a body does not arrive, and when an answer came before the body was read.
+// What is answered, and why, is for others to decide.
+
+import type { IncomingMessage, Server, ServerResponse } from 'node:http'
+import type { Socket } from 'node:net'
+import { LINGER_MS } from '../forward-answer.ts'
+import { hasBody } from '../forward-upload.ts'
+
+/** Of one listener; what comes beyond is closed unread. At some 20 KiB for each, a flood of them costs 200 MiB at most. */
+const CONNECTIONS_MAX = 10_000
+/** For a whole body of 64 KiB, the most that the broker's own routes take. */
+const BODY_TIMEOUT_MS = 30_000
+/** While the broker shuts down, so long may a connection go on without a whole request on it. */
+const SHUTDOWN_PATIENCE_MS = 1_000
+
+export interface Connections {
+  /** Takes note of a request that has arrived, until its answer is out or its connection gone. */
+  begin(request: IncomingMessage, response: ServerResponse): void
+  /** Tells whether something written onto the socket now is read as what it is, and not as part of another answer. */
+  isFree(socket: Socket): boolean
+  /**
+   * Ends what no answer is due on, once the server takes no more connections: idle ones at once, silent ones and unfinished
+   * requests within a second or two. Requests that are being answered keep their connections until they have been.
+   */
+  close(): void
+}
+
+/** Requests whose body must arrive in time, each with the timer that ends its connection. */
+const bounded = new WeakMap<IncomingMessage, NodeJS.Timeout>()
+
+/** Leaves the body of a request, however long it takes, to a route that keeps limits of its own. */
+export function leaveBody(request: IncomingMessage): void {
+  clearTimeout(bounded.get(request))
+  bounded.delete(request)
+}
+
+/** Begins to keep account of the connections of a server. */
+export function watchConnections(server: Server): Connections {
+  /** In the order of their requests. */
+  const underWay = new Map<Socket, Set<ServerResponse>>()
+  let closing = false
+
+  server.maxConnections = CONNECTIONS_MAX
+  server.on('connection', (socket) => {
+    underWay.set(socket, new Set())
+    socket.on('close', () => underWay.delete(socket))
+  })
+
+  // One function for all answers: there is one on the way to every token.
+  function onAnswered(this: ServerResponse): void {
+    const { req: request } = this
+    const { socket } = request
+    const responses = underWay.get(socket)
+    responses?.delete(this)
+    if (closing && responses?.size === 0) socket.destroySoon()
+    else if (bounded.has(request) && !request.complete) boundBody(request, LINGER_MS)
+    else leaveBody(request)
+  }
+
+  function sweep(): void {
+    for (const [socket, responses] of underWay) {
+      if ([...responses].every(isUnfinished)) socket.destroy()
+    }
+  }
+
+  return {
+    begin(request, response) {
+      underWay.get(request.socket)?.add(response)
+      response.on('close', onAnswered)
+      if (hasBody(request)) boundBody(request, BODY_TIMEOUT_MS)
+    },
+    isFree(socket) {
+      const [first, second] = underWay.get(socket) ?? []
+      // A fault in the middle of a request's body is told in the place of its answer.
+      return (
+        first === undefined || (second === undefined && !first.headersSent && !first.req.complete)
+      )
+    },
+    close() {
+      closing = true
+      for (const responses of underWay.values()) {
+        // Those before it on the same connection must not close it.
+        const last = [...responses].at(-1)
+        if (last !== undefined) last.shouldKeepAlive = false
+      }
+      const sweeping = setInterval(sweep, SHUTDOWN_PATIENCE_MS)
+      server.once('close', () => clearInterval(sweeping))
+    },
+  }
+}
+
+function boundBody(request: IncomingMessage, timeoutMs: number): void {
+  leaveBody(request)
+  const timer = setTimeout(() => {
+    if (!request.complete) request.socket.destroy()
+  }, timeoutMs)
+  bounded.set(request, timer)
+}
+
+/** Its client still owes the broker a part of it, and no answer has begun. */
+function isUnfinished({ req: request, headersSent }: ServerResponse): boolean {
+  return bounded.has(request) && !request.complete && !headersSent
+}
