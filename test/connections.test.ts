@@ -122,7 +122,7 @@ t.test('a shutdown lets a proxied upload arrive', async (t) => {
     void call.body.then((body) => answer(call, 200, `${body.length} bytes`))
   })
   const proxy = await startProxy(t, { apiUrl: upstream.url })
-  const client = await send(t, proxy.port, `POST /api/files ${HEAD}Content-Length: 30\r\n\r\n`)
+  const client = await send(t, proxy.port, `POST /api/files ${HEAD}Content-Length: 31\r\n\r\nx`)
   await until(() => upstream.calls.length === 1)
   const closing = proxy.close()
   for (let sent = 0; sent < 30; sent += 1) {
@@ -131,7 +131,7 @@ t.test('a shutdown lets a proxied upload arrive', async (t) => {
   }
   await closing
   await client.closed
-  t.match(client.received(), /^HTTP\/1\.1 200 [^]*30 bytes$/)
+  t.match(client.received(), /^HTTP\/1\.1 200 [^]*31 bytes$/)
 })
 
 t.test('garbage behind a request never becomes a part of its answer', async (t) => {
@@ -175,8 +175,11 @@ t.test(
 )
 
 t.test('a body that has not arrived after 30 seconds ends its connection', async (t) => {
-  const upstream = await startUpstream(t, () => undefined)
-  const proxy = await startProxy(t, { apiUrl: upstream.url })
+  const upstream = await startUpstream(t, (call) => {
+    void call.body.then((body) => answer(call, 200, `${body.length} bytes`))
+  })
+  const limits = { headersTimeoutMs: 90_000, idleTimeoutMs: 90_000, totalTimeoutMs: 90_000 }
+  const proxy = await startProxy(t, { apiUrl: upstream.url, limits })
   const { port } = await startApp(t)
   mock.timers.enable({ apis: ['setTimeout'] })
   t.teardown(() => mock.timers.reset())
@@ -191,7 +194,10 @@ t.test('a body that has not arrived after 30 seconds ends its connection', async
   mock.timers.tick(1_000)
   await dripping.closed
   t.equal(dripping.received(), '')
-  t.notMatch(uploading.received(), 'HTTP/1.1 500', 'a proxied one has limits of its own')
+  mock.timers.reset()
+  uploading.socket.write('23456789')
+  await until(() => uploading.received().endsWith('9 bytes'))
+  t.match(uploading.received(), /^HTTP\/1\.1 200 /, 'a proxied one has limits of its own')
 })
 
 t.test('a body that comes after its answer is not read for longer than a moment', async (t) => {
@@ -207,7 +213,6 @@ t.test('a body that comes after its answer is not read for longer than a moment'
   for (const [to, line, status, closes] of [
     [proxy.port, 'POST /api/files', 401, true],
     [port, 'POST /refused', 401, true],
-    [port, 'POST /nowhere', 404, true],
     [port, 'POST /things', 413, true],
     [port, 'POST *', 400, true],
     // Answered as if it had none.

@@ -19,7 +19,7 @@ const ROWS_AT_ONCE = 2_000
 /** So many that no statement comes near the pool's limit of 10 s. */
 const FILLER_AT_ONCE = 50_000
 
-export const silentLog: Log = { trace() {}, debug() {}, info() {}, warn() {}, error() {} }
+const silentLog: Log = { trace() {}, debug() {}, info() {}, warn() {}, error() {} }
 
 /** The key that every database of a run is sealed with. */
 export const encryptionKey = { keyId: 'bench', key: randomBytes(32) }
@@ -55,7 +55,7 @@ export async function using<T>(url: string, work: (database: Database) => Promis
   }
 }
 
-export function userOf(number: number): UserKey {
+function userOf(number: number): UserKey {
   return `user-${String(number).padStart(7, '0')}` as UserKey
 }
 

@@ -37,7 +37,7 @@ export const CLIENT_SECRET = 'a secret: with % and + in it'
 export const REDIRECT_URI = 'http://localhost:3000/auth/callback'
 
 /** The protocol's times, a tenth or less of the real ones; the relations hold. */
-export const FAST_REFRESH: RefreshSettings = {
+const FAST_REFRESH: RefreshSettings = {
   deadlineSeconds: 4,
   sendDeadlineSeconds: 2,
   leaseSeconds: 5.5,

@@ -28,7 +28,7 @@ import { createReplica, type Replica } from './replica.ts'
 import { silentLog } from './silent-log.ts'
 
 /** The protocol's times, a tenth or so of the real ones; the relations that the start checks hold. */
-export const FAST_ENV = {
+const FAST_ENV = {
   REFRESH_DEADLINE_SECONDS: '4',
   REFRESH_SEND_DEADLINE_SECONDS: '2.5',
   REFRESH_LEASE_SECONDS: '5.5',

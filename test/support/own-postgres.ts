@@ -43,11 +43,11 @@ export async function startOwnPostgres(test?: Test): Promise<OwnPostgres> {
   async function processId(): Promise<number> {
     const client = new Client({ connectionString: server.url })
     await client.connect()
-    const { rows } = await client.query<{ file: string }>(
+    const answer = await client.query<{ file: string }>(
       "select pg_read_file('postmaster.pid') as file",
     )
     await client.end()
-    return Number(rows[0]?.file.split('\n')[0])
+    return Number(answer.rows[0]?.file.split('\n')[0])
   }
 
   const own: OwnPostgres = {

@@ -3,7 +3,6 @@
 
 import { type ChildProcess, spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { createInterface } from 'node:readline'
 import { setTimeout as delay } from 'node:timers/promises'
 import { Pool } from 'undici'
 import { ROOT } from './program.ts'
@@ -106,12 +105,18 @@ export function createReplica(settings: {
       stdio: ['ignore', 'pipe', 'pipe'],
     })
     child = started
-    end = once(started, 'close').then(([code, signal]) => {
+    // Not `close`, which waits for the last line of the log too.
+    end = once(started, 'exit').then(([code, signal]) => {
       if (child === started) child = undefined
       return (code ?? signal) as number | NodeJS.Signals | null
     })
     for (const stream of [started.stdout, started.stderr]) {
-      createInterface({ input: stream }).on('line', (line) => log.push(readLine(line)))
+      let unfinished = ''
+      stream.setEncoding('utf8').on('data', (text: string) => {
+        const lines = (unfinished + text).split('\n')
+        unfinished = lines.pop() ?? ''
+        log.push(...lines.map(readLine))
+      })
     }
   }
 
