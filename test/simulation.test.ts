@@ -7,7 +7,7 @@ import type { Profile } from './support/simulation/faults.ts'
 import { simulate, type SimulationOptions } from './support/simulation/simulate.ts'
 import { runSeeds } from './support/simulation/worker.ts'
 
-const SEEDS = Number(process.env['SIMULATION_SEEDS'] ?? 10_000)
+const SEEDS = Number(process.env['SIMULATION_SEEDS'] ?? 5_000)
 const FROM = Number(process.env['SIMULATION_FROM'] ?? 1)
 /** At three milliseconds a run, or four times that on a machine that has more to do. */
 t.setTimeout(100_000 + SEEDS * 12)

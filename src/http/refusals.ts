@@ -53,8 +53,9 @@ export function refuseBeforeRouting(
 export function refuseUnrouted(server: Server, parts: RefusalParts): void {
   const { listener, headers, connections } = parts
   const refuse = (socket: Socket, error: BrokerError, fields = {}) => {
+    if (!socket.writable) socket.destroy()
     // Behind an answer that has begun, or is due, a refusal would be read as a part of it, or in its place.
-    if (!socket.writable || !connections.isFree(socket)) socket.destroy()
+    else if (!connections.isFree(socket)) socket.destroySoon()
     else {
       const requestId = randomUUID()
       answerOnSocket(socket, { listener, requestId, error, fields: { ...headers, ...fields } })

@@ -72,9 +72,9 @@ export function createWitness(nowMs: () => number, trace: ((line: string) => voi
   const excuses = new Map<Family, Set<Excuse>>()
   const logins = new Map<string, { loginId: string; generation: number; family: Family }>()
   const closedAtMs = new Map<Family, number>()
-  /** The last forced refresh of a user, and the last time that its grant came to life. */
+  /** The last forced refresh of a user, and the last time that its grant came to life or was closed. */
   const forced = new Map<string, { generation: number; atMs: number }>()
-  const revivedAtMs = new Map<string, number>()
+  const leftAtMs = new Map<string, number>()
   /** Tokens condemned while the end of another attempt was not known. */
   const doubted = new Set<string>()
   /** Access tokens of a login whose statement was under way for this long, which the row cannot know. */
@@ -234,7 +234,7 @@ export function createWitness(nowMs: () => number, trace: ((line: string) => voi
     stored(life: Life, successor: Successor, result: StoreResult) {
       const token = secretOf(successor.refreshTokenSealed)
       note(life, `store of ${token} as generation ${successor.generation}: ${result}`)
-      if (result === 'stored') revivedAtMs.set(successor.user, nowMs())
+      if (result === 'stored') leftAtMs.set(successor.user, nowMs())
       if (result === 'superseded') superseded.add(token)
       else stored.add(token)
       count(result)
@@ -255,11 +255,12 @@ export function createWitness(nowMs: () => number, trace: ((line: string) => voi
         storedLateMs.set(accessToken, ageMs - grant.requestedSecondsAgo * 1000)
       }
       logins.set(grant.user, { loginId: grant.loginId, generation: grant.replaces + 1, family })
-      revivedAtMs.set(grant.user, nowMs())
+      leftAtMs.set(grant.user, nowMs())
       note(life, `login of ${grant.user} is stored with ${token}`)
     },
 
     closed(life: Life, before: GrantRow) {
+      leftAtMs.set(before.user, nowMs())
       note(life, `grant of ${before.user} is closed`)
     },
 
@@ -376,7 +377,7 @@ export function createWitness(nowMs: () => number, trace: ((line: string) => voi
     /** A caller was told that the user must log in again. */
     toldDead(life: Life, user: UserKey, askedAtMs: number) {
       if (world.database.grants.get(user)?.state === 'reauthentication_required') return
-      if ((revivedAtMs.get(user) ?? -Infinity) >= askedAtMs) return
+      if ((leftAtMs.get(user) ?? -Infinity) >= askedAtMs) return
       violate('verdict', `a caller is told that ${user} must log in again, which is not so`, life)
     },
 
