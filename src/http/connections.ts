@@ -84,6 +84,8 @@ export function watchConnections(server: Server): Connections {
         const last = [...responses].at(-1)
         if (last !== undefined) last.shouldKeepAlive = false
       }
+      // A server that never listened has no connections, and never says that it has closed.
+      if (!server.listening) return
       const sweeping = setInterval(sweep, SHUTDOWN_PATIENCE_MS)
       server.once('close', () => clearInterval(sweeping))
     },
