@@ -6,7 +6,7 @@ import t from 'tap'
 import type { Test } from 'tap'
 import { Client } from 'pg'
 import { type Fleet, inParallel, setFleet, until } from './support/fleet.ts'
-import { readHistory } from './support/history.ts'
+import { expectIntact } from './support/history.ts'
 import { startOwnPostgres } from './support/own-postgres.ts'
 import type { Answer, Replica } from './support/replica.ts'
 
@@ -19,13 +19,6 @@ const UNREADY_LIMIT_MS = 5_000
 /** Comes in the text of the statement that arms, and of the one that stores. */
 const ARM = 'with armed as ('
 const STORE = 'with stored as ('
-
-async function expectIntact(t: Test, fleet: Fleet): Promise<void> {
-  const history = await readHistory(fleet)
-  t.strictSame(await fleet.lost(), [])
-  t.strictSame([history.overlaps, history.unarmed], [[], []])
-  t.strictSame([history.granted, history.increments], [history.spent, history.spent])
-}
 
 /** Asks for every user for a while, and returns the statuses that came. */
 async function hammer(

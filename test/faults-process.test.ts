@@ -4,7 +4,6 @@
 import { setTimeout as delay } from 'node:timers/promises'
 import t from 'tap'
 import type { Test } from 'tap'
-import { startBalancer } from './support/balancer.ts'
 import { createTestDatabase } from './support/database.ts'
 import {
   askUntilServed,
@@ -14,7 +13,7 @@ import {
   setFleet,
   until,
 } from './support/fleet.ts'
-import { readHistory } from './support/history.ts'
+import { expectIntact, readHistory } from './support/history.ts'
 import type { Answer, Replica } from './support/replica.ts'
 
 t.setTimeout(110_000)
@@ -25,14 +24,6 @@ const LONG_LEASE = { REFRESH_LEASE_SECONDS: '60' }
 /** What FG-13 allows from the restart of an owner, or from the end of its lease, to the recovery of its users. */
 const RESTART_LIMIT_MS = 10_000
 const TAKE_OVER_LIMIT_MS = 5_000
-
-/** Nothing is lost, and server, ledger and grants agree on what was spent. */
-async function expectIntact(t: Test, fleet: Fleet): Promise<void> {
-  const history = await readHistory(fleet)
-  t.strictSame(await fleet.lost(), [])
-  t.strictSame([history.overlaps, history.unarmed], [[], []])
-  t.strictSame([history.granted, history.increments], [history.spent, history.spent])
-}
 
 async function setPair(t: Test): Promise<{ fleet: Fleet; owner: Replica; other: Replica }> {
   const { url } = await createTestDatabase(t)
@@ -201,53 +192,5 @@ t.test('answers in the spool outlive the process while the database is away', as
   for (const user of users) t.equal((await other.token(user)).status, 200)
   t.equal(fleet.refreshes().length, users.length)
   t.strictSame((await readHistory(fleet)).presentedAgain, [])
-  await expectIntact(t, fleet)
-})
-
-t.test('rolling restarts under load fail no call and lose no grant', async (t) => {
-  const { url } = await createTestDatabase(t)
-  const fleet = await setFleet({ url, test: t, env: { CALLER_WAIT_SECONDS: '15' } })
-  const replicas = await Promise.all([fleet.add(), fleet.add()])
-  const users = Array.from({ length: 40 }, (_, i) => `user-${i}`)
-  await fleet.connect(users)
-  const balancer = await startBalancer(replicas)
-  fleet.lookAlike.faults.push({
-    endpoint: 'token',
-    kind: 'delay',
-    when: 'after',
-    ms: 300,
-    times: Infinity,
-  })
-  const failed: Answer[] = []
-  let calls = 0
-  let isOver = false
-  const callers = users.map(async (user) => {
-    while (!isOver) {
-      const answer = await balancer.token(user)
-      calls += 1
-      if (answer.status !== 200) failed.push(answer)
-      await delay(20)
-    }
-  })
-  const expiring = (async () => {
-    for (let round = 0; !isOver; round += 1) {
-      await fleet.expire(users.filter((_, i) => i % 8 === round % 8))
-      await delay(150)
-    }
-  })()
-  const codes: unknown[] = []
-  for (let restart = 0; restart < (LONG ? 100 : 4); restart += 1) {
-    const replica = replicas[restart % replicas.length]
-    codes.push(await replica?.kill('SIGTERM'))
-    await replica?.start()
-    await delay(300)
-  }
-  isOver = true
-  await Promise.all([...callers, expiring])
-  await balancer.stop()
-  t.strictSame([...new Set(codes)], [0])
-  t.strictSame(failed, [])
-  t.ok(fleet.refreshes().length > users.length, 'tokens were rotated all the while')
-  t.ok(calls > users.length * 10)
   await expectIntact(t, fleet)
 })

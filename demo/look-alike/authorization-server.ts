@@ -95,6 +95,10 @@ export async function startAuthorizationServer(
   const stopping = new AbortController()
 
   provider.on('grant.revoked', (_context, grantId) => void issued.revokeGrant(grantId))
+  provider.on('error', (error: Error, context) => {
+    // A client that goes away in the middle of its request is no error of the server.
+    if (!context.req.socket.destroyed) provider.onerror(error)
+  })
   provider.use(recordRequests(record))
   provider.use(notePresented(provider))
   provider.use(serveLoginPages(provider))

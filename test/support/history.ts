@@ -1,6 +1,7 @@
 // What must hold of every run, whatever befell it: the record of the authorization server, the ledger and the grants
 // tell one story. Each check returns what contradicts it, so that a failure names the user and the generation.
 
+import type { Test } from 'tap'
 import { grantSealContext, PAGERO_USER_PREFIX } from '../../src/grant.ts'
 import { type Fleet, userKeyOf } from './fleet.ts'
 
@@ -48,6 +49,16 @@ export async function readHistory(fleet: Fleet): Promise<History> {
     unarmed: withoutAttempt(fleet, calls, attempts),
     presentedAgain: presentedAgain(calls),
   }
+}
+
+/** Nothing is lost, no calls overlapped, and server, ledger and grants agree on what was spent. */
+export async function expectIntact(t: Test, fleet: Fleet): Promise<void> {
+  const history = await readHistory(fleet)
+  t.strictSame(await fleet.lost(), [], 'no grant is lost')
+  t.strictSame(history.overlaps, [], 'calls of one login never overlap')
+  t.strictSame(history.unarmed, [], 'every call has its attempt in the ledger')
+  t.equal(history.granted, history.spent, 'each spent token is granted in the ledger')
+  t.equal(history.increments, history.spent, 'and is one generation of a grant')
 }
 
 type Calls = ReturnType<Fleet['refreshes']>
