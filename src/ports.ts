@@ -200,13 +200,13 @@ export interface GrantStore {
   close(user: UserKey, generation: number, revocation: NewRevocation | undefined): Promise<boolean>
   /**
    * Gives a verdict on the grant at `generation`: unless that is `active`, no token of it is presented any more.
-   * Nothing is deleted.
+   * Nothing is deleted. False when the row has moved on, or the verdict was given before.
    */
   condemn(
     user: UserKey,
     generation: number,
     verdict: { state: Exclude<GrantState, 'revoked'>; reason: string | null },
-  ): Promise<void>
+  ): Promise<boolean>
   /** What the ledger knows of the presentations of one generation. */
   evidence(user: UserKey, loginId: string, generation: number): Promise<Evidence>
   /** Seconds since the last forced refresh of this user was armed; undefined when there was none. */

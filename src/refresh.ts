@@ -335,9 +335,11 @@ export function createRefresher(
       state,
       cause,
     })
-    await persist('grant_store_failed', grant.user, () =>
+    const given = await persist('grant_store_failed', grant.user, () =>
       grants.condemn(grant.user, grant.generation, { state, reason: cause }),
     )
+    // Nobody is told of a verdict that a late success, a login or the closing of the grant has overtaken.
+    if (!given) return unavailable('The grant has just changed. Ask again.', 1)
     return state === 'suspect' ? suspected() : reauthenticationRequired(cause)
   }
 

@@ -9,7 +9,7 @@ import { setFleet } from './support/fleet.ts'
 import { expectIntact } from './support/history.ts'
 import type { Answer } from './support/replica.ts'
 
-t.setTimeout(110_000)
+t.setTimeout(280_000)
 
 const LONG = process.env['SOAK'] === '1'
 

@@ -125,6 +125,8 @@ const ONCE_BROKEN: ReadonlyArray<readonly [seed: number, met: string, profile?: 
     [162, 'a token with less life than was asked for, adopted from another replica'],
     [1, 'a loss by a second presentation, told as the doing of the user'],
     [14518, 'the same, where the second presentation had no answer'],
+    [83497, 'a caller told of a verdict that a late success had overtaken'],
+    [74166, 'a loss told as the doing of the user, when a refusal arrived after a later attempt'],
     [752, 'a take-over from an owner that was back and had not drained its spool', RESTARTS],
     [1924, 'a late word of a dead boot that made the living one look gone', RESTARTS],
   ]

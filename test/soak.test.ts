@@ -7,7 +7,7 @@ import { setFleet } from './support/fleet.ts'
 import { readHistory } from './support/history.ts'
 import { rotateInPeace } from './support/soak.ts'
 
-t.setTimeout(110_000)
+t.setTimeout(280_000)
 
 t.test('a thousand rotations over two replicas cost a thousand calls and no grant', async (t) => {
   const { url } = await createTestDatabase(t)

@@ -1,6 +1,7 @@
 // A local authorization server that looks like Pagero's and is stricter than it need be: every refresh token works
 // once, and a second use ends the whole login. Tests and the demo talk to it over HTTP, as they would to Pagero.
 
+import type { EventEmitter } from 'node:events'
 import { createServer } from 'node:http'
 import type { Account } from './accounts.ts'
 import { applyFaults, type Fault } from './faults.ts'
@@ -16,7 +17,7 @@ import {
   notePresented,
   presentOneAtATime,
 } from './provider.ts'
-import { PATHS, type RecordedRequest, recordRequests } from './record.ts'
+import { type Context, PATHS, type RecordedRequest, recordRequests } from './record.ts'
 import { openStore } from './store.ts'
 
 export type { Account } from './accounts.ts'
@@ -95,7 +96,7 @@ export async function startAuthorizationServer(
   const stopping = new AbortController()
 
   provider.on('grant.revoked', (_context, grantId) => void issued.revokeGrant(grantId))
-  provider.on('error', (error: Error, context) => {
+  ;(provider as EventEmitter).on('error', (error: Error, context: Context) => {
     // A client that goes away in the middle of its request is no error of the server.
     if (!context.req.socket.destroyed) provider.onerror(error)
   })

@@ -234,13 +234,13 @@ export function createGrantStore(
 
     condemn: (user, generation, verdict) =>
       throughDatabase(async () => {
-        await sql`
+        const { rows } = await sql`
           update grants set
-            state = ${verdict.state}, state_reason = ${verdict.reason}, condemned_at = ${now},
-            phase = 'idle'
-          where user_id = ${user} and generation = ${generation} and state in ('active', 'suspect')`.execute(
-          db,
-        )
+            state = ${verdict.state}, state_reason = ${verdict.reason},
+            condemned_at = case when ${verdict.state} <> 'active' then ${now} end, phase = 'idle'
+          where user_id = ${user} and generation = ${generation} and state in ('active', 'suspect')
+          returning 1`.execute(db)
+        return rows.length > 0
       }),
 
     evidence: (user, loginId, generation) =>
@@ -252,7 +252,7 @@ export function createGrantStore(
               where a.user_id = ${user} and a.login_id = ${loginId} and a.generation = ${generation}
                 and (a.outcome = 'in_doubt' or a.outcome is null)
                 and a.armed_at < (
-                  select min(f.armed_at) from refresh_attempts f
+                  select min(f.finished_at) from refresh_attempts f
                   where f.user_id = ${user} and f.login_id = ${loginId}
                     and f.generation = ${generation} and f.outcome = 'refused')
             ) or exists (

@@ -133,9 +133,10 @@ export function linkDatabase(
     condemn: (user, generation, verdict) =>
       statement('condemn', () => {
         const before = database.grants.get(user)
-        database.condemn(user, generation, verdict)
+        const given = database.condemn(user, generation, verdict)
         const after = database.grants.get(user)
         if (after !== before && after !== undefined) witness.condemned(life, after)
+        return given
       }),
     evidence: (user, loginId, generation) =>
       statement('evidence', () => database.evidence(user, loginId, generation)),

@@ -24,6 +24,7 @@ export interface AttemptRow {
   boot: string
   cause: string
   armedAtMs: number
+  finishedAtMs: number | null
   outcome: AttemptOutcome | null
 }
 
@@ -105,6 +106,7 @@ export function createSimulatedDatabase(settings: GrantStoreSettings, nowMs: () 
       attempts.set(attemptId, {
         ...{ attemptId, user, loginId, generation, replica, boot, cause },
         armedAtMs: now,
+        finishedAtMs: null,
         outcome: null,
       })
       return { armedAt }
@@ -112,7 +114,7 @@ export function createSimulatedDatabase(settings: GrantStoreSettings, nowMs: () 
 
     disarm(end: Parameters<GrantStore['disarm']>[0]): void {
       const attempt = attempts.get(end.attemptId)
-      if (attempt !== undefined && attempt.outcome === null) attempt.outcome = end.outcome
+      if (attempt?.outcome === null) finish(attempt, end.outcome)
       const row = grants.get(end.user)
       if (row?.attemptId !== end.attemptId || row.phase !== 'armed') return
       grants.set(end.user, {
@@ -145,13 +147,13 @@ export function createSimulatedDatabase(settings: GrantStoreSettings, nowMs: () 
         rotatedAt: new Date(now),
         rollingExpiresAt: lifetimeFrom(now),
       })
-      if (attempt !== undefined) attempt.outcome = 'granted'
+      if (attempt !== undefined && attempt.outcome !== 'granted') finish(attempt, 'granted')
       return 'stored'
     },
 
     finishSuperseded(successor: Successor): void {
       const attempt = attempts.get(successor.attemptId)
-      if (attempt !== undefined) attempt.outcome = 'granted'
+      if (attempt !== undefined) finish(attempt, 'granted')
     },
 
     connect(grant: NewGrant): boolean {
@@ -210,12 +212,17 @@ export function createSimulatedDatabase(settings: GrantStoreSettings, nowMs: () 
       return true
     },
 
-    condemn(user: UserKey, generation: number, verdict: Parameters<GrantStore['condemn']>[2]) {
+    condemn(
+      user: UserKey,
+      generation: number,
+      verdict: Parameters<GrantStore['condemn']>[2],
+    ): boolean {
       const row = grants.get(user)
-      if (row?.generation !== generation) return
-      if (row.state !== 'active' && row.state !== 'suspect') return
+      if (row?.generation !== generation) return false
+      if (row.state !== 'active' && row.state !== 'suspect') return false
       const { state, reason } = verdict
       grants.set(user, { ...row, state, stateReason: reason, phase: 'idle' })
+      return true
     },
 
     evidence(user: UserKey, loginId: string, generation: number): Evidence {
@@ -226,7 +233,7 @@ export function createSimulatedDatabase(settings: GrantStoreSettings, nowMs: () 
       )
       const same = login.filter((one) => one.generation === generation)
       const refused = same.filter(({ outcome }) => outcome === 'refused')
-      const firstRefusedAtMs = Math.min(...refused.map(({ armedAtMs }) => armedAtMs))
+      const firstRefusedAtMs = Math.min(...refused.map((one) => one.finishedAtMs ?? Infinity))
       if (row === undefined) {
         return {
           unknownBefore: false,
@@ -303,6 +310,11 @@ export function createSimulatedDatabase(settings: GrantStoreSettings, nowMs: () 
       row.nextAttemptAtMs = nowMs() + delaySeconds * 1000
       row.failureCount += 1
     },
+  }
+
+  function finish(attempt: AttemptRow, outcome: AttemptOutcome): void {
+    attempt.outcome = outcome
+    attempt.finishedAtMs = nowMs()
   }
 
   function takeOverAllowed(row: GrantRow, replica: string, boot: string): boolean {

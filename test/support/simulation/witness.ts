@@ -135,6 +135,8 @@ export function createWitness(nowMs: () => number, trace: ((line: string) => voi
   /** RF-01, RF-35: nobody refreshes what has just been refreshed. */
   function judgeNeed(life: Life, request: ArmRequest, before: GrantRow | undefined): void {
     const token = before?.accessToken
+    // Whoever was stopped between reading and thinking takes the token for older than it is.
+    if (nowMs() - life.lastAbsentAtMs < RETURN_MS) return
     if (request.cause === 'recovery' || token === null || token === undefined) return
     const livedSeconds = (EPOCH_MS + nowMs() - token.requestedAt.getTime()) / 1000
     const lifeSeconds = (token.expiresAt.getTime() - token.requestedAt.getTime()) / 1000
@@ -352,7 +354,9 @@ export function createWitness(nowMs: () => number, trace: ((line: string) => voi
       } else if (!isHeld(successor)) {
         excuse(family, 'successor_lost')
       } else if (takenOver.has(call.token)) {
-        if (family.ended !== undefined) excuse(family, 'owner_absent')
+        // Two generations later the ledger of the present one tells nothing of it.
+        const late = call.fault === 'request_late'
+        if (family.ended !== undefined) excuse(family, late ? 'stale_request' : 'owner_absent')
       } else {
         violate('H1', `${call.token} is presented although ${successor} is held`, call.life)
       }
