@@ -196,11 +196,12 @@ t.test('no connection is held while the authorization server takes its time', as
   await fleet.expire()
   await fleet.connect(['rested'])
   await replica.token('rested')
+  const gate = Promise.withResolvers<void>()
   fleet.lookAlike.faults.push({
     endpoint: 'token',
     kind: 'delay',
     when: 'after',
-    ms: 2_500,
+    until: gate.promise,
     times: names.length,
   })
   const asking = names.map((name) => replica.token(name))
@@ -216,6 +217,7 @@ t.test('no connection is held while the authorization server takes its time', as
     for (const row of rows) idle.add(row.state)
     rested.push(await replica.token('rested'))
   }
+  gate.resolve()
   await Promise.all(asking)
   t.strictSame([...idle], [], 'no transaction is open')
   t.strictSame([...new Set(rested.map(({ status }) => status))], [200])
