@@ -7,6 +7,7 @@ import type { Kysely } from 'kysely'
 import type { Revocation, RevocationStore } from '../ports.ts'
 import { throughDatabase } from './database.ts'
 import type { Tables } from './database.ts'
+import { now, seconds } from './time.ts'
 
 /** Makes the store of revocations. Every method may be called at once, on any number of replicas. */
 export function createRevocationStore(db: Kysely<Tables>): RevocationStore {
@@ -33,7 +34,7 @@ export function createRevocationStore(db: Kysely<Tables>): RevocationStore {
             cte
               .selectFrom('revocations')
               .select('revocation_id')
-              .where('next_attempt_at', '<=', sql<Date>`clock_timestamp()`)
+              .where('next_attempt_at', '<=', now)
               .orderBy('next_attempt_at')
               .limit(limit)
               .forUpdate()
@@ -42,7 +43,7 @@ export function createRevocationStore(db: Kysely<Tables>): RevocationStore {
           .updateTable('revocations')
           .from('due')
           .whereRef('revocations.revocation_id', '=', 'due.revocation_id')
-          .set({ next_attempt_at: secondsFromNow(leaseSeconds) })
+          .set({ next_attempt_at: sql<Date>`${now} + ${seconds(leaseSeconds)}` })
           .returning([
             'revocations.revocation_id',
             'revocations.user_id',
@@ -70,15 +71,11 @@ export function createRevocationStore(db: Kysely<Tables>): RevocationStore {
         await db
           .updateTable('revocations')
           .set((row) => ({
-            next_attempt_at: secondsFromNow(delaySeconds),
+            next_attempt_at: sql<Date>`${now} + ${seconds(delaySeconds)}`,
             failure_count: row('failure_count', '+', 1),
           }))
           .where('revocation_id', '=', revocationId)
           .execute()
       }),
   }
-}
-
-function secondsFromNow(seconds: number) {
-  return sql<Date>`clock_timestamp() + make_interval(secs => ${seconds})`
 }

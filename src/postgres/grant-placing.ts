@@ -1,0 +1,110 @@
+// Putting a grant in place and taking it away: what changes besides the row changes in the same statement. The older
+// refresh token is queued for revocation, sessions end, an import is over.
+
+import { sql } from 'kysely'
+import type { GrantStore, NewGrant } from '../ports.ts'
+import { type Database, throughDatabase } from './database.ts'
+import { lifetimeFrom, now, seconds } from './time.ts'
+
+/** The part of the store of grants that places and closes them. `refreshTokenLifetime` is an ISO 8601 duration. */
+export function createGrantPlacing(
+  { db }: Pick<Database, 'db'>,
+  { refreshTokenLifetime }: { refreshTokenLifetime: string },
+): Pick<GrantStore, 'connect' | 'close'> {
+  return {
+    connect: (grant) =>
+      throughDatabase(async () => {
+        const access = grant.accessToken
+        const requestedAt = sql`${now} - ${seconds(grant.requestedSecondsAgo)}`
+        const expiresAt = sql`${requestedAt} + ${seconds(grant.expiresInSeconds)}`
+        const authenticatedAt = sql`coalesce(${grant.authenticatedAt ?? null}::timestamptz, ${now})`
+        const moved = grant.movedFrom
+        const { rows } = await sql`
+          with source as (${moved === undefined ? sql`select 1` : lockProven(moved)}),
+          placed as (
+            insert into grants as g (
+              user_id, login_id, generation, refresh_token_sealed, key_id, access_token_sealed,
+              access_token_requested_at, access_token_expires_at, access_token_fingerprint, scope,
+              pagero_issuer, pagero_subject, authenticated_at, rotated_at, rolling_expires_at,
+              absolute_expires_at)
+            select
+              ${grant.user}, ${grant.loginId}::uuid, ${grant.replaces + 1}::bigint,
+              ${grant.refreshTokenSealed}::bytea, ${grant.keyId}, ${access?.sealed ?? null}::bytea,
+              ${access === null ? sql`null::timestamptz` : requestedAt},
+              ${access === null ? sql`null::timestamptz` : expiresAt},
+              ${access?.fingerprint ?? null}, ${grant.scope}, ${grant.pageroIssuer},
+              ${grant.pageroSubject}, ${authenticatedAt}, ${now}, ${lifetimeFrom(now, refreshTokenLifetime)},
+              ${lifetimeFrom(authenticatedAt, refreshTokenLifetime)}
+            from source
+            on conflict (user_id) do update set
+              login_id = excluded.login_id, generation = excluded.generation, state = 'active',
+              state_reason = null, condemned_at = null,
+              refresh_token_sealed = excluded.refresh_token_sealed,
+              key_id = excluded.key_id, access_token_sealed = excluded.access_token_sealed,
+              access_token_requested_at = excluded.access_token_requested_at,
+              access_token_expires_at = excluded.access_token_expires_at,
+              access_token_fingerprint = excluded.access_token_fingerprint, scope = excluded.scope,
+              pagero_issuer = excluded.pagero_issuer, pagero_subject = excluded.pagero_subject,
+              phase = 'idle', attempt_id = null, owner = null, owner_boot = null, armed_at = null,
+              lease_until = null, next_retry_at = null, failure_count = 0,
+              authenticated_at = excluded.authenticated_at, rotated_at = excluded.rotated_at,
+              rolling_expires_at = excluded.rolling_expires_at,
+              absolute_expires_at = excluded.absolute_expires_at, expiry_warned_days = null
+            where g.generation = ${grant.replaces}
+            returning 1
+          ), queued as (${queueRevocation(grant.revocation)}),
+          ended as (${moved === undefined ? sql`select 1` : endImport(moved)}),
+          removed as (${moved === undefined ? sql`select 1` : removeProven(moved)})
+          select 1 from placed`.execute(db)
+        return rows.length > 0
+      }),
+
+    close: (user, generation, revocation) =>
+      throughDatabase(async () => {
+        const { rows } = await sql`
+          with placed as (
+            update grants set
+              state = 'revoked', state_reason = 'disconnected', refresh_token_sealed = null,
+              key_id = null, access_token_sealed = null, access_token_requested_at = null,
+              access_token_expires_at = null, access_token_fingerprint = null, phase = 'idle',
+              next_retry_at = null
+            where user_id = ${user} and generation = ${generation} and state <> 'revoked'
+            returning 1
+          ), ended as (
+            delete from sessions where user_id = ${user} and exists (select 1 from placed)
+          ), queued as (${queueRevocation(revocation)})
+          select 1 from placed`.execute(db)
+        return rows.length > 0
+      }),
+  }
+}
+
+type Proven = NonNullable<NewGrant['movedFrom']>
+
+/** Locks the grant that proved an import, so that it cannot rotate while it is moved. */
+function lockProven({ user, generation }: Proven) {
+  return sql`
+    select 1 from grants
+    where user_id = ${user} and generation = ${generation} and phase = 'idle' for update`
+}
+
+function endImport({ importId }: Proven) {
+  return sql`
+    update imports set finished_at = clock_timestamp(), outcome = 'imported'
+    where import_id = ${importId} and exists (select 1 from placed)`
+}
+
+function removeProven({ user }: Proven) {
+  return sql`delete from grants where user_id = ${user} and exists (select 1 from placed)`
+}
+
+/** Queues the revocation in the transaction that took the token out of use, and only if that happened. */
+function queueRevocation(revocation: Parameters<GrantStore['close']>[2]) {
+  return revocation === undefined
+    ? sql`select 1`
+    : sql`
+        insert into revocations (revocation_id, user_id, token_sealed, key_id)
+        select ${revocation.revocationId}::uuid, ${revocation.user}, ${revocation.tokenSealed}::bytea,
+          ${revocation.keyId}
+        from placed`
+}

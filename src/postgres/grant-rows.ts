@@ -1,0 +1,68 @@
+// Rows of grants as the core's records.
+
+import type { Selectable } from 'kysely'
+import type { Grant, SealedAccessToken, ServableGrant } from '../grant.ts'
+import type { Tables } from './tables.ts'
+
+export type GrantRow = Selectable<Tables['grants']> & { read_at: Date }
+
+/** The columns of a {@link ServableGrant}. */
+export type ServableRow = Pick<
+  GrantRow,
+  | 'user_id'
+  | 'login_id'
+  | 'state'
+  | 'state_reason'
+  | 'generation'
+  | 'access_token_sealed'
+  | 'access_token_requested_at'
+  | 'access_token_expires_at'
+  | 'access_token_fingerprint'
+  | 'scope'
+  | 'read_at'
+>
+
+export function servableGrantOf(row: ServableRow): ServableGrant {
+  return {
+    user: row.user_id,
+    loginId: row.login_id,
+    state: row.state,
+    stateReason: row.state_reason,
+    generation: row.generation,
+    accessToken: accessTokenOf(row),
+    scope: row.scope,
+    readAt: row.read_at,
+  }
+}
+
+function accessTokenOf(row: ServableRow): SealedAccessToken | null {
+  const sealed = row.access_token_sealed
+  const requestedAt = row.access_token_requested_at
+  const expiresAt = row.access_token_expires_at
+  const fingerprint = row.access_token_fingerprint
+  return sealed === null || requestedAt === null || expiresAt === null || fingerprint === null
+    ? null
+    : { sealed, requestedAt, expiresAt, fingerprint }
+}
+
+export function grantOf(row: GrantRow): Grant {
+  return {
+    ...servableGrantOf(row),
+    refreshTokenSealed: row.refresh_token_sealed,
+    keyId: row.key_id,
+    pageroIssuer: row.pagero_issuer,
+    pageroSubject: row.pagero_subject,
+    phase: row.phase,
+    attemptId: row.attempt_id,
+    owner: row.owner,
+    ownerBoot: row.owner_boot,
+    leaseUntil: row.lease_until,
+    nextRetryAt: row.next_retry_at,
+    failureCount: row.failure_count,
+    authenticatedAt: row.authenticated_at,
+    rotatedAt: row.rotated_at,
+    lastUsedAt: row.last_used_at,
+    rollingExpiresAt: row.rolling_expires_at,
+    absoluteExpiresAt: row.absolute_expires_at,
+  }
+}

@@ -1,0 +1,110 @@
+// What is done to grants as a whole, now and then: noting their use, finding those due for something, listing them,
+// dropping what is of no more use.
+
+import { sql } from 'kysely'
+import { IMPORT_USERS } from '../grant.ts'
+import type { ExpiryWarning, GrantStore } from '../ports.ts'
+import { type Database, SWEEP_ROWS_MAX, throughDatabase } from './database.ts'
+import { type GrantRow, grantOf } from './grant-rows.ts'
+import { now } from './time.ts'
+import { likePatternOf } from './user-patterns.ts'
+
+/** The part of the store of grants that works on many of them. `refreshTokenLifetime` is an ISO 8601 duration. */
+export function createGrantUpkeep(
+  { db }: Pick<Database, 'db'>,
+  { refreshTokenLifetime }: { refreshTokenLifetime: string },
+): Pick<GrantStore, 'touch' | 'findKeepAliveDue' | 'takeExpiryWarnings' | 'sweep' | 'list'> {
+  return {
+    touch: (users) =>
+      throughDatabase(async () => {
+        // In the order of the keys and past what is locked: no two of these, and no refresh, wait for each other.
+        await sql`
+          update grants set last_used_at = ${now}
+          where user_id in (
+            select user_id from grants where user_id = any(${users})
+            order by user_id for update skip locked)`.execute(db)
+      }),
+
+    findKeepAliveDue: (limit) =>
+      throughDatabase(async () => {
+        // Spread over a thirty-sixth of the lifetime (a month of three years), so that grants of one day do not
+        // come due on one day; the hash makes a grant's place in it the same on every replica.
+        const { rows } = await sql<GrantRow>`
+          select g.*, ${now} as read_at from grants g
+          where g.state = 'active' and g.phase = 'idle'
+            and (g.next_retry_at is null or g.next_retry_at <= ${now})
+            and g.rotated_at < ${now} - ${refreshTokenLifetime}::interval / 2
+            and ${now} > g.rotated_at + (g.rolling_expires_at - g.rotated_at)
+              * (0.5 + (abs(hashtext(g.user_id)::bigint) % 1000) / 36000.0)
+          limit ${limit}`.execute(db)
+        return rows.map(grantOf)
+      }),
+
+    takeExpiryWarnings: () =>
+      throughDatabase(async () => {
+        const { rows } = await sql<ExpiryWarning>`
+          with near as (
+            select user_id,
+              case
+                when least(rolling_expires_at, absolute_expires_at) <= ${now} + interval '7 days' then 7
+                when least(rolling_expires_at, absolute_expires_at) <= ${now} + interval '30 days' then 30
+                else 90
+              end as within_days
+            from grants
+            where state = 'active'
+              and least(rolling_expires_at, absolute_expires_at) <= ${now} + interval '90 days'
+          )
+          update grants g set expiry_warned_days = near.within_days
+          from near
+          where g.user_id = near.user_id
+            and (g.expiry_warned_days is null or g.expiry_warned_days > near.within_days)
+          returning g.user_id as "user", near.within_days as "withinDays"`.execute(db)
+        return rows
+      }),
+
+    sweep: () =>
+      throughDatabase(async () => {
+        const { rows } = await sql<{ count: number }>`
+          with dead as (
+            select user_id from grants
+            where state = 'reauthentication_required' and refresh_token_sealed is not null
+              and condemned_at < ${now} - interval '30 days'
+            limit ${SWEEP_ROWS_MAX} for update skip locked
+          ), emptied as (
+            update grants set
+              refresh_token_sealed = null, key_id = null, access_token_sealed = null,
+              access_token_requested_at = null, access_token_expires_at = null,
+              access_token_fingerprint = null
+            where user_id in (select user_id from dead)
+            returning 1
+          ), old as (
+            select attempt_id from refresh_attempts
+            where armed_at < ${now} - interval '90 days' and outcome is not null
+            limit ${SWEEP_ROWS_MAX} for update skip locked
+          ), forgotten as (
+            delete from refresh_attempts where attempt_id in (select attempt_id from old)
+            returning 1
+          )
+          select greatest(
+            (select count(*) from emptied), (select count(*) from forgotten))::int as count`.execute(
+          db,
+        )
+        return rows[0]?.count ?? 0
+      }),
+
+    list: (filter) =>
+      throughDatabase(async () => {
+        const patterns = filter.users.map(likePatternOf)
+        const { rows } = await sql<GrantRow>`
+          select g.*, ${now} as read_at from grants g
+          where g.user_id > ${filter.after ?? ''}
+            and g.user_id like any(${patterns}) and g.user_id not like ${likePatternOf(IMPORT_USERS)}
+            and (${filter.state ?? null}::text is null or g.state = ${filter.state ?? null})
+            and (${filter.expiresWithin ?? null}::interval is null
+              or least(g.rolling_expires_at, g.absolute_expires_at)
+                <= ${now} + ${filter.expiresWithin ?? null}::interval)
+          order by g.user_id limit ${filter.limit}`.execute(db)
+        return rows.map(grantOf)
+      }),
+  }
+}

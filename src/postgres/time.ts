@@ -1,0 +1,19 @@
+// Instants and spans of time as SQL, by the database's clock: what two replicas must agree on.
+
+import { type RawBuilder, sql } from 'kysely'
+
+/** The instant at which the expression is evaluated, not that of the transaction's start. */
+export const now = sql<Date>`clock_timestamp()`
+
+/** A span of so many seconds; fractions count. */
+export function seconds(value: number): RawBuilder<unknown> {
+  return sql`make_interval(secs => ${value})`
+}
+
+/**
+ * The instant and an ISO 8601 duration, calendar-exact: an interval of years added in UTC, whatever time zone the session
+ * has.
+ */
+export function lifetimeFrom(instant: RawBuilder<unknown>, lifetime: string): RawBuilder<Date> {
+  return sql<Date>`((${instant}) at time zone 'UTC' + ${lifetime}::interval) at time zone 'UTC'`
+}
