@@ -38,6 +38,7 @@ import { createRevoker } from './revocation.ts'
 import { createSealer } from './seal.ts'
 import { Secret } from './secret.ts'
 import { createSpool } from './spool.ts'
+import { createUpstreamLookup } from './upstream-address.ts'
 
 /** Connections to PostgreSQL. No request holds one while Pagero is called, so a few go a long way. */
 const POOL_MAX = 10
@@ -88,6 +89,7 @@ export async function startBroker(
   try {
     const database = await openReadyDatabase(config, log, closing)
     const sealer = createSealer(config.encryptionKeys, await readDeploymentId(database))
+    const lookup = createUpstreamLookup({ allowPrivate: config.allowPrivateUpstreams })
     const ports: Ports = wrapPorts({
       clock,
       log,
@@ -104,7 +106,7 @@ export async function startBroker(
       loginTransactions: createLoginTransactionStore(database.db),
       sessions: createSessionStore(database.db),
       replicas: createReplicaStore(database.db, config.refresh),
-      authorizationServer: createAuthorizationServer(config.pagero, { clock, log }),
+      authorizationServer: createAuthorizationServer(config.pagero, { clock, log, lookup }),
       spool: await createSpool(config.spoolDir, log),
     })
     // A copy, or a restored database: whoever else uses its tokens would lose them to us, or we to them.
@@ -181,6 +183,7 @@ export async function startBroker(
       ...config.proxy,
       apiUrl: config.pagero.apiUrl,
       viaPseudonym: VIA_PSEUDONYM,
+      lookup,
     })
     closing.push(() => forwarder.close())
 

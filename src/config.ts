@@ -79,6 +79,8 @@ export interface Config {
   /** Serve although the database may forget a commit. */
   allowUnsafeDatabase: boolean
   pagero: PageroSettings
+  /** Connect to Pagero's hosts although their names have addresses of private networks. */
+  allowPrivateUpstreams: boolean
   refresh: RefreshSettings
   /** What browsers see: an origin, no trailing slash. */
   publicUrl: string
@@ -150,6 +152,8 @@ export function readConfig(
     allowUnsafeDatabase: withDefault('ALLOW_UNSAFE_DATABASE', oneOf('true', 'false')) === 'true',
     migrateAtStart: withDefault('MIGRATE_AT_START', oneOf('true', 'false')) === 'true',
     pagero,
+    allowPrivateUpstreams:
+      withDefault('ALLOW_PRIVATE_UPSTREAMS', oneOf('true', 'false')) === 'true',
     refresh,
     publicUrl: optional('PUBLIC_URL', origin) ?? originOf(pagero.redirectUri),
     public: { host: withDefault('PUBLIC_HOST', bindHost), port: whole('PUBLIC_PORT', 0, 65_535) },

@@ -13,6 +13,7 @@ const ERROR_TYPES: ReadonlyMap<string, string> = new Map([
   ['UND_ERR_CONNECT_TIMEOUT', 'connection_timeout'],
   ['ENOTFOUND', 'dns_error'],
   ['EAI_AGAIN', 'dns_error'],
+  ['ADDRESS_REFUSED', 'destination_ip_prohibited'],
   ['EHOSTUNREACH', 'destination_ip_unroutable'],
   ['ENETUNREACH', 'destination_ip_unroutable'],
   ['UND_ERR_HEADERS_TIMEOUT', 'http_response_timeout'],

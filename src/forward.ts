@@ -3,6 +3,7 @@
 // Which header fields pass is decided in forward-headers.ts, what a failure means in forward-failure.ts.
 
 import type { IncomingMessage, ServerResponse } from 'node:http'
+import type { LookupFunction } from 'node:net'
 import type { Readable } from 'node:stream'
 import { type Dispatcher, errors, Pool } from 'undici'
 import type { Config } from './config.ts'
@@ -10,6 +11,7 @@ import { type AnswerSettings, openAnswer } from './forward-answer.ts'
 import { asForwardError, proxyStatusOf, upstreamRefused } from './forward-failure.ts'
 import { passedRequestFields } from './forward-headers.ts'
 import { hasBody, openUpload } from './forward-upload.ts'
+import { CONNECTION_LIFE_MS, createUpstreamLookup } from './upstream-address.ts'
 
 /** Header section of an answer: as much as the broker takes from its own clients. */
 const HEADER_BYTES_MAX = 16_384
@@ -23,6 +25,8 @@ export type ForwardSettings = Config['proxy'] & {
   apiUrl: string
   /** Names the broker in Via and Proxy-Status: the same on all replicas, and no host name. */
   viaPseudonym: string
+  /** Finds the API's addresses; without one, private addresses are refused. */
+  lookup?: LookupFunction
 }
 
 export interface ForwardCall {
@@ -87,6 +91,7 @@ export function createForwarder(settings: ForwardSettings): Forwarder {
     pipelining: 1,
     allowH2: false,
     keepAliveTimeout: KEEP_ALIVE_MS,
+    clientTtl: CONNECTION_LIFE_MS,
     maxHeaderSize: HEADER_BYTES_MAX,
     headersTimeout: settings.headersTimeoutMs,
     bodyTimeout: settings.idleTimeoutMs,
@@ -95,6 +100,7 @@ export function createForwarder(settings: ForwardSettings): Forwarder {
       timeout: settings.connectTimeoutMs,
       rejectUnauthorized: true,
       minVersion: 'TLSv1.2',
+      lookup: settings.lookup ?? createUpstreamLookup({ allowPrivate: false }),
     },
   })
 

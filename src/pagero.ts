@@ -2,15 +2,18 @@
 // ID tokens, `send-once.ts` carries the posts. Nothing here stores anything or decides about a grant.
 
 import { createHash, timingSafeEqual } from 'node:crypto'
+import type { LookupFunction } from 'node:net'
 import * as jose from 'jose'
 import * as oauth from 'oauth4webapi'
 import type { PageroSettings } from './config.ts'
 import { BrokerError } from './errors.ts'
 import type { TokenOutcome } from './grant.ts'
+import { createKeySet } from './key-set.ts'
 import type { AuthorizationServer, Clock, Log } from './ports.ts'
 import type { Secret } from './secret.ts'
 import { type FormPost, sendOnce, type SendResult } from './send-once.ts'
 import { readTokenAnswer } from './token-answer.ts'
+import { createUpstreamLookup } from './upstream-address.ts'
 
 /** A code is presented within a person's patience; a refresh brings its own limits. */
 const CODE_SEND_DEADLINE_MS = 5_000
@@ -35,12 +38,13 @@ const ID_TOKEN_ALGORITHMS = [
 /**
  * Makes the port to the authorization server. Safe for any number of calls at once.
  * With a second client secret configured, it is tried only after `invalid_client`, and then kept (one extra call).
+ * `lookup` finds the addresses of its hosts; without one, private addresses are refused.
  */
 export function createAuthorizationServer(
   settings: PageroSettings,
-  ports: { clock: Clock; log: Log },
+  ports: { clock: Clock; log: Log; lookup?: LookupFunction },
 ): AuthorizationServer {
-  const { clock, log } = ports
+  const { clock, log, lookup = createUpstreamLookup({ allowPrivate: false }) } = ports
   const server: oauth.AuthorizationServer = {
     // Only compared when it is configured; oauth4webapi wants the member.
     issuer: settings.issuer ?? new URL(settings.tokenUrl).origin,
@@ -49,14 +53,7 @@ export function createAuthorizationServer(
     authorization_response_iss_parameter_supported: settings.issuer !== undefined,
   }
   const client: oauth.Client = { client_id: settings.clientId }
-  const keySet =
-    settings.jwksUrl === undefined
-      ? undefined
-      : jose.createRemoteJWKSet(new URL(settings.jwksUrl), {
-          timeoutDuration: 5_000,
-          cooldownDuration: 30_000,
-          cacheMaxAge: 600_000,
-        })
+  const keySet = settings.jwksUrl === undefined ? undefined : createKeySet(settings.jwksUrl, lookup)
   let secret: Secret = settings.clientSecret
 
   function authenticateWith(value: Secret): oauth.ClientAuth {
@@ -81,7 +78,7 @@ export function createAuthorizationServer(
         options,
       ),
     )
-    return readTokenAnswer(await sendOnce(clock, post, limits))
+    return readTokenAnswer(await sendOnce(clock, post, limits, lookup))
   }
 
   /** Presents a code or refresh token; `invalid_client` spends neither, so the second secret may follow at once. */
@@ -162,7 +159,12 @@ export function createAuthorizationServer(
         ),
       )
       const deadlineMs = clock.monotonicMs() + REVOKE_DEADLINE_MS
-      const sent: SendResult = await sendOnce(clock, post, { sendBeforeMs: deadlineMs, deadlineMs })
+      const sent: SendResult = await sendOnce(
+        clock,
+        post,
+        { sendBeforeMs: deadlineMs, deadlineMs },
+        lookup,
+      )
       // RFC 7009 section 2.2: an unknown token is answered 200 too.
       return sent.kind === 'answered' && sent.status === 200
     },

@@ -1,8 +1,10 @@
 // One form post on one fresh connection, never repeated by anything below. It tells three ends apart: answered, surely
 // not sent, and unknown. What was received before a connection broke is kept, since a successor token may be in it.
 
+import type { LookupFunction } from 'node:net'
 import { Client, type Dispatcher } from 'undici'
 import type { Clock } from './ports.ts'
+import { createUpstreamLookup } from './upstream-address.ts'
 
 /** Far above any token answer; what is beyond it is cut off. */
 const ANSWER_BYTES_MAX = 262_144
@@ -31,12 +33,13 @@ export interface FormPost {
 /**
  * Posts a form once, over HTTP/1.1 on a connection of its own, and reads the whole answer. Never throws, never follows
  * a redirect. Both limits are instants of `clock.monotonicMs()`: nothing is sent after `sendBeforeMs`, nothing is
- * waited for after `deadlineMs`.
+ * waited for after `deadlineMs`. Without `lookup`, private addresses are refused.
  */
 export async function sendOnce(
   clock: Pick<Clock, 'monotonicMs'>,
   post: FormPost,
   limits: { sendBeforeMs: number; deadlineMs: number },
+  lookup: LookupFunction = createUpstreamLookup({ allowPrivate: false }),
 ): Promise<SendResult> {
   const connectTimeoutMs = Math.ceil(limits.sendBeforeMs - clock.monotonicMs())
   if (connectTimeoutMs <= 0) return { kind: 'not_sent', reason: 'send_deadline' }
@@ -56,6 +59,7 @@ export async function sendOnce(
       minVersion: 'TLSv1.2',
       maxCachedSessions: 0,
       keepAlive: false,
+      lookup,
     },
   })
   let deadlineTimer: NodeJS.Timeout | undefined

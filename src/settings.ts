@@ -106,6 +106,12 @@ export const SETTINGS = [
     meaning: 'Origin of the API behind the proxy.',
   },
   {
+    name: 'ALLOW_PRIVATE_UPSTREAMS',
+    default: 'false',
+    meaning:
+      'Or `true`: the hosts of these URLs may have addresses of private networks, where your way out or a stand-in of Pagero is. Else such an answer of a resolver is refused, so that nobody who turns a name gets a token.',
+  },
+  {
     name: 'SUBJECT_CLAIM',
     default: 'sub',
     meaning: 'Claim of the ID token that names the user.',

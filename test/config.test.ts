@@ -61,6 +61,7 @@ t.test('four settings are enough, and the others have the documented defaults', 
     databaseUrl: undefined,
     migrateAtStart: true,
     allowUnsafeDatabase: false,
+    allowPrivateUpstreams: false,
     pagero: {
       clientId: 'client',
       clientSecretNext: undefined,

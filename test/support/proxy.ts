@@ -1,9 +1,8 @@
 // One listener with nothing but the proxied API on it, before an upstream of the test; and a client on a bare socket,
 // which sends what a well-behaved one would not.
 
-import { connect } from 'node:net'
 import { createHash } from 'node:crypto'
-import type { AddressInfo } from 'node:net'
+import { type AddressInfo, connect, type LookupFunction } from 'node:net'
 import type { FreshToken } from '../../src/access-token.ts'
 import { systemClock } from '../../src/clock.ts'
 import type { Config } from '../../src/config.ts'
@@ -34,6 +33,7 @@ interface Options {
   /** The tokens that are current one after the other; a renewal moves on until the last. */
   tokens?: readonly string[]
   parts?: Partial<ProxyRouteParts>
+  lookup?: LookupFunction
 }
 
 const LIMITS: Config['proxy'] = {
@@ -61,6 +61,7 @@ export async function startProxy(
     ...options.limits,
     apiUrl,
     viaPseudonym: PSEUDONYM,
+    ...(options.lookup === undefined ? {} : { lookup: options.lookup }),
   })
   const app = await buildApp(
     { clock: systemClock, log },
