@@ -49,7 +49,7 @@ const IMPOSSIBLE = blockList(IMPOSSIBLE_BLOCKS)
 const LOOPBACK = blockList(['127.0.0.0/8', '::1/128'])
 
 /** A name that has an address which the broker does not connect to. */
-export class AddressRefusedError extends Error {
+class AddressRefusedError extends Error {
   readonly code = 'ADDRESS_REFUSED'
 
   constructor() {
