@@ -4,7 +4,7 @@
 import { createServer } from 'node:http'
 import type { TypeBoxTypeProvider } from '@fastify/type-provider-typebox'
 import '@fastify/swagger' // for the members of a route's schema that it adds
-import fastify, { type FastifyError } from 'fastify'
+import fastify, { type FastifyError, type FastifyRequest } from 'fastify'
 import { BrokerError } from '../errors.ts'
 import { hasBody } from '../forward-upload.ts'
 import type { Clock, Log } from '../ports.ts'
@@ -156,14 +156,7 @@ function createBareApp(ports: { clock: Clock; log: Log }, settings: AppSettings)
 
   app.setErrorHandler((error: FastifyError | BrokerError, request, reply) => {
     const known = asBrokerError(error)
-    if (known.code === 'internal_error' || known.code === 'integrity_failure') {
-      ports.log.error('request_failed', {
-        requestId: request.id,
-        route: request.routeOptions.url ?? '(none)',
-        code: known.code,
-        error: known.cause ?? error,
-      })
-    }
+    noteFailure(ports.log, request, known, error)
     return sendProblem(reply, request, listener, known)
   })
 
@@ -177,6 +170,22 @@ function createBareApp(ports: { clock: Clock; log: Log }, settings: AppSettings)
   )
 
   return app
+}
+
+/** Leaves on record what an operator must look at. */
+export function noteFailure(
+  log: Log,
+  request: FastifyRequest,
+  known: BrokerError,
+  error: FastifyError | BrokerError,
+): void {
+  if (known.code !== 'internal_error' && known.code !== 'integrity_failure') return
+  log.error('request_failed', {
+    requestId: request.id,
+    route: request.routeOptions.url ?? '(none)',
+    code: known.code,
+    error: known.cause ?? error,
+  })
 }
 
 /** Gives each path the answer 405 with `Allow` for the methods that it has not got (RFC 9110 section 15.5.6). */

@@ -20,7 +20,7 @@ export interface CallerAuth {
  * Authenticates the caller and checks its right, before anything of the body is read. A refusal is on record.
  * @throws BrokerError `caller_unauthenticated`, `caller_forbidden`
  */
-function authenticateCaller(
+export function authenticateCaller(
   { callers, ports }: CallerAuth,
   request: FastifyRequest,
   right: Right,
@@ -48,7 +48,7 @@ function authenticateCaller(
  * tells it from one without a grant.
  * @throws BrokerError `grant_not_found`
  */
-async function requireVisibleUser(
+export async function requireVisibleUser(
   auth: CallerAuth,
   request: FastifyRequest,
   caller: Caller,
@@ -117,17 +117,29 @@ export async function authorizeProxiedCall(
 ): Promise<{ caller: Caller; user: UserKey }> {
   const caller = authenticateCaller(auth, request, 'proxy:call')
   const user = readUserKey(request)
-  if (!auth.callers.mayCall(caller, call.method, call.path)) {
-    auth.ports.log.warn('caller_forbidden', {
-      requestId: request.id,
-      caller: caller.name,
-      method: call.method,
-      reason: 'proxy_allow does not cover the call',
-    })
-    throw new BrokerError('caller_forbidden', 'This caller may not make this call to Pagero.')
-  }
+  requireAllowedCall(auth, request, caller, call)
   await requireVisibleUser(auth, request, caller, user)
   return { caller, user }
+}
+
+/**
+ * Checks that the caller's `proxy_allow` covers a call to Pagero; `path` is raw, without its query.
+ * @throws BrokerError `caller_forbidden`
+ */
+export function requireAllowedCall(
+  { callers, ports }: CallerAuth,
+  request: FastifyRequest,
+  caller: Caller,
+  call: { method: string; path: string },
+): void {
+  if (callers.mayCall(caller, call.method, call.path)) return
+  ports.log.warn('caller_forbidden', {
+    requestId: request.id,
+    caller: caller.name,
+    method: call.method,
+    reason: 'proxy_allow does not cover the call',
+  })
+  throw new BrokerError('caller_forbidden', 'This caller may not make this call to Pagero.')
 }
 
 /** The caller that {@link requireCaller} has authenticated. */

@@ -10,8 +10,10 @@ import type { Revoker } from '../revocation.ts'
 import { type App, buildApp } from './app.ts'
 import { authorizeProxiedCall, CALLER, type CallerAuth } from './caller-auth.ts'
 import { registerDocsRoutes } from './docs-routes.ts'
+import { registerForwardAuthRoutes } from './forward-auth-routes.ts'
 import { registerGrantListRoute } from './grant-list-route.ts'
 import { registerGrantRoutes } from './grant-routes.ts'
+import { createHandOutLog } from './hand-out-log.ts'
 import { type Check, registerHealthRoutes } from './health-routes.ts'
 import { registerImportRoute } from './import-route.ts'
 import { openApiDocument, registerOpenApi } from './openapi.ts'
@@ -55,7 +57,10 @@ export function buildInternalApp(parts: InternalParts): Promise<App> {
       // Fastify takes text/plain for granted; every body here is JSON.
       app.removeContentTypeParser('text/plain')
       await registerOpenApi(app, 'internal')
-      registerTokenRoutes(app, { auth, accessTokens, log: ports.log })
+      const handOuts = createHandOutLog(ports.log)
+      app.addHook('onClose', async () => handOuts.close())
+      registerTokenRoutes(app, { auth, accessTokens, handOuts })
+      registerForwardAuthRoutes(app, { auth, accessTokens, handOuts, log: ports.log })
       registerGrantRoutes(app, { auth, ports, revoker: parts.revoker, accessTokens })
       registerProxyRoutes(app, {
         listener: 'internal',

@@ -6,12 +6,12 @@ import type { Socket } from 'node:net'
 import type { FastifyReply, FastifyRequest } from 'fastify'
 import { endAnswer, LINGER_MS } from '../forward-answer.ts'
 import { hasBody } from '../forward-upload.ts'
-import { type Listener, problemDocument } from './problem.ts'
+import { type Audience, problemDocument } from './problem.ts'
 
 type Fields = Readonly<Record<string, string | string[] | number | undefined>>
 
 interface Problem {
-  listener: Listener
+  listener: Audience
   requestId: string
   error: unknown
   /** Fields besides those of every problem, with names in lower case. */
@@ -22,7 +22,7 @@ interface Problem {
 export function sendProblem(
   reply: FastifyReply,
   request: FastifyRequest,
-  listener: Listener,
+  listener: Audience,
   error: unknown,
 ): FastifyReply {
   const { raw } = request
@@ -66,9 +66,9 @@ export function answerOnSocket(socket: Socket, problem: Problem): void {
   socket.on('close', () => clearTimeout(timer))
 }
 
-/** Challenge that goes with a 401 of ours (RFC 9110 section 11.6.1). */
-function challengeFor(listener: Listener): string {
-  return listener === 'public' ? 'Session' : 'Bearer realm="pagero-token-broker"'
+/** Challenge that goes with a 401 of ours (RFC 9110 section 11.6.1). That of a gateway is passed on to its client. */
+function challengeFor(listener: Audience): string {
+  return listener === 'internal' ? 'Bearer realm="pagero-token-broker"' : 'Session'
 }
 
 function renderProblem(problem: Problem): { status: number; fields: Fields; body: string } {

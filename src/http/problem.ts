@@ -6,6 +6,9 @@ import { BrokerError, PROBLEM_CODES, type ProblemCode } from '../errors.ts'
 
 export type Listener = 'public' | 'internal'
 
+/** Who reads an answer: a client of a listener, or a gateway that asks whether a call may pass. */
+export type Audience = Listener | 'gateway'
+
 interface ProblemKind {
   status: number
   /** Where the public listener answers another status, because only a login helps there. */
@@ -228,16 +231,30 @@ export const ProblemSchema = Type.Object(
   { $id: 'Problem', description: 'RFC 9457 problem document.' },
 )
 
-/** Status of a code on a listener. */
-export function statusOf(code: ProblemCode, listener: Listener): number {
+/** Problems that end when the user has connected Pagero, and no other way. */
+const ENDED_BY_LOGIN: readonly ProblemCode[] = [
+  'grant_not_found',
+  'confirmation_pending',
+  'reauthentication_required',
+]
+
+/** Status of a code for who reads it. */
+export function statusOf(code: ProblemCode, audience: Audience): number {
   const kind = PROBLEM_KINDS[code]
-  return listener === 'public' ? (kind.publicStatus ?? kind.status) : kind.status
+  if (audience === 'gateway') return gatewayStatusOf(code, kind.status)
+  return audience === 'public' ? (kind.publicStatus ?? kind.status) : kind.status
+}
+
+/** Gateways understand three: let the user log in, refused for good, and try again later. */
+function gatewayStatusOf(code: ProblemCode, status: number): 401 | 403 | 503 {
+  if (ENDED_BY_LOGIN.includes(code)) return 401
+  return status < 500 && code !== 'rate_limited' ? 403 : 503
 }
 
 /** Returns the problem document of an error. Anything but a BrokerError becomes `internal_error` and tells nothing. */
 export function problemDocument(
   error: unknown,
-  request: { listener: Listener; requestId: string },
+  request: { listener: Audience; requestId: string },
 ): { status: number; document: Record<string, unknown>; retryAfterSeconds: number | undefined } {
   const known =
     error instanceof BrokerError
@@ -301,7 +318,7 @@ export function asBrokerError(error: FastifyError | BrokerError): BrokerError {
 
 /** Response schemas of a route's problems, grouped by status, with an example for each code. */
 export function problemResponses(
-  listener: Listener,
+  listener: Audience,
   codes: readonly ProblemCode[],
 ): Record<number, object> {
   const responses: Record<number, object> = {}

@@ -16,7 +16,8 @@ import { asBrokerError, type Listener, problemDocument, problemResponses } from 
 import { answerProblem } from './problem-answers.ts'
 import { UserParameters } from './user-parameter.ts'
 
-const METHODS = ['GET', 'HEAD', 'POST', 'PUT', 'PATCH', 'DELETE'] as const
+/** Methods of Pagero's API. */
+export const METHODS = ['GET', 'HEAD', 'POST', 'PUT', 'PATCH', 'DELETE'] as const
 
 /** Name of the request decorator that holds what the first hook has found out. */
 const PROXIED_CALL = 'proxiedCall'

@@ -5,11 +5,10 @@ import type { FastifyReply, FastifyRequest } from 'fastify'
 import Type from 'typebox'
 import type { AccessTokens, FreshToken } from '../access-token.ts'
 import type { ProblemCode } from '../errors.ts'
-import type { Log } from '../ports.ts'
 import { createAccessTokenJson } from './access-token-json.ts'
 import type { App } from './app.ts'
 import { type CallerAuth, callerOf, requireCaller } from './caller-auth.ts'
-import { createHandOutLog } from './hand-out-log.ts'
+import type { HandOutLog } from './hand-out-log.ts'
 import { jsonAnswer } from './openapi.ts'
 import { problemResponses } from './problem.ts'
 import { readUserKey, UserParameters } from './user-parameter.ts'
@@ -74,16 +73,14 @@ const ANSWER = jsonAnswer({
 export interface TokenRouteParts {
   auth: CallerAuth
   accessTokens: AccessTokens
-  log: Log
+  handOuts: Pick<HandOutLog, 'note'>
 }
 
 /** `GET` and `POST /v1/users/{user}/access-token`; right `token:read`. */
 export function registerTokenRoutes(app: App, parts: TokenRouteParts): void {
-  const { accessTokens } = parts
+  const { accessTokens, handOuts } = parts
   const hooks = requireCaller(parts.auth, 'token:read')
   app.addSchema(AccessToken)
-  const handOuts = createHandOutLog(parts.log)
-  app.addHook('onClose', async () => handOuts.close())
   const jsonOf = createAccessTokenJson()
 
   /** Answers with the token, and leaves on record who was given which. */
