@@ -10,6 +10,8 @@ export interface AntiEntropy {
   runOnce(): Promise<boolean>
   /** True once a first pass has applied everything. */
   drained(): boolean
+  /** Resolves when that has come to pass. */
+  untilDrained: Promise<void>
   start(): void
   /** Resolves when a pass in progress has ended. */
   stop(): Promise<void>
@@ -30,6 +32,7 @@ export function createAntiEntropy(
   /** When this process first found an entry applied; its retention counts from there. */
   const appliedAtMs = new Map<string, number>()
   const stopping = new AbortController()
+  const firstPass = Promise.withResolvers<void>()
   let drained = false
   let loop: Promise<void> | undefined
 
@@ -55,6 +58,7 @@ export function createAntiEntropy(
     if (complete && !drained) {
       await ports.replicas.spoolDrained(identity.replica, identity.boot)
       drained = true
+      firstPass.resolve()
       log.info('spool_drained', { count: entries.length })
     }
     return complete
@@ -89,6 +93,7 @@ export function createAntiEntropy(
   return {
     runOnce,
     drained: () => drained,
+    untilDrained: firstPass.promise,
     start() {
       loop ??= run()
     },

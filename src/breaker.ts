@@ -2,7 +2,7 @@
 // at a time: in a brown-out each call less is a refresh token less at risk. It never changes a grant.
 
 import { BrokerError } from './errors.ts'
-import type { TokenOutcome } from './grant.ts'
+import type { TokenOutcome, UserKey } from './grant.ts'
 import type { Clock, Log } from './ports.ts'
 
 /** Five failures within ten seconds: more than one grant's bad luck, less than an outage anybody has noticed. */
@@ -17,8 +17,11 @@ export interface Breaker {
   check(): void
   /** Lets a call pass, as the one probe if the breaker is open. Errors as `check`. */
   admit(): void
-  /** Takes note of what came of a call. */
-  report(outcome: TokenOutcome): void
+  /**
+   * Takes note of what came of a call. Returns whether a failure is to be put down to the grant: while nobody is
+   * answered, failing says nothing about any one of them.
+   */
+  report(user: UserKey, outcome: TokenOutcome): boolean
 }
 
 type Fault = 'rejected_client' | 'unreachable'
@@ -31,6 +34,8 @@ export function createBreaker(
   const { clock, log } = ports
   let failedAtMs: number[] = []
   let open: { fault: Fault; nextProbeAtMs: number } | undefined
+  /** Who has failed since somebody was last answered. */
+  const failedSinceAnswer = new Set<UserKey>()
 
   function openFor(fault: Fault): void {
     if (open === undefined) log.error('breaker_opened', { reason: fault })
@@ -60,14 +65,17 @@ export function createBreaker(
       }
     },
 
-    report(outcome) {
+    report(user, outcome) {
       const fault = faultOf(outcome)
       if (fault === undefined) {
         if (open !== undefined) log.info('breaker_closed', { reason: open.fault })
         open = undefined
         failedAtMs = []
-        return
+        if (outcome.kind !== 'not_processed') failedSinceAnswer.clear()
+        return true
       }
+      const isOwn = fault === 'unreachable' && open === undefined && !failedSinceAnswer.has(user)
+      failedSinceAnswer.add(user)
       const nowMs = clock.monotonicMs()
       failedAtMs = [...failedAtMs.filter((atMs) => atMs > nowMs - FAILURE_WINDOW_MS), nowMs]
       if (
@@ -77,6 +85,7 @@ export function createBreaker(
       ) {
         openFor(fault)
       }
+      return isOwn
     },
   }
 }

@@ -33,6 +33,7 @@ import { createRevocationStore } from './postgres/revocation-store.ts'
 import { createSessionStore } from './postgres/session-store.ts'
 import { createImporter } from './import.ts'
 import { keepAlive } from './keep-alive.ts'
+import { startRecovery } from './recovery.ts'
 import { createRefresher } from './refresh.ts'
 import { createRevoker } from './revocation.ts'
 import { createSealer } from './seal.ts'
@@ -147,6 +148,8 @@ export async function startBroker(
     closing.push(() => revoker.stop())
     const refresher = createRefresher(ports, config.refresh, { ...identity, held })
     closing.push(() => refresher.stop())
+    const recovery = startRecovery(ports, refresher, identity, antiEntropy.untilDrained)
+    closing.push(() => recovery.stop())
     const keepingAlive = startPeriodic(ports, {
       intervalSeconds: KEEP_ALIVE_SECONDS,
       event: 'keep_alive_failed',

@@ -186,6 +186,8 @@ export interface GrantStore {
     retryInSeconds: number
     /** An attempt in doubt leaves the row armed: only the take-over rule frees it. */
     stayArmed: boolean
+    /** The failure is the grant's own, and makes its back-off grow. */
+    counts: boolean
   }): Promise<void>
   /**
    * Compare-and-set on login and generation alone, never on owner, attempt or lease: a later generation of the same
@@ -213,6 +215,16 @@ export interface GrantStore {
   lastForcedSecondsAgo(user: UserKey): Promise<number | undefined>
   /** Notes that the grants were used, in one statement that waits for no other. */
   touch(users: readonly UserKey[]): Promise<void>
+  /**
+   * Grants that an earlier boot of this replica left armed or suspect, in the order of their keys from behind `after`:
+   * nobody knows whether their tokens are spent.
+   */
+  findLeftBehind(page: {
+    replica: string
+    boot: string
+    after: UserKey | undefined
+    limit: number
+  }): Promise<Grant[]>
   /** Grants that were not rotated for half their lifetime and are not being refreshed, in no order. */
   findKeepAliveDue(limit: number): Promise<Grant[]>
   /** Grants whose earlier expiry has come within 90, 30 or 7 days since it was last asked; each is told of once. */

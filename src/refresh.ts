@@ -34,6 +34,11 @@ export interface Refresher {
    *   `grant_not_found`, `integrity_failure`
    */
   refresh(grant: Grant, cause: RefreshCause): Promise<LiveToken>
+  /**
+   * Comes back to a grant whose token may be spent until that is known. Nobody waits for it; it goes by the take-over
+   * rule like any other attempt.
+   */
+  recover(grant: Grant): void
   /** The rotation of this user in flight in this process, if there is one. */
   join(user: UserKey): Promise<LiveToken> | undefined
   /** Number of rotations that are not yet stored. */
@@ -224,7 +229,7 @@ export function createRefresher(
       sendBeforeMs: attempt.armingAtMs + settings.sendDeadlineSeconds * 1000,
       deadlineMs: attempt.armingAtMs + settings.deadlineSeconds * 1000,
     })
-    breaker.report(outcome)
+    const isOwn = breaker.report(grant.user, outcome)
     const durationMs = clock.monotonicMs() - attempt.armingAtMs
     log.info('refresh_attempt_finished', {
       user: grant.user,
@@ -244,7 +249,7 @@ export function createRefresher(
       case 'refused':
         return afterRefusal(grant, attempt, outcome, durationMs, answer)
       default:
-        return afterFailure(grant, attempt, outcome, durationMs, answer)
+        return afterFailure(grant, attempt, { outcome, isOwn, durationMs }, answer)
     }
   }
 
@@ -304,10 +309,11 @@ export function createRefresher(
         durationMs,
         retryInSeconds: settings.refusalConfirmSeconds,
         stayArmed: true,
+        counts: false,
       }),
     )
     // If the verdict is not reached here, for want of a database, this process must come back to it.
-    void recover(grant, settings.leaseSeconds)
+    void comeBack(grant, settings.leaseSeconds)
     const readAtMs = clock.monotonicMs()
     const current = await mustFind(grant.user)
     if (current.loginId !== grant.loginId || current.generation > grant.generation) {
@@ -357,11 +363,15 @@ export function createRefresher(
   async function afterFailure(
     grant: Grant,
     attempt: Attempt,
-    outcome: Extract<TokenOutcome, { kind: 'rejected_client' | 'not_processed' | 'in_doubt' }>,
-    durationMs: number,
+    failure: {
+      outcome: Extract<TokenOutcome, { kind: 'rejected_client' | 'not_processed' | 'in_doubt' }>
+      isOwn: boolean
+      durationMs: number
+    },
     answer: Answer,
   ): Promise<void> {
-    const retryInSeconds = retryDelaySeconds(grant, outcome, settings)
+    const { outcome, isOwn, durationMs } = failure
+    const retryInSeconds = retryDelaySeconds(grant, outcome, settings, isOwn)
     answer.fail(
       outcome.kind === 'rejected_client'
         ? clientRejected(settings.breakerProbeSeconds)
@@ -378,13 +388,17 @@ export function createRefresher(
         durationMs,
         retryInSeconds,
         stayArmed: outcome.kind === 'in_doubt',
+        counts: isOwn,
       }),
     )
-    if (outcome.kind === 'in_doubt') void recover(grant, retryInSeconds)
+    if (outcome.kind === 'in_doubt') void comeBack(grant, retryInSeconds)
   }
 
-  /** An owner that is alive presents a token in doubt again by itself, so that the grant is not left armed. */
-  async function recover(grant: Grant, firstDelaySeconds: number): Promise<void> {
+  /**
+   * Whoever has presented a token in doubt presents it again by itself, so that the grant is not left armed and a loss
+   * is told also where nobody asks.
+   */
+  async function comeBack(grant: Grant, firstDelaySeconds: number): Promise<void> {
     const loop = Symbol(grant.user)
     recovering.set(grant.user, loop)
     let delaySeconds = firstDelaySeconds
@@ -396,9 +410,7 @@ export function createRefresher(
       delaySeconds = settings.breakerProbeSeconds
       try {
         const current = await grants.find(grant.user)
-        if (current === undefined || !isOurs(current) || current.generation !== grant.generation) {
-          break
-        }
+        if (current === undefined || !isUndecided(current, grant)) break
         const waitSeconds = retryWaitSeconds(current)
         if (waitSeconds > 0) delaySeconds = waitSeconds
         else await refresh(current, 'recovery')
@@ -409,12 +421,12 @@ export function createRefresher(
     recovering.delete(grant.user)
   }
 
-  function isOurs(grant: Grant): boolean {
-    return (
-      grant.phase === 'armed' &&
-      grant.owner === identity.replica &&
-      grant.ownerBoot === identity.boot
-    )
+  /** Whether it is still for this replica to find out what became of the token. */
+  function isUndecided(current: Grant, { loginId, generation }: Grant): boolean {
+    const isSame = current.loginId === loginId && current.generation === generation
+    const isJudged = current.state !== 'active' && current.state !== 'suspect'
+    const isAnothers = current.phase === 'armed' && current.owner !== identity.replica
+    return isSame && !isJudged && !isAnothers
   }
 
   /** Tries until it succeeds. What is written here must not be lost, however long the database is away. */
@@ -447,6 +459,7 @@ export function createRefresher(
 
   return {
     refresh,
+    recover: (grant) => void comeBack(grant, 0),
     join: (user) => inFlight.get(user)?.answer,
     inFlight: () => inFlight.size,
     async stop() {
@@ -482,6 +495,7 @@ function notSent(user: UserKey, attemptId: string) {
     durationMs: 0,
     retryInSeconds: 0,
     stayArmed: false,
+    counts: false,
   }
 }
 

@@ -50,7 +50,8 @@ export function readTokenAnswer(sent: SendResult): TokenOutcome {
       kind: 'not_processed',
       reason: error ?? `http_${httpStatus}`,
       httpStatus,
-      unreachable: httpStatus === 503,
+      // Told to everybody, or not by the token endpoint at all, whose refusals say why (RFC 6749 section 5.2).
+      unreachable: httpStatus === 503 || httpStatus === 429 || error === undefined,
       ...(retryAfterSeconds === undefined ? {} : { retryAfterSeconds }),
     }
   }

@@ -7,7 +7,10 @@ import type { Evidence } from './ports.ts'
 /** The back-off of one grant grows to 15 minutes. */
 const BACKOFF_SECONDS_MAX = 900
 
-/** Seconds until a grant may be armed again after an attempt that brought no verdict. */
+/**
+ * Seconds until a grant may be armed again after an attempt that brought no verdict. A failure that is `isOwn` makes the
+ * pause grow; one that all share does not, so that everybody is back soon after the server is.
+ */
 export function retryDelaySeconds(
   grant: Pick<Grant, 'failureCount'>,
   outcome: Extract<TokenOutcome, { kind: 'rejected_client' | 'not_processed' | 'in_doubt' }>,
@@ -15,19 +18,17 @@ export function retryDelaySeconds(
     RefreshSettings,
     'retryBackoffSeconds' | 'breakerProbeSeconds' | 'unknownSettleSeconds'
   >,
+  isOwn: boolean,
 ): number {
   const grown = Math.min(
     settings.retryBackoffSeconds * 2 ** Math.min(grant.failureCount, 20),
-    BACKOFF_SECONDS_MAX,
+    isOwn ? BACKOFF_SECONDS_MAX : settings.breakerProbeSeconds,
   )
   switch (outcome.kind) {
     case 'rejected_client':
       // The breaker holds everybody back; no grant needs a back-off of its own.
       return Math.min(settings.retryBackoffSeconds, settings.breakerProbeSeconds)
     case 'not_processed':
-      if (outcome.unreachable && outcome.retryAfterSeconds === undefined) {
-        return Math.min(grown, settings.breakerProbeSeconds)
-      }
       return Math.max(grown, outcome.retryAfterSeconds ?? 0)
     case 'in_doubt':
       return Math.max(grown, settings.unknownSettleSeconds)

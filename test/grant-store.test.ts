@@ -140,6 +140,7 @@ t.test('every sequence of calls leaves both stores alike', async (t) => {
             'connect',
           ],
           ...['close', 'condemn', 'evidence', 'evidence', 'heartbeat', 'drained', 'age replica'],
+          'left behind',
           ...[
             'age attempt',
             'age retry',
@@ -175,6 +176,7 @@ t.test('every sequence of calls leaves both stores alike', async (t) => {
             },
             retryInSeconds: random.pick([SHIFT_SECONDS, -SHIFT_SECONDS, -SHIFT_SECONDS]),
             stayArmed: random.chance(0.7),
+            counts: random.chance(0.7),
           }
           return ['disarm', async () => [model.disarm(end), await real.disarm(end)]]
         }
@@ -213,6 +215,17 @@ t.test('every sequence of calls leaves both stores alike', async (t) => {
             async () => [
               model.condemn(user, generation, verdict),
               await real.condemn(user, generation, verdict),
+            ],
+          ]
+        }
+        case 'left behind': {
+          const page = { replica, boot, after: undefined, limit: 10 }
+          const usersOf = (left: ReadonlyArray<{ user: UserKey }>) => left.map((one) => one.user)
+          return [
+            'left behind',
+            async () => [
+              usersOf(model.findLeftBehind(page)).length > 0,
+              usersOf(await real.findLeftBehind(page)).includes(user),
             ],
           ]
         }
@@ -393,6 +406,7 @@ t.test('every sequence of calls leaves both stores alike', async (t) => {
   for (const name of [
     ...['arm true', 'arm false', 'take over true', 'take over false'],
     ...['store stored', 'store already_stored', 'store superseded', 'connect true', 'close true'],
+    ...['left behind true', 'left behind false'],
   ]) {
     t.ok((met.get(name) ?? 0) >= 10, `${name}: ${met.get(name)} times`)
   }

@@ -113,7 +113,7 @@ export function createGrantStore(
           update grants set
             phase = ${end.stayArmed ? 'armed' : 'idle'},
             next_retry_at = ${now} + ${seconds(end.retryInSeconds)},
-            failure_count = failure_count + 1
+            failure_count = failure_count + ${end.counts ? 1 : 0}
           where user_id = ${end.user} and attempt_id = ${end.attemptId} and phase = 'armed'`.execute(
           db,
         )

@@ -13,7 +13,10 @@ import { likePatternOf } from './user-patterns.ts'
 export function createGrantUpkeep(
   { db }: Pick<Database, 'db'>,
   { refreshTokenLifetime }: { refreshTokenLifetime: string },
-): Pick<GrantStore, 'touch' | 'findKeepAliveDue' | 'takeExpiryWarnings' | 'sweep' | 'list'> {
+): Pick<
+  GrantStore,
+  'touch' | 'findLeftBehind' | 'findKeepAliveDue' | 'takeExpiryWarnings' | 'sweep' | 'list'
+> {
   return {
     touch: (users) =>
       throughDatabase(async () => {
@@ -23,6 +26,18 @@ export function createGrantUpkeep(
           where user_id in (
             select user_id from grants where user_id = any(${users})
             order by user_id for update skip locked)`.execute(db)
+      }),
+
+    findLeftBehind: ({ replica, boot, after, limit }) =>
+      throughDatabase(async () => {
+        // It may read the whole table, once a start: an index would cost each refresh more than that.
+        const { rows } = await sql<GrantRow>`
+          select g.*, ${now} as read_at from grants g
+          where g.owner = ${replica} and g.owner_boot <> ${boot}
+            and ((g.phase = 'armed' and g.state = 'active') or g.state = 'suspect')
+            and g.user_id > ${after ?? ''}
+          order by g.user_id limit ${limit}`.execute(db)
+        return rows.map(grantOf)
       }),
 
     findKeepAliveDue: (limit) =>

@@ -142,6 +142,7 @@ export function linkDatabase(
       statement('evidence', () => database.evidence(user, loginId, generation)),
     lastForcedSecondsAgo: (user) =>
       statement('lastForced', () => database.lastForcedSecondsAgo(user)),
+    findLeftBehind: (page) => statement('findLeftBehind', () => database.findLeftBehind(page)),
     touch: (users) => statement('touch', () => database.touch(users)),
   }
   const replicas: Pick<ReplicaStore, 'heartbeat' | 'spoolDrained'> = {

@@ -121,7 +121,7 @@ export function createSimulatedDatabase(settings: GrantStoreSettings, nowMs: () 
         ...row,
         phase: end.stayArmed ? 'armed' : 'idle',
         nextRetryAt: new Date(nowMs() + end.retryInSeconds * 1000),
-        failureCount: row.failureCount + 1,
+        failureCount: row.failureCount + (end.counts ? 1 : 0),
       })
     },
 
@@ -274,6 +274,20 @@ export function createSimulatedDatabase(settings: GrantStoreSettings, nowMs: () 
       )
       if (forced.length === 0) return undefined
       return (nowMs() - Math.max(...forced.map(({ armedAtMs }) => armedAtMs))) / 1000
+    },
+
+    findLeftBehind(page: Parameters<GrantStore['findLeftBehind']>[0]): Grant[] {
+      return [...grants.values()]
+        .filter(
+          ({ user, owner, ownerBoot, phase, state }) =>
+            owner === page.replica &&
+            ownerBoot !== page.boot &&
+            ((phase === 'armed' && state === 'active') || state === 'suspect') &&
+            user > (page.after ?? ''),
+        )
+        .toSorted((a, b) => (a.user < b.user ? -1 : 1))
+        .slice(0, page.limit)
+        .map((row) => ({ ...row, readAt: new Date(nowMs()) }))
     },
 
     touch(users: readonly UserKey[]): void {

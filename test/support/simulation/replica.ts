@@ -6,6 +6,7 @@ import { type AntiEntropy, createAntiEntropy } from '../../../src/anti-entropy.t
 import type { RefreshSettings } from '../../../src/config.ts'
 import { startPeriodic } from '../../../src/periodic.ts'
 import type { Log, LogFields, Ports } from '../../../src/ports.ts'
+import { startRecovery } from '../../../src/recovery.ts'
 import { createRefresher, type Refresher } from '../../../src/refresh.ts'
 import { createRevoker } from '../../../src/revocation.ts'
 import type { SimulatedServer } from './authorization-server.ts'
@@ -92,6 +93,7 @@ export function startReplica(
     const heartbeat = { intervalSeconds: settings.heartbeatSeconds, event: 'heartbeat_failed' }
     startPeriodic(ports, { ...heartbeat, work: beat })
     antiEntropy.start()
+    startRecovery(ports, refresher, identity, antiEntropy.untilDrained)
     const revoking = { intervalSeconds: REVOKE_SECONDS, event: 'revocations_postponed' }
     startPeriodic(ports, { ...revoking, work: () => revoker.runOnce() })
   }

@@ -3,9 +3,12 @@
 
 import type { UserKey } from '../../../src/grant.ts'
 import type { SimulatedServer } from './authorization-server.ts'
-import type { SimulatedDatabase } from './database.ts'
+import type { GrantRow, SimulatedDatabase } from './database.ts'
 import { secretOf } from './disk.ts'
 import type { Witness } from './witness.ts'
+
+/** FG-03: from the lease, or the end of a back-off, to the report of a loss. */
+const REPORT_MS = 30_000
 
 /** Judges every grant of the run. */
 export function judgeAtRest(
@@ -15,6 +18,35 @@ export function judgeAtRest(
 ): void {
   for (const user of database.grants.keys()) judgeGrant(witness, database, server, user)
   judgeOrphans(witness, database, server)
+}
+
+/**
+ * What an owner that lives, or has come back, settles by itself: judged when nobody has asked for a while. `nowMs` is by
+ * the clock of the database.
+ */
+export function judgeUnasked(
+  witness: Witness,
+  database: SimulatedDatabase,
+  server: SimulatedServer,
+  { nowMs, isRunning }: { nowMs: number; isRunning: (replica: string) => boolean },
+): void {
+  for (const row of database.grants.values()) {
+    if (row.state !== 'active' || row.owner === null || !isRunning(row.owner)) continue
+    const dueMs = Math.max(row.leaseUntil?.getTime() ?? 0, row.nextRetryAt?.getTime() ?? 0)
+    if (nowMs - dueMs < REPORT_MS) continue
+    if (row.phase === 'armed') {
+      witness.violate('rest', `${row.owner} does not come back to the grant of ${row.user}`)
+    } else if (isLostUnseen(witness, server, row)) {
+      witness.violate('report', `the loss of ${row.user} waits for somebody to ask`)
+    }
+  }
+}
+
+function isLostUnseen(witness: Witness, server: SimulatedServer, row: GrantRow): boolean {
+  const family = witness.logins.get(row.user)?.family
+  if (family === undefined || row.refreshTokenSealed === null) return false
+  if (server.accepts(secretOf(row.refreshTokenSealed))) return false
+  return witness.excuses.get(family)?.has('successor_lost') === true
 }
 
 function judgeGrant(

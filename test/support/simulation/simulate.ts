@@ -12,7 +12,7 @@ import { createFaults, drawProfile, type Profile } from './faults.ts'
 import { EPOCH_MS, type Life, startLife } from './life.ts'
 import { createRandom } from './random.ts'
 import { type Replica, startReplica } from './replica.ts'
-import { judgeAtRest } from './rest.ts'
+import { judgeAtRest, judgeUnasked } from './rest.ts'
 import { createScheduler } from './scheduler.ts'
 import { createWitness } from './witness.ts'
 
@@ -336,6 +336,8 @@ export async function simulate(seed: number, options: SimulationOptions = {}): P
     if (!violated()) cease()
     await scheduler.run({ untilMs: nowMs() + CALM_MS, done: violated })
     const sinceMs = EPOCH_MS + nowMs()
+    const isRunning = (name: string) => replicas.get(name)?.life.dead === false
+    if (!violated()) judgeUnasked(witness, database, server, { nowMs: sinceMs, isRunning })
     for (const user of users) if (!violated()) await askUntilAnswered(user, sinceMs)
     // The last words: a disarm, a revocation, the verdict.
     await scheduler.run({ untilMs: nowMs() + CALM_MS, done: violated })
