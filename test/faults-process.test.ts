@@ -54,7 +54,7 @@ async function killInRequest(fleet: Fleet, owner: Replica, users: readonly strin
 
 t.test('an owner that was killed comes back, or its lease ends', async (t) => {
   const { fleet, owner, other } = await setPair(t)
-  await fleet.connect(['paused', 'again', 'over', 'ahead', 'slow'])
+  await fleet.connect(['paused', 'again', 'over', 'ahead', 'slow', 'unread', 'unheard'])
 
   await t.test('an answer that came while the owner was paused is kept', async (t) => {
     const gate = Promise.withResolvers<void>()
@@ -146,6 +146,38 @@ t.test('an owner that was killed comes back, or its lease ends', async (t) => {
     const tookMs = await askUntilServed(other, 'again', RESTART_LIMIT_MS)
     t.ok(tookMs < RESTART_LIMIT_MS)
     await expectIntact(t, fleet)
+  })
+
+  await t.test('a restarted owner settles by itself what nobody asks about', async (t) => {
+    const gate = Promise.withResolvers<void>()
+    fleet.lookAlike.faults.push({
+      endpoint: 'token',
+      kind: 'delay',
+      when: 'after',
+      until: gate.promise,
+    })
+    await owner.kill('SIGTERM')
+    await owner.start(LONG_LEASE)
+    await fleet.expire(['unread', 'unheard'])
+    const before = fleet.refreshes().length
+    const waiting = owner.token('unheard')
+    await arrived(fleet, before + 1)
+    await killInRequest(fleet, owner, ['unread'])
+    gate.resolve()
+    await waiting
+    await owner.start()
+    await until(
+      async () => (await fleet.row('unread')).generation === 2,
+      RESTART_LIMIT_MS,
+      'the refresh that the server never read',
+    )
+    await until(
+      async () => (await fleet.row('unheard')).state === 'reauthentication_required',
+      RESTART_LIMIT_MS,
+      'the report of the answer that nobody heard',
+    )
+    t.equal((await fleet.row('unheard')).reason, 'rotation_lost')
+    t.strictSame(await fleet.lost(), ['unheard'])
   })
 })
 
