@@ -2,9 +2,17 @@
 // (RFC 6901) and no value in any message, because a key may have been pasted where its hash belongs.
 // Of a key the file holds the SHA-256 alone. Who presents one is checked in callers.ts.
 
+import { type JwtEntry, mayBothMatch, readJwtEntries } from './caller-jwt-entry.ts'
 import { isCallPattern, isUserPattern } from './caller-patterns.ts'
+import { readList, readMembers, readText } from './strict-json.ts'
 
-const RIGHTS = ['token:read', 'proxy:call', 'grant:read', 'grant:manage', 'ops:read'] as const
+export const RIGHTS = [
+  'token:read',
+  'proxy:call',
+  'grant:read',
+  'grant:manage',
+  'ops:read',
+] as const
 export type Right = (typeof RIGHTS)[number]
 
 /** A service that may call, without its credentials. */
@@ -26,6 +34,7 @@ export interface ApiKey {
 
 export interface CallerEntry extends Caller {
   apiKeys: readonly ApiKey[]
+  jwts: readonly JwtEntry[]
 }
 
 /** A callers file that cannot be used: every problem, each with its place. */
@@ -41,8 +50,6 @@ export class CallersFileError extends Error {
 
 /** A thousand callers with a few hundred bytes each fit in several times over. */
 const FILE_BYTES_MAX = 1024 * 1024
-/** Entries of any list in the file. */
-const LIST_MAX = 1000
 /** The key in use and its successor. */
 const ACTIVE_KEYS_MAX = 2
 
@@ -88,11 +95,13 @@ function readCaller(value: unknown, pointer: string, problems: string[]): Caller
   const members = readMembers(
     value,
     pointer,
-    { required: ['name', 'api_keys', 'rights', 'users'], optional: ['proxy_allow', 'jwt'] },
+    { required: ['name', 'rights', 'users'], optional: ['api_keys', 'jwt', 'proxy_allow'] },
     problems,
   )
-  if (members['jwt'] !== undefined) {
-    problems.push(`${pointer}/jwt is not supported: this version takes api_keys only.`)
+  if (members === value && members['api_keys'] === undefined && members['jwt'] === undefined) {
+    problems.push(
+      `${pointer} must have api_keys or jwt. A caller without a credential is taken out.`,
+    )
   }
   const texts = (name: string, fits: (text: string) => boolean, what: string): string[] =>
     readList(
@@ -103,7 +112,7 @@ function readCaller(value: unknown, pointer: string, problems: string[]): Caller
     )
   const apiKeys = readList(members['api_keys'], `${pointer}/api_keys`, readApiKey, problems)
   if (Array.isArray(members['api_keys']) && members['api_keys'].length === 0) {
-    problems.push(`${pointer}/api_keys must have a key. A caller without one is taken out.`)
+    problems.push(`${pointer}/api_keys must have a key, or be left out.`)
   }
   return {
     name: readText(members['name'], `${pointer}/name`, matches(NAME), NAME_FORM, problems),
@@ -118,6 +127,7 @@ function readCaller(value: unknown, pointer: string, problems: string[]): Caller
             'a method and a path, such as GET /file/v1/**, with ** at the end only',
           ),
     apiKeys,
+    jwts: readJwtEntries(members['jwt'], `${pointer}/jwt`, problems),
   }
 }
 
@@ -150,7 +160,7 @@ function isInstant(text: string): boolean {
   return INSTANT.test(text) && !Number.isNaN(Date.parse(text))
 }
 
-/** Two entries under one name, or two keys under one id, would leave to chance which of them counts. */
+/** Two entries under one name, two keys under one id, or a token of two callers would leave to chance which one counts. */
 function refuseTwins(entries: readonly CallerEntry[], problems: string[]): void {
   const names = new Set<string>()
   const ids = new Set<string>()
@@ -168,58 +178,22 @@ function refuseTwins(entries: readonly CallerEntry[], problems: string[]): void 
       ids.add(id)
     }
   }
+  refuseAmbiguousJwts(entries, problems)
 }
 
-// ── Strict reading of JSON values. What is missing has been told by `readMembers` and is passed over after it. ──
-
-type Members = Readonly<Record<string, unknown>>
-
-function readMembers(
-  value: unknown,
-  pointer: string,
-  names: { required: readonly string[]; optional?: readonly string[] },
-  problems: string[],
-): Members {
-  const { required, optional = [] } = names
-  if (typeof value !== 'object' || value === null || Array.isArray(value)) {
-    problems.push(`${pointer || 'The file'} must be a JSON object.`)
-    return {}
+function refuseAmbiguousJwts(entries: readonly CallerEntry[], problems: string[]): void {
+  const earlier: Array<{ name: string; jwt: JwtEntry; pointer: string }> = []
+  for (const [index, { name, jwts }] of entries.entries()) {
+    for (const [jwtIndex, jwt] of jwts.entries()) {
+      const pointer = `/callers/${index}/jwt/${jwtIndex}`
+      // Within one caller it does not matter which of its entries a token matches.
+      const twin = earlier.find((one) => one.name !== name && mayBothMatch(one.jwt, jwt))
+      if (twin !== undefined && jwt.issuer !== '') {
+        problems.push(
+          `${pointer} must not match tokens that ${twin.pointer} matches: let both name a subject, or one claim with different values.`,
+        )
+      }
+      earlier.push({ name, jwt, pointer })
+    }
   }
-  // The unknown name is not told: it may be anything, a key among it.
-  const known = [...required, ...optional]
-  if (Object.keys(value).some((name) => !known.includes(name))) {
-    problems.push(`${pointer || 'The file'} must have no members but ${known.join(', ')}.`)
-  }
-  for (const name of required) {
-    if (!Object.hasOwn(value, name)) problems.push(`${pointer}/${name} is required.`)
-  }
-  return value as Members
-}
-
-function readList<T>(
-  value: unknown,
-  pointer: string,
-  readEntry: (entry: unknown, pointer: string, problems: string[]) => T,
-  problems: string[],
-): T[] {
-  if (value === undefined) return []
-  if (!Array.isArray(value) || value.length > LIST_MAX) {
-    problems.push(`${pointer} must be a list of at most ${LIST_MAX} entries.`)
-    return []
-  }
-  return value.map((entry: unknown, index) => readEntry(entry, `${pointer}/${index}`, problems))
-}
-
-/** Returns the text, or the empty one when it is missing or does not fit. */
-function readText(
-  value: unknown,
-  pointer: string,
-  fits: (text: string) => boolean,
-  what: string,
-  problems: string[],
-): string {
-  if (value === undefined) return ''
-  if (typeof value === 'string' && fits(value)) return value
-  problems.push(`${pointer} must be ${what}.`)
-  return ''
 }

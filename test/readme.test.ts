@@ -165,7 +165,15 @@ t.test(
         readFileSync(join(ROOT, name), 'utf8').split(/[^A-Za-z0-9_]+/),
       ),
       // Of CALLERS_FILE, of PostgreSQL, of the log.
-      ...['proxy_allow', 'pg_upgrade', '_FILE', 'grant_expiring'],
+      ...[
+        'proxy_allow',
+        'ca_file',
+        'token_file',
+        'jwks_file',
+        'pg_upgrade',
+        '_FILE',
+        'grant_expiring',
+      ],
     ]
     const words = named.filter((text) => /^[A-Za-z]*_\w+$/.test(text))
     t.ok(words.length > 20)
@@ -184,12 +192,13 @@ t.test('the causes of death that are explained are those that there are', (t) =>
 })
 
 t.test('the JSON of README.md is what the broker reads and says', (t) => {
-  const [problem, callers] = blocksOf('json').map((text) => JSON.parse(text) as unknown)
+  const [problem, callers, jwtCallers] = blocksOf('json').map((text) => JSON.parse(text) as unknown)
   const { code, status, title, type } = problem as Record<string, string | number>
   t.match(PROBLEM_KINDS[code as ProblemCode], { status, title })
   t.equal(type, `/problems/${code}`)
   const text = JSON.stringify(callers).replace('<64 hex digits>', 'ab'.repeat(32))
   t.equal(parseCallers(text).length, 1)
+  t.equal(parseCallers(JSON.stringify(jwtCallers)).length, 2)
   t.end()
 })
 

@@ -2,6 +2,7 @@
 // Only the Authorization header counts. A user that the caller may not see is answered as one that has no grant.
 
 import type { FastifyReply, FastifyRequest, HookHandlerDoneFunction } from 'fastify'
+import { refusalReason } from '../caller-jwt.ts'
 import type { Caller, Callers, Right } from '../callers.ts'
 import { BrokerError, grantNotFound } from '../errors.ts'
 import type { UserKey } from '../grant.ts'
@@ -18,20 +19,47 @@ export interface CallerAuth {
 
 /**
  * Authenticates the caller and checks its right, before anything of the body is read. A refusal is on record.
- * @throws BrokerError `caller_unauthenticated`, `caller_forbidden`
+ * At once for an API key: a promise for each request is dear on the way to a token.
+ * @throws BrokerError `caller_unauthenticated`, `caller_forbidden`, `temporarily_unavailable`
  */
-export function authenticateCaller(
-  { callers, ports }: CallerAuth,
+function authenticateCaller(
+  auth: CallerAuth,
   request: FastifyRequest,
   right: Right,
-): Caller {
-  let caller: Caller
+): Caller | Promise<Caller> {
+  let caller: Caller | Promise<Caller>
   try {
-    caller = callers.authenticate(request.headers.authorization)
+    caller = auth.callers.authenticate(request.headers.authorization)
   } catch (error) {
-    ports.log.warn('caller_unauthenticated', { requestId: request.id, address: request.ip })
-    throw error
+    throw noteRefusal(auth, request, error)
   }
+  if (!(caller instanceof Promise)) return requireRightOf(auth, request, caller, right)
+  return caller.then(
+    (verified) => requireRightOf(auth, request, verified, right),
+    (error: unknown) => {
+      throw noteRefusal(auth, request, error)
+    },
+  )
+}
+
+function noteRefusal({ ports }: CallerAuth, request: FastifyRequest, error: unknown): unknown {
+  if (error instanceof BrokerError && error.code === 'caller_unauthenticated') {
+    const reason = refusalReason(error.cause)
+    ports.log.warn('caller_unauthenticated', {
+      requestId: request.id,
+      address: request.ip,
+      ...(reason === undefined ? {} : { reason }),
+    })
+  }
+  return error
+}
+
+function requireRightOf(
+  { callers, ports }: CallerAuth,
+  request: FastifyRequest,
+  caller: Caller,
+  right: Right,
+): Caller {
   if (callers.mayUse(caller, right)) return caller
   ports.log.warn('caller_forbidden', {
     requestId: request.id,
@@ -69,18 +97,41 @@ async function refuseInvisibleUser(
 }
 
 /**
+ * Hook of a route that names no user in its path: the caller needs the right. A callback, because a promise for each hook
+ * of each request is dear on the way to a token; `begun` is called with the caller in place.
+ */
+export function requireRight(
+  auth: CallerAuth,
+  right: Right,
+  begun: (request: FastifyRequest) => void = () => undefined,
+) {
+  return {
+    onRequest(
+      request: FastifyRequest,
+      reply: FastifyReply,
+      done: HookHandlerDoneFunction,
+    ): Promise<void> | undefined {
+      reply.header('cache-control', 'no-store')
+      const begin = (caller: Caller): void => {
+        request.setDecorator(CALLER, caller)
+        begun(request)
+      }
+      const caller = authenticateCaller(auth, request, right)
+      if (caller instanceof Promise) return caller.then(begin)
+      begin(caller)
+      done()
+      return undefined
+    },
+  }
+}
+
+/**
  * Hooks of a route under `/v1/users/{user}`: the caller needs the right, and to see the user.
  * Visibility comes after the schemas, so that a malformed request is answered alike for every user.
- * Callbacks, because a promise for each hook of each request is dear on the way to a token.
  */
 export function requireCaller(auth: CallerAuth, right: Right) {
   return {
-    onRequest(request: FastifyRequest, reply: FastifyReply, done: HookHandlerDoneFunction): void {
-      reply.header('cache-control', 'no-store')
-      request.setDecorator(CALLER, authenticateCaller(auth, request, right))
-      readUserKey(request)
-      done()
-    },
+    ...requireRight(auth, right, readUserKey),
     preHandler(
       request: FastifyRequest,
       _reply: FastifyReply,
@@ -96,16 +147,6 @@ export function requireCaller(auth: CallerAuth, right: Right) {
   }
 }
 
-/** Hook of a route that names no user: the caller needs the right, and the route shows what it may see. */
-export function requireRight(auth: CallerAuth, right: Right) {
-  return {
-    async onRequest(request: FastifyRequest, reply: FastifyReply): Promise<void> {
-      reply.header('cache-control', 'no-store')
-      request.setDecorator(CALLER, authenticateCaller(auth, request, right))
-    },
-  }
-}
-
 /**
  * Decides about a proxied call: right, user key, the caller's list of paths, and last visibility.
  * @throws BrokerError `caller_unauthenticated`, `caller_forbidden`, `request_invalid`, `grant_not_found`
@@ -115,7 +156,7 @@ export async function authorizeProxiedCall(
   request: FastifyRequest,
   call: { method: string; path: string },
 ): Promise<{ caller: Caller; user: UserKey }> {
-  const caller = authenticateCaller(auth, request, 'proxy:call')
+  const caller = await authenticateCaller(auth, request, 'proxy:call')
   const user = readUserKey(request)
   requireAllowedCall(auth, request, caller, call)
   await requireVisibleUser(auth, request, caller, user)
@@ -142,7 +183,7 @@ export function requireAllowedCall(
   throw new BrokerError('caller_forbidden', 'This caller may not make this call to Pagero.')
 }
 
-/** The caller that {@link requireCaller} has authenticated. */
+/** The caller that {@link requireCaller} or {@link requireRight} has authenticated. */
 export function callerOf(request: FastifyRequest): Caller {
   return request.getDecorator<Caller>(CALLER)
 }

@@ -2,7 +2,7 @@
 // The gateway authenticates itself by its API key and names the user that it has authenticated; no other header says who
 // calls. The answers are 200, 401, 403 and 503 alone, because gateways understand no others.
 
-import type { FastifyError, FastifyReply, FastifyRequest, HookHandlerDoneFunction } from 'fastify'
+import type { FastifyError, FastifyReply, FastifyRequest } from 'fastify'
 import Type from 'typebox'
 import type { AccessTokens } from '../access-token.ts'
 import type { Caller } from '../callers.ts'
@@ -12,14 +12,14 @@ import type { Log } from '../ports.ts'
 import { readForwardTarget } from '../request-target.ts'
 import { type App, noteFailure } from './app.ts'
 import {
-  authenticateCaller,
-  CALLER,
   type CallerAuth,
   callerOf,
   requireAllowedCall,
+  requireRight,
   requireVisibleUser,
 } from './caller-auth.ts'
 import type { HandOutLog } from './hand-out-log.ts'
+import { CALLER_SECURITY } from './openapi.ts'
 import { asBrokerError, problemResponses } from './problem.ts'
 import { sendProblem } from './problem-answers.ts'
 import { METHODS } from './proxy-routes.ts'
@@ -94,15 +94,7 @@ export interface ForwardAuthParts {
 export function registerForwardAuthRoutes(app: App, parts: ForwardAuthParts): void {
   const { auth, log } = parts
 
-  const onRequest = (
-    request: FastifyRequest,
-    reply: FastifyReply,
-    done: HookHandlerDoneFunction,
-  ): void => {
-    reply.header('cache-control', 'no-store')
-    request.setDecorator(CALLER, authenticateCaller(auth, request, 'proxy:call'))
-    done()
-  }
+  const { onRequest } = requireRight(auth, 'proxy:call')
   const errorHandler = (
     error: FastifyError | BrokerError,
     request: FastifyRequest,
@@ -114,7 +106,7 @@ export function registerForwardAuthRoutes(app: App, parts: ForwardAuthParts): vo
   }
   const shared = {
     tags: ['proxy'],
-    security: [{ apiKey: [] }],
+    security: CALLER_SECURITY,
     response: { 200: ANSWER, ...problemResponses('gateway', PROBLEMS) },
   }
 

@@ -8,7 +8,7 @@ import type { Ports } from '../ports.ts'
 import type { App } from './app.ts'
 import { type CallerAuth, callerOf, requireRight } from './caller-auth.ts'
 import { EXAMPLE_GRANT, grantBody, GrantList } from './grant-schemas.ts'
-import { jsonAnswer } from './openapi.ts'
+import { CALLER_SECURITY, jsonAnswer } from './openapi.ts'
 import { problemResponses } from './problem.ts'
 
 const PAGE_SIZE = 100
@@ -34,7 +34,7 @@ export function registerGrantListRoute(
         description:
           'Grants in the order of their user keys, of the users that this caller may see. `expires_within` finds those whose earlier expiry lies within the duration, or is past.',
         tags: ['grants'],
-        security: [{ apiKey: [] }],
+        security: CALLER_SECURITY,
         querystring: Type.Object(
           {
             state: Type.Optional(

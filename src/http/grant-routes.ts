@@ -18,7 +18,7 @@ import {
   RefreshAttempt,
   RefreshAttemptList,
 } from './grant-schemas.ts'
-import { jsonAnswer } from './openapi.ts'
+import { CALLER_SECURITY, jsonAnswer } from './openapi.ts'
 import { problemResponses } from './problem.ts'
 import { readUserKey, UserParameters } from './user-parameter.ts'
 
@@ -55,7 +55,7 @@ export function registerGrantRoutes(app: App, parts: GrantRouteParts): void {
         description:
           'State and dates of the grant. A disconnected one is shown with the state `revoked` until the user logs in again.',
         tags: ['grants'],
-        security: [{ apiKey: [] }],
+        security: CALLER_SECURITY,
         params: UserParameters,
         response: {
           200: jsonAnswer({ description: 'The grant.', schema: 'Grant', example: EXAMPLE_GRANT }),
@@ -80,7 +80,7 @@ export function registerGrantRoutes(app: App, parts: GrantRouteParts): void {
         description:
           'Closes the grant at once, ends the sessions of the user, and has the refresh token revoked at Pagero in the background, for as long as that takes. A second call answers 404.',
         tags: ['grants'],
-        security: [{ apiKey: [] }],
+        security: CALLER_SECURITY,
         params: UserParameters,
         response: { 204: { description: 'Disconnected.', type: 'null' }, ...problems },
       },
@@ -109,7 +109,7 @@ export function registerGrantRoutes(app: App, parts: GrantRouteParts): void {
         description:
           'Ends every browser session of the user; on every replica within a second. The grant stays: whoever logs in again finds it as it was.',
         tags: ['grants'],
-        security: [{ apiKey: [] }],
+        security: CALLER_SECURITY,
         params: UserParameters,
         response: { 204: { description: 'Ended.', type: 'null' }, ...problems },
       },
@@ -137,7 +137,7 @@ export function registerGrantRoutes(app: App, parts: GrantRouteParts): void {
         description:
           'Every presentation of a refresh token of this user, newest first. Each was written down before Pagero was called.',
         tags: ['grants'],
-        security: [{ apiKey: [] }],
+        security: CALLER_SECURITY,
         params: UserParameters,
         querystring: Type.Object(
           {

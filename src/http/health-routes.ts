@@ -12,6 +12,9 @@ const CHECK_TIMEOUT_MS = 2_000
 /** Resolves to what is wrong, in a few words without names of hosts or paths; undefined when all is well. */
 export type Check = () => Promise<string | undefined>
 
+/** What leaves the process ready and should be mended all the same, by name, in words like those of a check. */
+export type Warnings = () => Readonly<Record<string, string>>
+
 const Liveness = Type.Object({ status: Type.Enum(['ok'], { type: 'string' }) }, { $id: 'Liveness' })
 
 const Readiness = Type.Object(
@@ -20,6 +23,11 @@ const Readiness = Type.Object(
     checks: Type.Record(Type.String(), Type.String(), {
       description: 'Each check by name: `ok`, or what is wrong.',
     }),
+    warnings: Type.Optional(
+      Type.Record(Type.String(), Type.String(), {
+        description: 'What an operator should mend, although requests may be sent here.',
+      }),
+    ),
   },
   { $id: 'Readiness' },
 )
@@ -54,8 +62,13 @@ export function registerLivenessRoute(app: App): void {
 /** `GET /livez` and `GET /readyz`. The checks run at the same time, two seconds each at most. */
 export function registerHealthRoutes(
   app: App,
-  { clock, checks }: { clock: Pick<Clock, 'sleep'>; checks: Readonly<Record<string, Check>> },
+  parts: {
+    clock: Pick<Clock, 'sleep'>
+    checks: Readonly<Record<string, Check>>
+    warnings: Warnings
+  },
 ): void {
+  const { clock, checks } = parts
   registerLivenessRoute(app)
   app.addSchema(Readiness)
   app.get(
@@ -70,9 +83,15 @@ export function registerHealthRoutes(
         security: [],
         response: {
           200: jsonAnswer({
-            description: 'Ready.',
+            description: 'Ready. With `warnings`, the broker goes on with what it knew before.',
             schema: 'Readiness',
-            example: { status: 'ok', checks: HEALTHY },
+            example: {
+              status: 'ok',
+              checks: HEALTHY,
+              warnings: {
+                callers_file: 'the last good one is in force: The file is not valid JSON.',
+              },
+            },
           }),
           503: jsonAnswer({
             description: 'Not ready; `checks` says why.',
@@ -88,11 +107,16 @@ export function registerHealthRoutes(
           async ([name, check]) => [name, await runCheck(clock, check)] as const,
         ),
       )
+      const warnings = parts.warnings()
       const ready = results.every(([, result]) => result === 'ok')
       return reply
         .code(ready ? 200 : 503)
         .header('cache-control', 'no-store')
-        .send({ status: ready ? 'ok' : 'unready', checks: Object.fromEntries(results) })
+        .send({
+          status: ready ? 'ok' : 'unready',
+          checks: Object.fromEntries(results),
+          ...(Object.keys(warnings).length === 0 ? {} : { warnings }),
+        })
     },
   )
 }

@@ -8,7 +8,7 @@ import type { Log } from '../ports.ts'
 import type { App } from './app.ts'
 import { type CallerAuth, callerOf, requireCaller } from './caller-auth.ts'
 import { EXAMPLE_GRANT, grantBody } from './grant-schemas.ts'
-import { jsonAnswer } from './openapi.ts'
+import { CALLER_SECURITY, jsonAnswer } from './openapi.ts'
 import { problemResponses } from './problem.ts'
 import { readUserKey, UserParameters } from './user-parameter.ts'
 
@@ -27,7 +27,7 @@ export function registerImportRoute(
         description:
           'Proves the refresh token by one refresh, and only then makes it the grant of this user; an older grant is then revoked. The token that you send is spent by it: the other system must not use it any more. Sending the same request again is safe and tells how the first one ended.',
         tags: ['grants'],
-        security: [{ apiKey: [] }],
+        security: CALLER_SECURITY,
         params: UserParameters,
         body: Type.Object(
           {

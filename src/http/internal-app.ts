@@ -16,7 +16,7 @@ import { registerGrantRoutes } from './grant-routes.ts'
 import { createHandOutLog } from './hand-out-log.ts'
 import { type Check, registerHealthRoutes } from './health-routes.ts'
 import { registerImportRoute } from './import-route.ts'
-import { openApiDocument, registerOpenApi } from './openapi.ts'
+import { CALLER_SECURITY, openApiDocument, registerOpenApi } from './openapi.ts'
 import { registerProxyRoutes } from './proxy-routes.ts'
 import { registerTokenRoutes } from './token-routes.ts'
 
@@ -67,7 +67,7 @@ export function buildInternalApp(parts: InternalParts): Promise<App> {
         accessTokens,
         forwarder,
         log: ports.log,
-        security: [{ apiKey: [] }],
+        security: CALLER_SECURITY,
         async authorize(request, call) {
           const { caller, user } = await authorizeProxiedCall(auth, request, call)
           ports.log.info('call_admitted', {
@@ -81,7 +81,11 @@ export function buildInternalApp(parts: InternalParts): Promise<App> {
       })
       registerGrantListRoute(app, { auth, ports })
       registerImportRoute(app, { auth, importer: parts.importer, log: ports.log })
-      registerHealthRoutes(app, { clock: ports.clock, checks: parts.checks })
+      registerHealthRoutes(app, {
+        clock: ports.clock,
+        checks: parts.checks,
+        warnings: () => callers.warnings(),
+      })
       await registerDocsRoutes(app, {
         document: () =>
           openApiDocument({

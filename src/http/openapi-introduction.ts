@@ -10,7 +10,7 @@ services and pages what they need. No token ever reaches a browser.
 
 | listener | for | who calls is known by | paths |
 | --- | --- | --- | --- |
-| internal (port 3001) | backend services | API key | \`/v1/…\`, probes, this documentation |
+| internal (port 3001) | backend services | API key or JWT | \`/v1/…\`, probes, this documentation |
 | public (port 3000) | browsers | session cookie | \`/auth/…\`, \`/api/…\`, the login callback |
 
 Neither serves a path of the other. Keep the internal one in a private network.
@@ -39,8 +39,8 @@ send the call to the broker.
 
 ## Authentication
 
-**Internal listener.** \`Authorization: Bearer pgb_<id>_<secret>\`, and nothing else: a key in a query, a body or a
-cookie does not count. The operator gives each caller its *rights*, and the *users* it may see:
+**Internal listener.** \`Authorization: Bearer pgb_<id>_<secret>\`, or a JWT of an issuer that the operator has listed in its
+place, and nothing else: a credential in a query, a body or a cookie does not count. The operator gives each caller its *rights*, and the *users* it may see:
 
 | right | allows |
 | --- | --- |

@@ -32,6 +32,13 @@ const SECURITY_SCHEMES = {
       description:
         'API key of a calling service, made by the operator. Only the Authorization header counts.',
     },
+    jwt: {
+      type: 'http',
+      scheme: 'bearer',
+      bearerFormat: 'JWT',
+      description:
+        'Instead of an API key: a JWT of an issuer that the operator has listed, such as a service-account token of Kubernetes, or an access token from client credentials. With `exp` and `iat`, a day apart at most.',
+    },
   },
   public: {
     session: {
@@ -78,6 +85,9 @@ export interface OpenApiDocument {
     responses?: Record<string, unknown>
   }
 }
+
+/** Either credential of a calling service will do. */
+export const CALLER_SECURITY = [{ apiKey: [] }, { jwt: [] }]
 
 /** A body of these has no meaning (RFC 9110 section 9.3). */
 const BODILESS: ReadonlySet<string> = new Set(['get', 'head', 'delete'])

@@ -5,6 +5,7 @@ import { type IncomingMessage, type ServerResponse, STATUS_CODES } from 'node:ht
 import type { Socket } from 'node:net'
 import type { FastifyReply, FastifyRequest } from 'fastify'
 import { endAnswer, LINGER_MS } from '../forward-answer.ts'
+import { BrokerError } from '../errors.ts'
 import { hasBody } from '../forward-upload.ts'
 import { type Audience, problemDocument } from './problem.ts'
 
@@ -66,9 +67,14 @@ export function answerOnSocket(socket: Socket, problem: Problem): void {
   socket.on('close', () => clearTimeout(timer))
 }
 
-/** Challenge that goes with a 401 of ours (RFC 9110 section 11.6.1). That of a gateway is passed on to its client. */
-function challengeFor(listener: Audience): string {
-  return listener === 'internal' ? 'Bearer realm="pagero-token-broker"' : 'Session'
+/**
+ * Challenge that goes with a 401 of ours (RFC 9110 section 11.6.1). That of a gateway is passed on to its client. Who sent
+ * no credential is told no error (RFC 6750 section 3.1).
+ */
+function challengeFor({ listener, error }: Pick<Problem, 'listener' | 'error'>): string {
+  if (listener !== 'internal') return 'Session'
+  const refused = error instanceof BrokerError && error.extensions.credentialRefused === true
+  return `Bearer realm="pagero-token-broker"${refused ? ', error="invalid_token"' : ''}`
 }
 
 function renderProblem(problem: Problem): { status: number; fields: Fields; body: string } {
@@ -81,7 +87,7 @@ function renderProblem(problem: Problem): { status: number; fields: Fields; body
   if (retryAfterSeconds !== undefined) fields['retry-after'] = String(retryAfterSeconds)
   // A challenge of ours would ask for a credential that was good; it was Pagero's API that refused.
   if (status === 401 && document['code'] !== 'upstream_refused') {
-    fields['www-authenticate'] = challengeFor(problem.listener)
+    fields['www-authenticate'] = challengeFor(problem)
   }
   return { status, fields, body: JSON.stringify(document) }
 }

@@ -67,7 +67,7 @@ export const PROBLEM_KINDS: Readonly<Record<ProblemCode, ProblemKind>> = {
     title: 'Caller not authenticated',
     meaning: 'The request carries no credential, or one that is unknown, expired or malformed.',
     remedy:
-      'Send one Authorization header with a valid API key: Authorization: Bearer pgb_<id>_<secret>.',
+      'Send one Authorization header with a valid API key, Authorization: Bearer pgb_<id>_<secret>, or with a JWT of an issuer that the operator has listed. Why a JWT was refused is in the log of the broker.',
   },
   caller_forbidden: {
     status: 403,

@@ -9,7 +9,7 @@ import { createAccessTokenJson } from './access-token-json.ts'
 import type { App } from './app.ts'
 import { type CallerAuth, callerOf, requireCaller } from './caller-auth.ts'
 import type { HandOutLog } from './hand-out-log.ts'
-import { jsonAnswer } from './openapi.ts'
+import { CALLER_SECURITY, jsonAnswer } from './openapi.ts'
 import { problemResponses } from './problem.ts'
 import { readUserKey, UserParameters } from './user-parameter.ts'
 
@@ -110,7 +110,7 @@ export function registerTokenRoutes(app: App, parts: TokenRouteParts): void {
           'Answers at once while the token is fresh, and renews it otherwise. Callers that ask at the same time share one renewal.\n\n' +
           'Without `min_ttl`, while Pagero is away, a token that still lives is given out until it ends.',
         tags: ['tokens'],
-        security: [{ apiKey: [] }],
+        security: CALLER_SECURITY,
         params: UserParameters,
         querystring: Type.Object(
           {
@@ -150,7 +150,7 @@ export function registerTokenRoutes(app: App, parts: TokenRouteParts): void {
           'For when Pagero answers 401 to a token that should still live. The token is renewed only if the reported one is still the current one; otherwise the newer one is given out at once. ' +
           'At most one forced renewal for a user in 30 seconds: within them, and for an unknown fingerprint, the present token is the answer.',
         tags: ['tokens'],
-        security: [{ apiKey: [] }],
+        security: CALLER_SECURITY,
         params: UserParameters,
         body: RejectedToken,
         response: {
