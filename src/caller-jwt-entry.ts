@@ -38,7 +38,7 @@ const TEXT = /^\P{C}{1,512}$/u
 const PATH = /^[^\0]{1,4096}$/
 
 /** Reads one entry of `jwt`; what is wrong with it is added to `problems`. */
-export function readJwtEntry(value: unknown, pointer: string, problems: string[]): JwtEntry {
+function readJwtEntry(value: unknown, pointer: string, problems: string[]): JwtEntry {
   const members = readMembers(
     value,
     pointer,
