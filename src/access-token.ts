@@ -35,6 +35,11 @@ export interface AccessTokens {
    */
   fresh(user: UserKey, options?: { minTtlSeconds?: number }): Promise<FreshToken>
   /**
+   * Returns what `fresh` would, if that is in memory and nothing is to be done for it; undefined says nothing about the
+   * grant. Never throws.
+   */
+  ready(user: UserKey): FreshToken | undefined
+  /**
    * Compare-and-refresh: refreshes only if the stored token is still the rejected one, at most once in the forced
    * interval; else returns the present one.
    * @throws BrokerError as `fresh`
@@ -104,6 +109,19 @@ export function createAccessTokens(
       if (token === undefined || !useful) throw error
       return answerOf(token)
     }
+  }
+
+  function ready(user: UserKey): FreshToken | undefined {
+    const known = cache.trusted(user)
+    const token = known?.token
+    if (known === undefined || token === undefined) return undefined
+    const leftSeconds = secondsLeft(token)
+    // Within the window of refreshing ahead there is more to decide than fits here.
+    if (leftSeconds <= settings.aheadSeconds || leftSeconds < settings.defaultMinTtlSeconds) {
+      return undefined
+    }
+    noteUse(user, known)
+    return answerOf(token)
   }
 
   async function replaceRejected(user: UserKey, fingerprint: string): Promise<FreshToken> {
@@ -225,7 +243,7 @@ export function createAccessTokens(
     })
   }
 
-  return { fresh, replaceRejected, forget: (user) => cache.forget(user) }
+  return { fresh, ready, replaceRejected, forget: (user) => cache.forget(user) }
 }
 
 function askedTooMuch(halfLifeSeconds: number): BrokerError {

@@ -14,7 +14,7 @@ interface Kept {
   after: string
 }
 
-/** Makes the writer of a listener. It writes the members of the schema `AccessToken`. */
+/** Makes the writer of a listener. It writes the members of the schema `AccessToken`, in ASCII alone. */
 export function createAccessTokenJson(): (token: FreshToken) => string {
   /** By fingerprint; without a text for those that were asked for once so far. */
   const kept = new Map<string, Kept | undefined>()
@@ -41,7 +41,16 @@ function textAround({ accessToken, scope, expiresAt, fingerprint }: FreshToken):
   return {
     scope,
     expiresAtMs: expiresAt.getTime(),
-    before: `{"access_token":${JSON.stringify(accessToken)},"token_type":"Bearer","expires_in":`,
-    after: `,"expires_at":"${end}","scope":${JSON.stringify(scope)},"fingerprint":"${fingerprint}"}`,
+    before: `{"access_token":${quoted(accessToken)},"token_type":"Bearer","expires_in":`,
+    after: `,"expires_at":"${end}","scope":${quoted(scope)},"fingerprint":"${fingerprint}"}`,
   }
+}
+
+/** A JSON string of ASCII alone: so that the characters of an answer are its bytes. */
+function quoted(text: string): string {
+  return JSON.stringify(text).replace(
+    // eslint-disable-next-line no-control-regex
+    /[^\x20-\x7e]/g,
+    (unit) => `\\u${unit.charCodeAt(0).toString(16).padStart(4, '0')}`,
+  )
 }

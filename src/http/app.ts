@@ -1,7 +1,7 @@
 // What both listeners have in common: limits, security headers, problems, 405, the request log.
 // Fastify's own logger and default handlers stay off: they write the URL, and with it the authorization code.
 
-import { createServer } from 'node:http'
+import { createServer, type IncomingMessage, type ServerResponse } from 'node:http'
 import type { TypeBoxTypeProvider } from '@fastify/type-provider-typebox'
 import '@fastify/swagger' // for the members of a route's schema that it adds
 import fastify, { type FastifyError, type FastifyRequest } from 'fastify'
@@ -25,7 +25,7 @@ const REQUESTS_PER_SOCKET_MAX = 1_000
 const PATH_PARAMETER_CHARACTERS_MAX = 1_024
 
 /** On every answer that does not say otherwise. Pages and the docs set a policy of their own. */
-const SECURITY_HEADERS: Readonly<Record<string, string>> = {
+export const SECURITY_HEADERS: Readonly<Record<string, string>> = {
   'content-security-policy':
     "default-src 'none'; base-uri 'none'; frame-ancestors 'none'; form-action 'none'",
   'x-content-type-options': 'nosniff',
@@ -45,6 +45,8 @@ export interface AppSettings {
   requestTimeoutMs: number
   /** Send Strict-Transport-Security: browsers reach the listener over TLS. */
   tls: boolean
+  /** Is given each request before the router is, and answers it or returns false. It leaves no trace in the request log. */
+  answersAtOnce?: (request: IncomingMessage, response: ServerResponse) => boolean
 }
 
 /** The app of one listener, with TypeBox schemas as types. */
@@ -76,6 +78,10 @@ function createBareApp(ports: { clock: Clock; log: Log }, settings: AppSettings)
     : SECURITY_HEADERS
   /** One for each address of the listener. */
   const watched: Connections[] = []
+  const tracesRequests = ports.log.writes?.('debug') ?? true
+  // Where each request is to be traced, and while the listener closes, all go through the router.
+  let { answersAtOnce } = settings
+  if (tracesRequests) answersAtOnce = undefined
   const app = fastify({
     logger: false,
     requestIdHeader: false,
@@ -113,7 +119,12 @@ function createBareApp(ports: { clock: Clock; log: Log }, settings: AppSettings)
       const connections = watchConnections(server)
       watched.push(connections)
       const parts = { listener, headers, connections }
-      server.on('request', refuseBeforeRouting(parts, handler))
+      const refuseOrRoute = refuseBeforeRouting(
+        parts,
+        handler,
+        (request, response) => answersAtOnce?.(request, response) === true,
+      )
+      server.on('request', refuseOrRoute)
       refuseUnrouted(server, parts)
       return server
     },
@@ -122,6 +133,7 @@ function createBareApp(ports: { clock: Clock; log: Log }, settings: AppSettings)
   app.addSchema(ProblemSchema)
 
   app.addHook('preClose', async () => {
+    answersAtOnce = undefined
     for (const connections of watched) connections.close()
   })
 
@@ -139,7 +151,6 @@ function createBareApp(ports: { clock: Clock; log: Log }, settings: AppSettings)
     done()
   })
 
-  const tracesRequests = ports.log.writes?.('debug') ?? true
   app.addHook('onResponse', (request, reply, done) => {
     done()
     if (reply.statusCode < 500 && !tracesRequests) return

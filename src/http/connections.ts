@@ -26,13 +26,19 @@ export interface Connections {
   close(): void
 }
 
-/** Requests whose body must arrive in time, each with the timer that ends its connection. */
-const bounded = new WeakMap<IncomingMessage, NodeJS.Timeout>()
+/** Of a request whose body must arrive in time: the timer that ends its connection. A map of them costs each request more. */
+const BODY_TIMER = Symbol('body timer')
+type BoundedRequest = IncomingMessage & { [BODY_TIMER]?: NodeJS.Timeout | undefined }
 
 /** Leaves the body of a request, however long it takes, to a route that keeps limits of its own. */
-export function leaveBody(request: IncomingMessage): void {
-  clearTimeout(bounded.get(request))
-  bounded.delete(request)
+export function leaveBody(request: BoundedRequest): void {
+  if (request[BODY_TIMER] === undefined) return
+  clearTimeout(request[BODY_TIMER])
+  request[BODY_TIMER] = undefined
+}
+
+function isBounded(request: BoundedRequest): boolean {
+  return request[BODY_TIMER] !== undefined
 }
 
 /** Begins to keep account of the connections of a server. */
@@ -54,7 +60,7 @@ export function watchConnections(server: Server): Connections {
     const responses = underWay.get(socket)
     responses?.delete(this)
     if (closing && responses?.size === 0) socket.destroySoon()
-    else if (bounded.has(request) && !request.complete) boundBody(request, LINGER_MS)
+    else if (isBounded(request) && !request.complete) boundBody(request, LINGER_MS)
     else leaveBody(request)
   }
 
@@ -92,15 +98,14 @@ export function watchConnections(server: Server): Connections {
   }
 }
 
-function boundBody(request: IncomingMessage, timeoutMs: number): void {
+function boundBody(request: BoundedRequest, timeoutMs: number): void {
   leaveBody(request)
-  const timer = setTimeout(() => {
+  request[BODY_TIMER] = setTimeout(() => {
     if (!request.complete) request.socket.destroy()
   }, timeoutMs)
-  bounded.set(request, timer)
 }
 
 /** Its client still owes the broker a part of it, and no answer has begun. */
 function isUnfinished({ req: request, headersSent }: ServerResponse): boolean {
-  return bounded.has(request) && !request.complete && !headersSent
+  return isBounded(request) && !request.complete && !headersSent
 }

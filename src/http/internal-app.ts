@@ -7,7 +7,8 @@ import type { Forwarder } from '../forward.ts'
 import type { Importer } from '../import.ts'
 import type { Ports } from '../ports.ts'
 import type { Revoker } from '../revocation.ts'
-import { type App, buildApp } from './app.ts'
+import { createAccessTokenJson } from './access-token-json.ts'
+import { type App, buildApp, SECURITY_HEADERS } from './app.ts'
 import { authorizeProxiedCall, CALLER, type CallerAuth } from './caller-auth.ts'
 import { registerDocsRoutes } from './docs-routes.ts'
 import { registerForwardAuthRoutes } from './forward-auth-routes.ts'
@@ -18,7 +19,8 @@ import { type Check, registerHealthRoutes } from './health-routes.ts'
 import { registerImportRoute } from './import-route.ts'
 import { CALLER_SECURITY, openApiDocument, registerOpenApi } from './openapi.ts'
 import { registerProxyRoutes } from './proxy-routes.ts'
-import { registerTokenRoutes } from './token-routes.ts'
+import { createReadyTokenAnswers } from './ready-token.ts'
+import { registerTokenRoutes, TOKEN_FIELDS } from './token-routes.ts'
 
 export interface InternalParts {
   ports: Pick<Ports, 'clock' | 'log' | 'sealer' | 'grants' | 'attempts' | 'sessions'>
@@ -44,6 +46,8 @@ export interface InternalParts {
 export function buildInternalApp(parts: InternalParts): Promise<App> {
   const { ports, callers, accessTokens, forwarder, settings } = parts
   const auth: CallerAuth = { callers, ports }
+  const handOuts = createHandOutLog(ports.log)
+  const jsonOf = createAccessTokenJson()
   return buildApp(
     ports,
     {
@@ -51,15 +55,21 @@ export function buildInternalApp(parts: InternalParts): Promise<App> {
       trustedProxies: settings.trustedProxies,
       requestTimeoutMs: settings.requestTimeoutMs,
       tls: false,
+      answersAtOnce: createReadyTokenAnswers({
+        callers,
+        accessTokens,
+        jsonOf,
+        fields: Object.entries({ ...SECURITY_HEADERS, ...TOKEN_FIELDS }).flat(),
+        note: handOuts.note,
+      }),
     },
     async (app) => {
+      app.addHook('onClose', async () => handOuts.close())
       app.decorateRequest(CALLER)
       // Fastify takes text/plain for granted; every body here is JSON.
       app.removeContentTypeParser('text/plain')
       await registerOpenApi(app, 'internal')
-      const handOuts = createHandOutLog(ports.log)
-      app.addHook('onClose', async () => handOuts.close())
-      registerTokenRoutes(app, { auth, accessTokens, handOuts })
+      registerTokenRoutes(app, { auth, accessTokens, jsonOf, handOuts })
       registerForwardAuthRoutes(app, { auth, accessTokens, handOuts, log: ports.log })
       registerGrantRoutes(app, { auth, ports, revoker: parts.revoker, accessTokens })
       registerProxyRoutes(app, {

@@ -23,10 +23,21 @@ export const METHODS: readonly HTTPMethods[] = [
 
 const UUID = /^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$/
 
+const BOOT_ID = randomUUID()
+/** What the ids of one process have in common: random, and marked as a UUID of version 8 (RFC 9562 section 5.8). */
+const REQUEST_ID_PREFIX = `${BOOT_ID.slice(0, 14)}8${BOOT_ID.slice(15, 24)}`
+let requestIds = 0
+
+/** Counts on: a random id for each request costs ten times as much, and nobody need guess these. */
+function newRequestId(): string {
+  requestIds += 1
+  return REQUEST_ID_PREFIX + requestIds.toString(16).padStart(12, '0')
+}
+
 /** The client's own id of a request if it is a UUID, and a new one otherwise. */
 export function requestIdOf(request: IncomingMessage): string {
   const given = request.headers['x-request-id']
-  return typeof given === 'string' && UUID.test(given) ? given : randomUUID()
+  return typeof given === 'string' && UUID.test(given) ? given : newRequestId()
 }
 
 interface RefusalParts {
@@ -36,16 +47,20 @@ interface RefusalParts {
   connections: Pick<Connections, 'begin' | 'isFree'>
 }
 
-/** Returns the listener of a server's requests: those that may be routed go on to `route`, the others are answered. */
+/**
+ * Returns the listener of a server's requests: those that may be routed go on to `route`, unless `answersAtOnce` has
+ * them, the others are answered.
+ */
 export function refuseBeforeRouting(
   parts: RefusalParts,
   route: (request: IncomingMessage, response: ServerResponse) => void,
+  answersAtOnce?: (request: IncomingMessage, response: ServerResponse) => boolean,
 ): (request: IncomingMessage, response: ServerResponse) => void {
   return (request, response) => {
     parts.connections.begin(request, response)
     const refusal = refusalOf(request)
-    if (refusal === undefined) route(request, response)
-    else answerRefusal(parts, request, response, refusal)
+    if (refusal !== undefined) answerRefusal(parts, request, response, refusal)
+    else if (answersAtOnce?.(request, response) !== true) route(request, response)
   }
 }
 
@@ -57,7 +72,7 @@ export function refuseUnrouted(server: Server, parts: RefusalParts): void {
     // Behind an answer that has begun, or is due, a refusal would be read as a part of it, or in its place.
     else if (!connections.isFree(socket)) socket.destroySoon()
     else {
-      const requestId = randomUUID()
+      const requestId = newRequestId()
       answerOnSocket(socket, { listener, requestId, error, fields: { ...headers, ...fields } })
     }
   }

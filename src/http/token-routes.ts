@@ -5,7 +5,6 @@ import type { FastifyReply, FastifyRequest } from 'fastify'
 import Type from 'typebox'
 import type { AccessTokens, FreshToken } from '../access-token.ts'
 import type { ProblemCode } from '../errors.ts'
-import { createAccessTokenJson } from './access-token-json.ts'
 import type { App } from './app.ts'
 import { type CallerAuth, callerOf, requireCaller } from './caller-auth.ts'
 import type { HandOutLog } from './hand-out-log.ts'
@@ -74,14 +73,21 @@ export interface TokenRouteParts {
   auth: CallerAuth
   accessTokens: AccessTokens
   handOuts: Pick<HandOutLog, 'note'>
+  jsonOf: (token: FreshToken) => string
 }
+
+/** Of every answer with a token. Most of them are given before the router is asked: see `ready-token.ts`. */
+export const TOKEN_FIELDS = {
+  'cache-control': 'no-store',
+  pragma: 'no-cache',
+  'content-type': 'application/json; charset=utf-8',
+} as const
 
 /** `GET` and `POST /v1/users/{user}/access-token`; right `token:read`. */
 export function registerTokenRoutes(app: App, parts: TokenRouteParts): void {
-  const { accessTokens, handOuts } = parts
+  const { accessTokens, handOuts, jsonOf } = parts
   const hooks = requireCaller(parts.auth, 'token:read')
   app.addSchema(AccessToken)
-  const jsonOf = createAccessTokenJson()
 
   /** Answers with the token, and leaves on record who was given which. */
   function handOut(request: FastifyRequest, reply: FastifyReply, token: FreshToken): FastifyReply {
@@ -91,10 +97,7 @@ export function registerTokenRoutes(app: App, parts: TokenRouteParts): void {
       user: readUserKey(request),
       fingerprint: token.fingerprint,
     })
-    return reply
-      .header('pragma', 'no-cache')
-      .header('content-type', 'application/json; charset=utf-8')
-      .send(jsonOf(token))
+    return reply.headers(TOKEN_FIELDS).send(jsonOf(token))
   }
 
   app.get(

@@ -1,0 +1,61 @@
+// Most requests of a busy service ask for a token that is in memory. They are answered here, before the router, its hooks
+// and schemas: those cost more than the answer does.
+// A request gets its 200 here, or nothing at all: whatever is not plainly allowed and at hand goes on to the routes, which
+// decide for themselves and say why. So nothing is refused here, and nothing is decided twice in two ways.
+
+import type { IncomingMessage, ServerResponse } from 'node:http'
+import type { AccessTokens, FreshToken } from '../access-token.ts'
+import type { Callers } from '../callers.ts'
+import { parseUserKey, type UserKey } from '../grant.ts'
+import { requestIdOf } from './refusals.ts'
+import type { HandOut } from './hand-out-log.ts'
+
+const PREFIX = '/v1/users/'
+const SUFFIX = '/access-token'
+
+export interface ReadyTokenParts {
+  callers: Pick<Callers, 'authenticate' | 'mayUse' | 'maySee'>
+  accessTokens: Pick<AccessTokens, 'ready'>
+  jsonOf: (token: FreshToken) => string
+  /** Fields of the answer, names and values in turn, but for its length. */
+  fields: readonly string[]
+  note: (handOut: HandOut) => void
+}
+
+/** Returns what answers a request for a token that is ready; it returns false, having done nothing, for any other. */
+export function createReadyTokenAnswers(
+  parts: ReadyTokenParts,
+): (request: IncomingMessage, response: ServerResponse) => boolean {
+  const { callers, accessTokens, jsonOf, fields, note } = parts
+  return (request, response) => {
+    if (request.method !== 'GET') return false
+    const user = userOf(request.url ?? '')
+    if (user === undefined) return false
+    const caller = callerOf(callers, request.headers.authorization)
+    if (caller === undefined || !callers.mayUse(caller, 'token:read')) return false
+    if (!callers.maySee(caller, user)) return false
+    const token = accessTokens.ready(user)
+    if (token === undefined) return false
+    note({ requestId: requestIdOf(request), caller, user, fingerprint: token.fingerprint })
+    const text = jsonOf(token)
+    // Of ASCII alone, so its characters are its bytes.
+    response.writeHead(200, [...fields, 'content-length', String(text.length)])
+    response.end(text, 'latin1')
+    return true
+  }
+}
+
+/** The user of a target that is nothing but the path of a token, with nothing escaped. */
+function userOf(target: string): UserKey | undefined {
+  if (!target.startsWith(PREFIX) || !target.endsWith(SUFFIX)) return undefined
+  return parseUserKey(target.slice(PREFIX.length, -SUFFIX.length))
+}
+
+function callerOf(callers: Pick<Callers, 'authenticate'>, authorization: string | undefined) {
+  try {
+    return callers.authenticate(authorization)
+  } catch {
+    // The route authenticates again, and refuses.
+    return undefined
+  }
+}
