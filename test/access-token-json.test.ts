@@ -26,16 +26,21 @@ function membersOf(token: FreshToken): object {
   }
 }
 
-t.test('the text is what a serializer would write, however odd token and scope are', async (t) => {
-  const jsonOf = createAccessTokenJson()
-  const odd = ['"', '\\', '\n', '\u0000', '\u2028', '</script>', 'å 発行', '\ud83d', '","x":"']
-  for (const [index, text] of ['', ...odd, odd.join('')].entries()) {
-    const token = tokenOf(`token${text}`, text)
-    for (const time of ['first', 'second', 'third']) {
-      t.equal(jsonOf(token), JSON.stringify(membersOf(token)), `text ${index}, ${time} time`)
+t.test(
+  'the text reads back as what was written and is ASCII, however odd token and scope are',
+  async (t) => {
+    const jsonOf = createAccessTokenJson()
+    const odd = ['"', '\\', '\n', '\u0000', '\u2028', '</script>', 'å 発行', '\ud83d', '","x":"']
+    for (const [index, text] of ['', ...odd, odd.join('')].entries()) {
+      const token = tokenOf(`token${text}`, text)
+      for (const time of ['first', 'second', 'third']) {
+        const text = jsonOf(token)
+        t.same(JSON.parse(text), membersOf(token), `text ${index}, ${time} time`)
+        t.match(text, /^[\x20-\x7e]+$/, 'so that its characters are its bytes')
+      }
     }
-  }
-})
+  },
+)
 
 t.test('the seconds that are left are those of each answer', async (t) => {
   const jsonOf = createAccessTokenJson()

@@ -6,7 +6,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import type { Test } from 'tap'
 import { type LookAlikeApi, startApi } from '../../demo/look-alike/api.ts'
-import { createCallers } from '../../src/callers.ts'
+import { type Callers, createCallers } from '../../src/callers.ts'
 import type { Config } from '../../src/config.ts'
 import { createForwarder } from '../../src/forward.ts'
 import type { App } from '../../src/http/app.ts'
@@ -27,6 +27,7 @@ export interface CallerEntry {
 export interface InternalListener {
   scene: Scene
   engine: Engine
+  callers: Callers
   api: LookAlikeApi
   internalApp: App
   publicApp: App
@@ -50,13 +51,18 @@ export async function buildListeners(
   options: {
     callers: Readonly<Record<string, CallerEntry>>
     checks?: Readonly<Record<string, Check>>
+    /** Of the engine. */
     replace?: NonNullable<Parameters<Scene['startEngine']>[0]>['replace']
+    tokenCacheTrustMs?: number
   },
 ): Promise<InternalListener> {
   const scene = await setScene(test)
   const api = await startApi({ isActive: (token) => scene.lookAlike.isActive(token) })
   test.teardown(() => api.stop())
-  const engine = await scene.startEngine({ replace: options.replace ?? {} })
+  const engine = await scene.startEngine({
+    replace: options.replace ?? {},
+    tokenCacheTrustMs: options.tokenCacheTrustMs ?? 0,
+  })
   const { file, credentials } = await writeCallersFile(test, options.callers)
   const callers = await createCallers(file, engine.ports)
   test.teardown(() => callers.close())
@@ -101,7 +107,7 @@ export async function buildListeners(
     await internalApp.close()
     await publicApp.close()
   })
-  return { scene, engine, api, internalApp, publicApp, credentials }
+  return { scene, engine, callers, api, internalApp, publicApp, credentials }
 }
 
 async function writeCallersFile(

@@ -1,0 +1,166 @@
+// The answer before the router. It must be the very answer that the route would give, and there must be none otherwise.
+
+import { createServer, request } from 'node:http'
+import type { AddressInfo } from 'node:net'
+import t, { type Test } from 'tap'
+import { createAccessTokenJson } from '../src/http/access-token-json.ts'
+import type { HandOut } from '../src/http/hand-out-log.ts'
+import { createReadyTokenAnswers } from '../src/http/ready-token.ts'
+import { keepingLog } from './support/engine.ts'
+import { buildListeners, type InternalListener } from './support/internal-listener.ts'
+
+const CALLERS = {
+  reader: { rights: ['token:read'], users: ['acme-*'] },
+  proxy: { rights: ['proxy:call'], users: ['*'] },
+  elsewhere: { rights: ['token:read'], users: ['other-*'] },
+  expired: { rights: ['token:read'], users: ['*'], expiresAt: '2020-01-01T00:00:00Z' },
+} as const
+
+const PATH = '/v1/users/acme-1/access-token'
+
+interface Answer {
+  status: number
+  headers: Record<string, unknown>
+  body: string
+}
+
+/** Sends a request on a connection of its own. */
+function send(
+  port: number,
+  path: string,
+  options: { method?: string; headers?: Readonly<Record<string, string>> },
+): Promise<Answer> {
+  return new Promise((resolve, reject) => {
+    const sent = request({ port, path, agent: false, ...options }, (response) => {
+      let body = ''
+      response.setEncoding('utf8')
+      response.on('data', (chunk: string) => (body += chunk))
+      response.on('end', () =>
+        resolve({ status: response.statusCode ?? 0, headers: response.headers, body }),
+      )
+    })
+    sent.on('error', reject).end()
+  })
+}
+
+/** What two answers must have in common: all but the clock, the connection and the request's own number. */
+function comparable({ status, headers, body }: Answer) {
+  const { date: _date, connection: _connection, 'keep-alive': _keepAlive, ...rest } = headers
+  return {
+    status,
+    headers: rest,
+    body: body
+      .replaceAll(/urn:uuid:[0-9a-f-]{36}/g, 'urn:uuid:-')
+      .replace(/"expires_in":\d+/, '"expires_in":-'),
+  }
+}
+
+async function setUp(t: Test): Promise<InternalListener> {
+  const listeners = await buildListeners(t, {
+    callers: CALLERS,
+    // Where each request is traced, none is answered before the router.
+    replace: { log: { ...keepingLog(), writes: () => false } },
+    tokenCacheTrustMs: 60_000,
+  })
+  const { scene, engine } = listeners
+  await engine.accessTokens.fresh(await scene.connect(engine, 'acme-1'))
+  return listeners
+}
+
+/** A server with nothing but these answers, which says 599 to the others. */
+async function serveAlone(t: Test, { callers, engine }: InternalListener) {
+  const handedOut: HandOut[] = []
+  const answersAtOnce = createReadyTokenAnswers({
+    callers,
+    accessTokens: engine.accessTokens,
+    jsonOf: createAccessTokenJson(),
+    fields: [],
+    note: (handOut) => void handedOut.push(handOut),
+  })
+  const server = createServer((request, response) => {
+    if (!answersAtOnce(request, response)) response.writeHead(599).end()
+  })
+  await new Promise<void>((resolve) => void server.listen(0, '127.0.0.1', resolve))
+  t.teardown(() => void server.close())
+  return { port: (server.address() as AddressInfo).port, handedOut }
+}
+
+t.test('a token in memory is answered before the router, and is on record', async (t) => {
+  const listeners = await setUp(t)
+  const { port, handedOut } = await serveAlone(t, listeners)
+  const headers = listeners.credentials['reader'] ?? {}
+  const { status, body } = await send(port, PATH, { headers })
+  t.equal(status, 200)
+  const { access_token: token, fingerprint } = JSON.parse(body) as Record<string, string>
+  t.match(await listeners.scene.lookAlike.isActive(String(token)), { subject: 'acme-1' })
+  t.match(handedOut, [{ user: 'acme-1', caller: { name: 'reader' }, fingerprint }])
+})
+
+t.test('whatever else is asked, and whoever asks, is left to the routes', async (t) => {
+  const listeners = await setUp(t)
+  const { port, handedOut } = await serveAlone(t, listeners)
+  const { reader, proxy, elsewhere, expired } = listeners.credentials
+  const wrong = { authorization: `${String(reader?.authorization).slice(0, -1)}~` }
+  for (const [what, path, options] of [
+    ['another method', PATH, { method: 'HEAD', headers: reader }],
+    ['a report', PATH, { method: 'POST', headers: reader }],
+    ['a life asked for', `${PATH}?min_ttl=60`, { headers: reader }],
+    ['an empty query', `${PATH}?`, { headers: reader }],
+    ['an escaped user', '/v1/users/acme%2d1/access-token', { headers: reader }],
+    ['a path below', `${PATH}/`, { headers: reader }],
+    ['two users', '/v1/users/acme-1/acme-1/access-token', { headers: reader }],
+    ['no user', '/v1/users//access-token', { headers: reader }],
+    ['no path of a user', '/v1/users/access-token', { headers: reader }],
+    ['a user without a grant', '/v1/users/acme-2/access-token', { headers: reader }],
+    ['no caller', PATH, {}],
+    ['a wrong key', PATH, { headers: wrong }],
+    ['an expired key', PATH, { headers: expired }],
+    ['another right', PATH, { headers: proxy }],
+    ['other users', PATH, { headers: elsewhere }],
+  ] as ReadonlyArray<[string, string, Parameters<typeof send>[2]]>) {
+    t.equal((await send(port, path, options)).status, 599, what)
+  }
+  t.same(handedOut, [], 'and is on no record')
+})
+
+t.test('a token near its end is left to the route, which renews it', async (t) => {
+  const listeners = await setUp(t)
+  const { engine, scene } = listeners
+  const { port } = await serveAlone(t, listeners)
+  const user = await scene.connect(engine, 'acme-3')
+  await scene.database.pool.query(
+    `update grants set access_token_requested_at = access_token_requested_at - interval '485 s',
+       access_token_expires_at = access_token_expires_at - interval '485 s' where user_id = $1`,
+    [user],
+  )
+  await engine.accessTokens.fresh(user)
+  const path = `/v1/users/${user}/access-token`
+  t.equal((await send(port, path, { headers: listeners.credentials['reader'] ?? {} })).status, 599)
+})
+
+t.test('the listener answers before the router as its route does', async (t) => {
+  const { internalApp, credentials } = await setUp(t)
+  await internalApp.listen({ host: '127.0.0.1', port: 0 })
+  const { port } = internalApp.addresses()[0] as AddressInfo
+  const { reader, proxy, elsewhere } = credentials
+  for (const headers of [reader, proxy, elsewhere, {}]) {
+    const routed = await internalApp.inject({ url: PATH, headers: headers ?? {} })
+    t.same(
+      comparable(await send(port, PATH, { headers: headers ?? {} })),
+      comparable({ status: routed.statusCode, headers: routed.headers, body: routed.body }),
+    )
+  }
+})
+
+t.test('a grant that is closed is not served from before the router either', async (t) => {
+  const listeners = await setUp(t)
+  const { engine, internalApp, credentials } = listeners
+  await internalApp.listen({ host: '127.0.0.1', port: 0 })
+  const { port } = internalApp.addresses()[0] as AddressInfo
+  const headers = credentials['reader'] ?? {}
+  t.equal((await send(port, PATH, { headers })).status, 200)
+  engine.accessTokens.forget('acme-1' as Parameters<typeof engine.accessTokens.forget>[0])
+  const { database } = listeners.scene
+  await database.pool.query(`delete from grants where user_id = 'acme-1'`)
+  t.equal((await send(port, PATH, { headers })).status, 404)
+})
