@@ -34,9 +34,9 @@ t.test(
     for (const [index, text] of ['', ...odd, odd.join('')].entries()) {
       const token = tokenOf(`token${text}`, text)
       for (const time of ['first', 'second', 'third']) {
-        const text = jsonOf(token)
-        t.same(JSON.parse(text), membersOf(token), `text ${index}, ${time} time`)
-        t.match(text, /^[\x20-\x7e]+$/, 'so that its characters are its bytes')
+        const json = jsonOf(token)
+        t.same(JSON.parse(json), membersOf(token), `text ${index}, ${time} time`)
+        t.match(json, /^[\x20-\x7e]+$/, 'so that its characters are its bytes')
       }
     }
   },

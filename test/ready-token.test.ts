@@ -77,8 +77,8 @@ async function serveAlone(t: Test, { callers, engine }: InternalListener) {
     fields: [],
     note: (handOut) => void handedOut.push(handOut),
   })
-  const server = createServer((request, response) => {
-    if (!answersAtOnce(request, response)) response.writeHead(599).end()
+  const server = createServer((incoming, response) => {
+    if (!answersAtOnce(incoming, response)) response.writeHead(599).end()
   })
   await new Promise<void>((resolve) => void server.listen(0, '127.0.0.1', resolve))
   t.teardown(() => void server.close())
