@@ -37,6 +37,8 @@ const JWT =
 const NO_DIGEST = Buffer.alloc(32)
 
 export interface Callers {
+  /** Returns the caller if that takes no waiting: for an API key, and for a JWT that was verified a moment ago. Never throws. */
+  recognize(authorizationHeader: string | undefined): Caller | undefined
   /**
    * Returns the caller whose API key or JWT stands in the `Authorization` header: at once for a key, and for a token that
    * was verified a moment ago.
@@ -140,16 +142,24 @@ export async function createCallers(
     }
   }
 
+  function recognize(authorizationHeader: string | undefined): Caller | undefined {
+    if (authorizationHeader === undefined) return undefined
+    const [, key, id = ''] = API_KEY.exec(authorizationHeader) ?? []
+    if (key !== undefined) {
+      const known = loaded.keys.get(id)
+      return isKey(key, known?.apiKey, clock) ? known?.caller : undefined
+    }
+    const [, token] = JWT.exec(authorizationHeader) ?? []
+    return token === undefined ? undefined : loaded.jwts.recall(token)?.caller
+  }
+
   return {
+    recognize,
     authenticate(authorizationHeader) {
-      const [, key, id = ''] = API_KEY.exec(authorizationHeader ?? '') ?? []
-      if (key !== undefined) {
-        const known = loaded.keys.get(id)
-        if (isKey(key, known?.apiKey, clock) && known !== undefined) return known.caller
-        throw invalidKey()
-      }
+      const caller = recognize(authorizationHeader)
+      if (caller !== undefined) return caller
       const [, token] = JWT.exec(authorizationHeader ?? '') ?? []
-      if (token !== undefined) return loaded.jwts.recall(token)?.caller ?? verify(token)
+      if (token !== undefined) return verify(token)
       if (authorizationHeader !== undefined && BEARER.test(authorizationHeader)) throw invalidKey()
       throw new BrokerError(
         'caller_unauthenticated',

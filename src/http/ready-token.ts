@@ -14,7 +14,7 @@ const PREFIX = '/v1/users/'
 const SUFFIX = '/access-token'
 
 export interface ReadyTokenParts {
-  callers: Pick<Callers, 'authenticate' | 'mayUse' | 'maySee'>
+  callers: Pick<Callers, 'recognize' | 'mayUse' | 'maySee'>
   accessTokens: Pick<AccessTokens, 'ready'>
   jsonOf: (token: FreshToken) => string
   /** Fields of the answer, names and values in turn, but for its length. */
@@ -31,7 +31,7 @@ export function createReadyTokenAnswers(
     if (request.method !== 'GET') return false
     const user = userOf(request.url ?? '')
     if (user === undefined) return false
-    const caller = callerOf(callers, request.headers.authorization)
+    const caller = callers.recognize(request.headers.authorization)
     if (caller === undefined || !callers.mayUse(caller, 'token:read')) return false
     if (!callers.maySee(caller, user)) return false
     const token = accessTokens.ready(user)
@@ -49,13 +49,4 @@ export function createReadyTokenAnswers(
 function userOf(target: string): UserKey | undefined {
   if (!target.startsWith(PREFIX) || !target.endsWith(SUFFIX)) return undefined
   return parseUserKey(target.slice(PREFIX.length, -SUFFIX.length))
-}
-
-function callerOf(callers: Pick<Callers, 'authenticate'>, authorization: string | undefined) {
-  try {
-    return callers.authenticate(authorization)
-  } catch {
-    // The route authenticates again, and refuses.
-    return undefined
-  }
 }
