@@ -1,0 +1,79 @@
+// Debian's nginx with a configuration of the test's, where it is installed.
+
+import { type ChildProcess, spawn } from 'node:child_process'
+import { once } from 'node:events'
+import { existsSync } from 'node:fs'
+import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises'
+import { connect } from 'node:net'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { setTimeout as delay } from 'node:timers/promises'
+import type { Test } from 'tap'
+
+const PROGRAM = '/usr/sbin/nginx'
+const START_LIMIT_MS = 20_000
+
+export const hasNginx = existsSync(PROGRAM)
+
+export interface Nginx {
+  /** Everything that it has written to its logs. */
+  logs(): Promise<string>
+}
+
+/** Starts nginx with these directives in its http context; it ends with the test. `port` is one that it listens on. */
+export async function startNginx(
+  test: Test,
+  options: { http: string; port: number },
+): Promise<Nginx> {
+  const directory = await mkdtemp(join(tmpdir(), 'broker-nginx-'))
+  const file = join(directory, 'nginx.conf')
+  const errorLog = join(directory, 'error.log')
+  const temporary = ['client_body', 'proxy', 'fastcgi', 'uwsgi', 'scgi'].map(
+    (kind) => `${kind}_temp_path ${join(directory, kind)};`,
+  )
+  await writeFile(
+    file,
+    [
+      'daemon off;',
+      'worker_processes 1;',
+      `pid ${join(directory, 'nginx.pid')};`,
+      `error_log ${errorLog} info;`,
+      'events { worker_connections 256; }',
+      'http {',
+      ...temporary,
+      options.http,
+      '}',
+      '',
+    ].join('\n'),
+  )
+  let output = ''
+  const child: ChildProcess = spawn(PROGRAM, ['-c', file, '-e', errorLog], {
+    stdio: ['ignore', 'ignore', 'pipe'],
+  })
+  child.stderr?.setEncoding('utf8').on('data', (text: string) => (output += text))
+  const gone = once(child, 'exit')
+  test.teardown(async () => {
+    child.kill('SIGTERM')
+    await gone
+    await rm(directory, { recursive: true, force: true })
+  })
+  const startedAtMs = performance.now()
+  while (!(await listens(options.port))) {
+    if (child.exitCode !== null || performance.now() - startedAtMs > START_LIMIT_MS) {
+      throw new Error(`nginx does not start:\n${output}`)
+    }
+    await delay(20)
+  }
+  return { logs: async () => output + (await readFile(errorLog, 'utf8').catch(() => '')) }
+}
+
+function listens(port: number): Promise<boolean> {
+  return new Promise((resolve) => {
+    const socket = connect(port, '127.0.0.1')
+    socket.once('connect', () => {
+      socket.destroy()
+      resolve(true)
+    })
+    socket.once('error', () => resolve(false))
+  })
+}
