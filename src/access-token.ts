@@ -64,6 +64,9 @@ export type AccessTokenSettings = Pick<
   tokenCacheMax?: number
 }
 
+/** Given to a signal, because the error that it makes otherwise costs more than the rest of it. */
+const DONE = 'done'
+
 /** While refresh-ahead fails, it is tried again this often, however many callers come. */
 const AHEAD_RETRY_MS = 1_000
 
@@ -178,7 +181,7 @@ export function createAccessTokens(
     } catch (error) {
       throw withReconnectUrl(error, user)
     } finally {
-      patience.abort()
+      patience.abort(DONE)
     }
   }
 

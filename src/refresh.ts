@@ -134,7 +134,7 @@ export function createRefresher(
         breaker.admit()
         const attempt = await arm(grant, cause)
         if (attempt !== undefined) {
-          await spend(grant, attempt, answer)
+          await spend(grant, attempt, answer, release)
           return
         }
       } finally {
@@ -223,8 +223,16 @@ export function createRefresher(
     }
   }
 
-  /** Sends once and does what the outcome asks for. */
-  async function spend(grant: Grant, attempt: Attempt, answer: Answer): Promise<void> {
+  /**
+   * Sends once and does what the outcome asks for. The slot is given back once what came is in the spool: so many tokens
+   * are on their way to a disk at most.
+   */
+  async function spend(
+    grant: Grant,
+    attempt: Attempt,
+    answer: Answer,
+    release: () => void,
+  ): Promise<void> {
     const outcome = await authorizationServer.refresh(attempt.refreshToken, {
       sendBeforeMs: attempt.armingAtMs + settings.sendDeadlineSeconds * 1000,
       deadlineMs: attempt.armingAtMs + settings.deadlineSeconds * 1000,
@@ -245,9 +253,9 @@ export function createRefresher(
     })
     switch (outcome.kind) {
       case 'granted':
-        return storeThenServe(grant, attempt, outcome, durationMs, answer)
+        return storeThenServe(grant, attempt, outcome, durationMs, answer, release)
       case 'refused':
-        return afterRefusal(grant, attempt, outcome, durationMs, answer)
+        return afterRefusal(grant, attempt, outcome, durationMs, answer, release)
       default:
         return afterFailure(grant, attempt, { outcome, isOwn, durationMs }, answer)
     }
@@ -260,6 +268,7 @@ export function createRefresher(
     outcome: Extract<TokenOutcome, { kind: 'granted' }>,
     durationMs: number,
     answer: Answer,
+    release: () => void,
   ): Promise<void> {
     const { successor, token } = sealSuccessor(sealer, grant, attempt, outcome, durationMs)
     remember(successor)
@@ -275,6 +284,8 @@ export function createRefresher(
       spoolBroken = true
       log.error('spool_write_failed', { user: grant.user, attemptId: attempt.attemptId, error })
     }
+    // Without the spool the row is the only durable place: the slot is kept until it is there.
+    if (spooled) release()
     const result = await persist('grant_store_failed', grant.user, async () => {
       try {
         return await grants.store(successor)
@@ -299,6 +310,7 @@ export function createRefresher(
     outcome: Extract<TokenOutcome, { kind: 'refused' }>,
     durationMs: number,
     answer: Answer,
+    release: () => void,
   ): Promise<void> {
     await persist('grant_store_failed', grant.user, () =>
       grants.disarm({
@@ -322,9 +334,15 @@ export function createRefresher(
     }
     const evidence = await grants.evidence(grant.user, grant.loginId, grant.generation)
     if (needsConfirming(evidence) && settings.refusalConfirmSeconds > 0) {
+      release()
       await clock.sleep(settings.refusalConfirmSeconds * 1000 + POLL_FIRST_MS)
-      const second = await arm(current, 'recovery')
-      if (second !== undefined) return spend(current, second, answer)
+      const again = await slots.take()
+      try {
+        const second = await arm(current, 'recovery')
+        if (second !== undefined) return await spend(current, second, answer, again)
+      } finally {
+        again()
+      }
       answer.fail(unavailable('The grant is being checked.', 2))
       return
     }

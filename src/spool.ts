@@ -3,6 +3,7 @@
 // When an entry is applied, and when it may go, is decided by whoever writes and removes it, not here.
 
 import { randomUUID } from 'node:crypto'
+import { constants } from 'node:fs'
 import { chmod, mkdir, open, readdir, readFile, rename, rm, stat } from 'node:fs/promises'
 import { dirname, join, resolve } from 'node:path'
 import { entryText, isAttemptId, parseEntry } from './spool-entry.ts'
@@ -16,6 +17,9 @@ const NEARLY_FULL = 0.95
 const LEFTOVER_AGE_MS = 60_000
 /** The machine is short of something; the file itself may be sound and is left where it is. */
 const TRANSIENT_ERRORS = new Set(['EMFILE', 'ENFILE', 'ENOMEM', 'EAGAIN'])
+
+/** A new file, whose content is on the disk when a write returns, as after fdatasync; that would be one more call. */
+const WRITE_DURABLY = constants.O_WRONLY | constants.O_CREAT | constants.O_EXCL | constants.O_DSYNC
 
 const ENTRY_SUFFIX = '.json'
 const TEMPORARY_SUFFIX = '.tmp'
@@ -38,10 +42,34 @@ export async function createSpool(
   await removeLeftovers(root)
   /** Ids of the entries on disk: for the limit, without reading the directory at every write. */
   const present = new Set(await entryIds(root))
+  /** Entries that wait for the batch under way. */
+  let waiting: Pending[] = []
+  let isWriting = false
 
   function assertRoom(countMax: number): void {
     if (present.size < countMax) return
     throw Object.assign(new Error('The spool is full.'), { code: 'SPOOL_FULL' })
+  }
+
+  /**
+   * Entries that come while others are written are written together after them: one fsync of the directory then makes
+   * all of their renames durable, and the process wakes for many at a time.
+   */
+  async function writeBatches(): Promise<void> {
+    isWriting = true
+    while (waiting.length > 0) {
+      const batch = waiting
+      waiting = []
+      const placed = await Promise.all(batch.map((entry) => place(root, entry)))
+      for (const entry of placed) if (entry !== undefined) present.add(entry.attemptId)
+      try {
+        await syncDirectory(root)
+        for (const entry of placed) entry?.resolve()
+      } catch (error) {
+        for (const entry of placed) entry?.reject(error)
+      }
+    }
+    isWriting = false
   }
 
   return {
@@ -49,16 +77,10 @@ export async function createSpool(
       const { attemptId } = successor
       const text = entryText(successor)
       if (!present.has(attemptId)) assertRoom(entriesMax)
-      const temporary = join(root, temporaryName())
-      try {
-        await writeDurably(temporary, text)
-        await rename(temporary, join(root, attemptId + ENTRY_SUFFIX))
-      } catch (error) {
-        await rm(temporary, { force: true })
-        throw error
-      }
-      present.add(attemptId)
-      await syncDirectory(root)
+      await new Promise<void>((resolve, reject) => {
+        waiting.push({ attemptId, text, resolve, reject })
+        if (!isWriting) void writeBatches()
+      })
     },
 
     // The directory is not synced: an entry that comes back after a power cut is found applied and removed again.
@@ -89,6 +111,27 @@ export async function createSpool(
         await rm(probe, { force: true })
       }
     },
+  }
+}
+
+interface Pending {
+  attemptId: string
+  text: string
+  resolve: () => void
+  reject: (error: unknown) => void
+}
+
+/** Puts an entry in its place, durable but for the directory; undefined when that failed, and its writer knows. */
+async function place(root: string, entry: Pending): Promise<Pending | undefined> {
+  const temporary = join(root, temporaryName())
+  try {
+    await writeDurably(temporary, entry.text)
+    await rename(temporary, join(root, entry.attemptId + ENTRY_SUFFIX))
+    return entry
+  } catch (error) {
+    await rm(temporary, { force: true }).catch(() => undefined)
+    entry.reject(error)
+    return undefined
   }
 }
 
@@ -129,10 +172,9 @@ async function entryIds(root: string): Promise<string[]> {
 
 /** Creates the file, and resolves when its content is on the disk. */
 async function writeDurably(path: string, text: string): Promise<void> {
-  const file = await open(path, 'wx', 0o600)
+  const file = await open(path, WRITE_DURABLY, 0o600)
   try {
     await file.writeFile(text)
-    await file.datasync()
   } finally {
     await file.close()
   }
