@@ -7,12 +7,12 @@ import { chmod, mkdir, mkdtemp, readFile, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { promisify } from 'node:util'
-import { type BrowserContext, chromium, type Page } from 'playwright-core'
+import type { BrowserContext, Page } from 'playwright-core'
 import t, { type Test } from 'tap'
+import { launchChromium, withoutChromium } from './support/chromium.ts'
 import { freePorts } from './support/free-ports.ts'
 import { type Program, ROOT, startProgram } from './support/program.ts'
 
-const CHROMIUM = '/usr/bin/chromium'
 const PICTURES = join(ROOT, 'screenshots')
 /** What a first start may take, the making of the database included; and what a stop may. */
 const READY_LIMIT_MS = 15_000
@@ -22,7 +22,7 @@ const UPLOAD_BYTES = 3_000_000
 const UPLOAD_BYTES_PER_SECOND = 2_000_000
 
 const skip =
-  (!existsSync(CHROMIUM) && `${CHROMIUM} is missing: install the package chromium`) ||
+  withoutChromium ||
   (!existsSync('/usr/bin/curl') && '/usr/bin/curl is missing: install the package curl')
 
 t.test('the demonstration does what it says, twice', { skip }, async (t) => {
@@ -267,20 +267,7 @@ async function stop(t: Test, program: Program): Promise<void> {
 
 /** Opens a page in Chromium that collects errors of the console and uncaught ones. */
 async function openBrowser(t: Test): Promise<{ page: Page; complaints: string[] }> {
-  const browser = await chromium.launch({
-    executablePath: CHROMIUM,
-    headless: true,
-    args: [
-      '--no-sandbox',
-      '--disable-gpu',
-      '--disable-quic',
-      '--no-first-run',
-      '--disable-background-networking',
-      '--disable-component-update',
-      '--disable-sync',
-    ],
-  })
-  t.teardown(() => browser.close())
+  const browser = await launchChromium(t)
   const context: BrowserContext = await browser.newContext({
     locale: 'en-GB',
     timezoneId: 'Europe/Stockholm',

@@ -133,6 +133,28 @@ t.test('of two session cookies neither is believed, in either order', async (t) 
   t.equal((await browser.fetch('/auth/session', { headers: { cookie: other } })).status, 200)
 })
 
+t.test('a cookie whose name only looks like ours is none of ours', async (t) => {
+  const { browser } = await loggedIn(t)
+  const pair = `${COOKIE}=${tokenOf(browser)}`
+  // Bytes that a sibling host can put into a field and a browser may send back as they are.
+  for (const blank of [
+    '\u00a0',
+    '\u0085',
+    '\u00c2\u00a0',
+    '\u00e2\u0080\u0080',
+    '"',
+    '$Version=1,',
+  ]) {
+    const headers = { cookie: `${blank}${pair}` }
+    isProblem(t, await browser.fetch('/auth/session', { headers }), 401, 'session_required')
+    const beside = { cookie: `${pair}; ${blank}${COOKIE}=x` }
+    t.equal((await browser.fetch('/auth/session', { headers: beside })).status, 200)
+  }
+  for (const cookie of [` ${pair} `, `a=b;\t${pair}`]) {
+    t.equal((await browser.fetch('/auth/session', { headers: { cookie } })).status, 200)
+  }
+})
+
 t.test('a login gives a new session and ends the one that its browser had', async (t) => {
   const { listener, browser } = await loggedIn(t)
   const replica = (await listener.startReplica()).browser()
@@ -211,7 +233,7 @@ t.test('logging out ends the session on every replica', async (t) => {
   const answer = await browser.fetch('/auth/logout', { method: 'POST' })
   t.equal(answer.status, 204)
   t.equal(answer.body, '')
-  t.equal(answer.headers['clear-site-data'], '"cookies", "storage"')
+  t.equal(answer.headers['clear-site-data'], '"storage"', 'not the cookies of sibling hosts')
   t.equal(answer.headers['cache-control'], 'no-store')
   t.match(answer.setCookies, [
     /^__Host-broker-session=; Max-Age=0; Path=\/; Expires=Thu, 01 Jan 1970 00:00:00 GMT; HttpOnly; Secure; SameSite=Strict$/,

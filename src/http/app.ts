@@ -66,7 +66,7 @@ export async function buildApp(
   app.addHook('onRoute', (route) => void urls.add(route.url))
   await routes(app)
   await app.after()
-  refuseOtherMethods(app, urls, settings.listener)
+  refuseOtherMethods(app, urls)
   await app.ready()
   return app
 }
@@ -200,7 +200,7 @@ export function noteFailure(
 }
 
 /** Gives each path the answer 405 with `Allow` for the methods that it has not got (RFC 9110 section 15.5.6). */
-function refuseOtherMethods(app: App, urls: ReadonlySet<string>, listener: Listener): void {
+function refuseOtherMethods(app: App, urls: ReadonlySet<string>): void {
   for (const url of [...urls]) {
     // The router is asked, because Fastify tells its hook of a route with and without a slash only once.
     const present = METHODS.filter((method) => app.hasRoute({ method, url }))
@@ -212,13 +212,12 @@ function refuseOtherMethods(app: App, urls: ReadonlySet<string>, listener: Liste
       url,
       schema: { hide: true },
       exposeHeadRoute: false,
-      handler: (request, reply) =>
-        sendProblem(
-          reply.header('allow', allow),
-          request,
-          listener,
-          new BrokerError('method_not_allowed', `This resource has the methods ${allow}.`),
-        ),
+      // Before the body is looked at: its type does not matter to a method that is not there.
+      onRequest: async (_request, reply) => {
+        reply.header('allow', allow)
+        throw new BrokerError('method_not_allowed', `This resource has the methods ${allow}.`)
+      },
+      handler: () => undefined,
     })
   }
 }

@@ -33,8 +33,14 @@ const LOGIN_OPTIONS = {
   maxAge: LOGIN_LIFETIME_SECONDS,
 } as const satisfies CookieSerializeOptions
 
+/** RFC 6265 section 4.2.1: around a pair is blank space of these two kinds and no other. */
+const AROUND = /^[ \t]+|[ \t]+$/g
+
 /**
  * Returns the value of a cookie, or undefined when there is none.
+ *
+ * Of what stands before a name only what browsers leave out themselves is left out here: to them `__Host-` behind a
+ * no-break space is no prefix, and a sibling host could plant it.
  *
  * @throws BrokerError `request_invalid` when the name occurs twice: somebody may have planted one of them
  */
@@ -42,8 +48,8 @@ export function readCookie(headers: IncomingHttpHeaders, name: string): string |
   const values: string[] = []
   for (const pair of (headers.cookie ?? '').split(';')) {
     const equals = pair.indexOf('=')
-    if (equals !== -1 && pair.slice(0, equals).trim() === name) {
-      values.push(pair.slice(equals + 1).trim())
+    if (equals !== -1 && pair.slice(0, equals).replaceAll(AROUND, '') === name) {
+      values.push(pair.slice(equals + 1).replaceAll(AROUND, ''))
     }
   }
   if (values.length > 1) {

@@ -13,6 +13,9 @@ import { type Engine, type Scene, setScene } from './engine.ts'
 
 type Setup = NonNullable<Parameters<typeof setScene>[1]> & {
   config?: Partial<Omit<PublicParts['config'], 'pagero'>>
+  routes?: NonNullable<PublicParts['routes']>
+  /** Stands for the look-alike's API. */
+  apiUrl?: string
   replace?: (scene: Scene) => Partial<Ports>
 }
 
@@ -22,6 +25,7 @@ export interface PublicListener {
   api: LookAlikeApi
   revoker: Revoker
   publicUrl: string
+  port: number
   /** A browser with a jar of its own; `listener` sends it to another replica of this one. */
   browser(): Browser
   /** One more replica on the same database. */
@@ -68,13 +72,18 @@ async function startReplica(
     proxy: PROXY,
     ...setup.config,
   }
-  const forwarder = createForwarder({ ...PROXY, apiUrl: api.origin, viaPseudonym: 'broker-test' })
+  const forwarder = createForwarder({
+    ...PROXY,
+    apiUrl: setup.apiUrl ?? api.origin,
+    viaPseudonym: 'broker-test',
+  })
   const app = await buildPublicApp({
     ports: engine.ports,
     config,
     accessTokens: engine.accessTokens,
     forwarder,
     revoker,
+    ...(setup.routes === undefined ? {} : { routes: setup.routes }),
   })
   await app.listen({ host: '127.0.0.1', port: 0 })
   const { port } = app.server.address() as AddressInfo
@@ -90,6 +99,7 @@ async function startReplica(
     api,
     revoker,
     publicUrl: config.publicUrl,
+    port,
     browser: () => createBrowser(`http://127.0.0.1:${port}`),
     startReplica: () => startReplica(test, scene, api, setup),
   }
