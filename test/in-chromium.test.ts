@@ -276,7 +276,7 @@ t.test('where a login returns to, Chromium reads as the broker does', { skip }, 
       5_000,
     )
     .map((returnTo) => safeReturnTo(returnTo, origins))
-  t.ok(new Set(locations).size > 500, 'not all of them fall back')
+  t.ok(new Set(locations).size > 100, 'not all of them fall back')
   await page.goto(`${BROKER}/app`)
   const reached = await page.evaluate(`
     ${JSON.stringify(locations)}.map((location) => new URL(location, document.baseURI).origin)`)
