@@ -15,7 +15,7 @@ import type { Test } from 'tap'
 import { launchChromium } from './chromium.ts'
 import { type PublicListener, startPublicListener } from './public-listener.ts'
 
-export const BROKER_HOST = 'broker.example.test'
+const BROKER_HOST = 'broker.example.test'
 export const BROKER = `https://${BROKER_HOST}`
 /** Same site as the broker, and listed. */
 export const APP = 'https://app.example.test'
