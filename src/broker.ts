@@ -211,6 +211,7 @@ export async function startBroker(
         publicUrl: config.publicUrl,
         requestTimeoutMs: config.proxy.totalTimeoutMs,
         trustedProxies: config.trustedProxies,
+        rateLimits: config.rateLimits,
       },
       checks: {
         database: () =>

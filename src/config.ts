@@ -4,6 +4,7 @@
 
 import { readFileSync } from 'node:fs'
 import { hostname } from 'node:os'
+import type { RateLimitSettings } from './rate-limit.ts'
 import { Secret } from './secret.ts'
 import { createSettingReader, type SettingReader } from './setting-reader.ts'
 import { otherProblems, refreshProblems } from './setting-relations.ts'
@@ -93,6 +94,8 @@ export interface Config {
   allowedOrigins: readonly string[]
   /** Peers whose X-Forwarded-For is believed: addresses and CIDR blocks. */
   trustedProxies: readonly string[]
+  /** Requests a second; 0 is no limit. */
+  rateLimits: RateLimitSettings
   spoolDir: string
   /** ISO 8601, calendar years: P3Y. */
   refreshTokenLifetime: string
@@ -143,7 +146,7 @@ export function readConfig(
 ): Config {
   const problems: string[] = []
   const reader = createSettingReader(env, readFile, problems)
-  const { required, optional, withDefault, seconds, whole } = reader
+  const { required, optional, withDefault, seconds, number, whole } = reader
 
   const pagero = readPagero(reader)
   const refresh = readRefresh(reader)
@@ -165,6 +168,11 @@ export function readConfig(
     callersFile: optional('CALLERS_FILE', filePath),
     allowedOrigins: optional('ALLOWED_ORIGINS', listOf(origin)) ?? [],
     trustedProxies: optional('TRUSTED_PROXIES', listOf(addressOrBlock)) ?? [],
+    rateLimits: {
+      perCaller: number('RATE_LIMIT_PER_CALLER', 0, 1_000_000),
+      perUser: number('RATE_LIMIT_PER_USER', 0, 1_000_000),
+      perAddress: number('RATE_LIMIT_PER_ADDRESS', 0, 1_000_000),
+    },
     spoolDir: withDefault('SPOOL_DIR', filePath),
     refreshTokenLifetime: withDefault('REFRESH_TOKEN_LIFETIME', calendarDuration),
     sessions: {

@@ -88,6 +88,10 @@ export function createSettingReader(
     seconds: (name: NameWithDefault, min: number, max: number) =>
       read(name, numberBetween(min, max, 'fraction'), DEFAULTS.get(name), false) ?? Number.NaN,
 
+    /** Of something that is no time, in fractions too. */
+    number: (name: NameWithDefault, min: number, max: number) =>
+      read(name, numberBetween(min, max, 'fraction'), DEFAULTS.get(name), false) ?? Number.NaN,
+
     whole: (name: NameWithDefault, min: number, max: number) =>
       read(name, numberBetween(min, max, 'whole'), DEFAULTS.get(name), false) ?? Number.NaN,
   }

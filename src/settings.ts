@@ -152,6 +152,24 @@ export const SETTINGS = [
       'Addresses and CIDR blocks, separated by commas, whose `X-Forwarded-For` is believed. Unset: nobody.',
   },
   {
+    name: 'RATE_LIMIT_PER_CALLER',
+    default: '0',
+    meaning:
+      'Requests a second of one caller, for each replica. 0: no limit, because what a service needs is known to whoever listed it, and a token from memory costs next to nothing.',
+  },
+  {
+    name: 'RATE_LIMIT_PER_USER',
+    default: '0',
+    meaning:
+      "The same of one user, from all callers together on the internal listener, and from all of his browsers on the public one. Set it where one user's storm must leave the proxied calls of others alone.",
+  },
+  {
+    name: 'RATE_LIMIT_PER_ADDRESS',
+    default: '50',
+    meaning:
+      'The same of one address (IPv6: a /64) for what comes without a good credential: logins, calls without a session, wrong keys. 50: an office of a thousand behind one address logs in within a minute.',
+  },
+  {
     name: 'SPOOL_DIR',
     default: './data/spool',
     meaning:

@@ -6,6 +6,7 @@ import t, { type Test } from 'tap'
 import { createAccessTokenJson } from '../src/http/access-token-json.ts'
 import type { HandOut } from '../src/http/hand-out-log.ts'
 import { createReadyTokenAnswers } from '../src/http/ready-token.ts'
+import { createRateLimits, type RateLimitSettings } from '../src/rate-limit.ts'
 import { keepingLog } from './support/engine.ts'
 import { buildListeners, type InternalListener } from './support/internal-listener.ts'
 
@@ -17,6 +18,7 @@ const CALLERS = {
 } as const
 
 const PATH = '/v1/users/acme-1/access-token'
+const NO_LIMITS: RateLimitSettings = { perCaller: 0, perUser: 0, perAddress: 0 }
 
 interface Answer {
   status: number
@@ -68,9 +70,14 @@ async function setUp(t: Test): Promise<InternalListener> {
 }
 
 /** A server with nothing but these answers, which says 599 to the others. */
-async function serveAlone(t: Test, { callers, engine }: InternalListener) {
+async function serveAlone(
+  t: Test,
+  { callers, engine }: InternalListener,
+  rateLimits: RateLimitSettings = NO_LIMITS,
+) {
   const handedOut: HandOut[] = []
   const answersAtOnce = createReadyTokenAnswers({
+    limits: createRateLimits(engine.ports, rateLimits),
     callers,
     accessTokens: engine.accessTokens,
     jsonOf: createAccessTokenJson(),
@@ -95,6 +102,21 @@ t.test('a token in memory is answered before the router, and is on record', asyn
   t.match(await listeners.scene.lookAlike.isActive(String(token)), { subject: 'acme-1' })
   t.match(handedOut, [{ user: 'acme-1', caller: { name: 'reader' }, fingerprint }])
 })
+
+t.test(
+  'an answer before the router counts for the limits, and beyond them there is none',
+  async (t) => {
+    const listeners = await setUp(t)
+    const headers = listeners.credentials['reader'] ?? {}
+    // One request, and the next after a hundred seconds.
+    for (const limit of [{ perCaller: 0.01 }, { perUser: 0.01 }]) {
+      const { port, handedOut } = await serveAlone(t, listeners, { ...NO_LIMITS, ...limit })
+      t.equal((await send(port, PATH, { headers })).status, 200)
+      t.equal((await send(port, PATH, { headers })).status, 599)
+      t.equal(handedOut.length, 1)
+    }
+  },
+)
 
 t.test('whatever else is asked, and whoever asks, is left to the routes', async (t) => {
   const listeners = await setUp(t)

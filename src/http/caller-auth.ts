@@ -7,6 +7,7 @@ import type { Caller, Callers, Right } from '../callers.ts'
 import { BrokerError, grantNotFound } from '../errors.ts'
 import type { UserKey } from '../grant.ts'
 import type { Ports } from '../ports.ts'
+import { networkOf, type RateLimits } from '../rate-limit.ts'
 import { readUserKey } from './user-parameter.ts'
 
 /** Name of the request decorator that holds the caller; `internal-app.ts` declares it. */
@@ -14,13 +15,14 @@ export const CALLER = 'caller'
 
 export interface CallerAuth {
   callers: Callers
+  limits: RateLimits
   ports: Pick<Ports, 'grants' | 'log'>
 }
 
 /**
  * Authenticates the caller and checks its right, before anything of the body is read. A refusal is on record.
  * At once for an API key: a promise for each request is dear on the way to a token.
- * @throws BrokerError `caller_unauthenticated`, `caller_forbidden`, `temporarily_unavailable`
+ * @throws BrokerError `caller_unauthenticated`, `caller_forbidden`, `rate_limited`, `temporarily_unavailable`
  */
 function authenticateCaller(
   auth: CallerAuth,
@@ -42,8 +44,14 @@ function authenticateCaller(
   )
 }
 
-function noteRefusal({ ports }: CallerAuth, request: FastifyRequest, error: unknown): unknown {
+/** What the request is answered in the end: who guesses has fewer guesses, while no good credential is held up by it. */
+function noteRefusal(
+  { ports, limits }: CallerAuth,
+  request: FastifyRequest,
+  error: unknown,
+): unknown {
   if (error instanceof BrokerError && error.code === 'caller_unauthenticated') {
+    limits.address.admit(networkOf(request.ip))
     const reason = refusalReason(error.cause)
     ports.log.warn('caller_unauthenticated', {
       requestId: request.id,
@@ -55,11 +63,12 @@ function noteRefusal({ ports }: CallerAuth, request: FastifyRequest, error: unkn
 }
 
 function requireRightOf(
-  { callers, ports }: CallerAuth,
+  { callers, ports, limits }: CallerAuth,
   request: FastifyRequest,
   caller: Caller,
   right: Right,
 ): Caller {
+  limits.caller.admit(caller.name)
   if (callers.mayUse(caller, right)) return caller
   ports.log.warn('caller_forbidden', {
     requestId: request.id,
@@ -74,7 +83,7 @@ function requireRightOf(
  *
  * One that it may not see is looked up all the same, so that neither the time taken nor the state of the database
  * tells it from one without a grant.
- * @throws BrokerError `grant_not_found`
+ * @throws BrokerError `grant_not_found`, `rate_limited`
  */
 export async function requireVisibleUser(
   auth: CallerAuth,
@@ -83,14 +92,17 @@ export async function requireVisibleUser(
   user: UserKey,
 ): Promise<void> {
   if (!auth.callers.maySee(caller, user)) await refuseInvisibleUser(auth, request, caller, user)
+  auth.limits.user.admit(user)
 }
 
 async function refuseInvisibleUser(
-  { ports }: CallerAuth,
+  { ports, limits }: CallerAuth,
   request: FastifyRequest,
   caller: Caller,
   user: UserKey,
 ): Promise<never> {
+  // Limited like one that may be seen, and at nobody's expense: no user key has a space.
+  limits.user.admit(`${caller.name} ${user}`)
   ports.log.warn('user_not_visible', { requestId: request.id, caller: caller.name, user })
   await ports.grants.find(user)
   throw grantNotFound()
@@ -141,6 +153,7 @@ export function requireCaller(auth: CallerAuth, right: Right) {
       const user = readUserKey(request)
       if (!auth.callers.maySee(caller, user))
         return refuseInvisibleUser(auth, request, caller, user)
+      auth.limits.user.admit(user)
       done()
       return undefined
     },
@@ -149,7 +162,7 @@ export function requireCaller(auth: CallerAuth, right: Right) {
 
 /**
  * Decides about a proxied call: right, user key, the caller's list of paths, and last visibility.
- * @throws BrokerError `caller_unauthenticated`, `caller_forbidden`, `request_invalid`, `grant_not_found`
+ * @throws BrokerError `caller_unauthenticated`, `caller_forbidden`, `rate_limited`, `request_invalid`, `grant_not_found`
  */
 export async function authorizeProxiedCall(
   auth: CallerAuth,

@@ -6,6 +6,7 @@ import type { Callers } from '../callers.ts'
 import type { Forwarder } from '../forward.ts'
 import type { Importer } from '../import.ts'
 import type { Ports } from '../ports.ts'
+import { createRateLimits, type RateLimitSettings } from '../rate-limit.ts'
 import type { Revoker } from '../revocation.ts'
 import { createAccessTokenJson } from './access-token-json.ts'
 import { type App, buildApp, SECURITY_HEADERS } from './app.ts'
@@ -39,13 +40,15 @@ export interface InternalParts {
     /** Longest time for receiving one request, uploads included. */
     requestTimeoutMs: number
     trustedProxies: readonly string[]
+    rateLimits: RateLimitSettings
   }
 }
 
 /** Builds the app of the internal listener, ready to listen. */
 export function buildInternalApp(parts: InternalParts): Promise<App> {
   const { ports, callers, accessTokens, forwarder, settings } = parts
-  const auth: CallerAuth = { callers, ports }
+  const limits = createRateLimits(ports, settings.rateLimits)
+  const auth: CallerAuth = { callers, limits, ports }
   const handOuts = createHandOutLog(ports.log)
   const jsonOf = createAccessTokenJson()
   return buildApp(
@@ -57,6 +60,7 @@ export function buildInternalApp(parts: InternalParts): Promise<App> {
       tls: false,
       answersAtOnce: createReadyTokenAnswers({
         callers,
+        limits,
         accessTokens,
         jsonOf,
         fields: Object.entries({ ...SECURITY_HEADERS, ...TOKEN_FIELDS }).flat(),

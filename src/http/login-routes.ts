@@ -170,7 +170,7 @@ const LOGIN_SCHEMA = {
       'https://sso.pageroonline.com/oauth/v2/oauth-authorize?response_type=code&client_id=…',
       'The login cookie, `__Host-broker-login`.',
     ),
-    ...navigationResponses(['request_invalid', 'temporarily_unavailable']),
+    ...navigationResponses(['request_invalid', 'rate_limited', 'temporarily_unavailable']),
   },
 }
 
@@ -209,6 +209,7 @@ const CALLBACK_SCHEMA = {
     ),
     ...navigationResponses([
       'login_transaction_invalid',
+      'rate_limited',
       'request_invalid',
       'authorization_denied',
       'authorization_failed',

@@ -115,8 +115,10 @@ export const PROBLEM_KINDS: Readonly<Record<ProblemCode, ProblemKind>> = {
   rate_limited: {
     status: 429,
     title: 'Too many requests',
-    meaning: 'This caller, user or address has sent more requests than its limit allows.',
-    remedy: 'Try again after the seconds in Retry-After.',
+    meaning:
+      'This caller, this user, or this address without a good credential has sent more requests than its limit allows. Nothing was done.',
+    remedy:
+      'Try again after the seconds in Retry-After. The limits are settings of the broker, RATE_LIMIT_PER_CALLER, _USER and _ADDRESS, and hold for each replica; a burst of five seconds passes.',
   },
   request_invalid: {
     status: 400,
@@ -319,9 +321,12 @@ export function asBrokerError(error: FastifyError | BrokerError): BrokerError {
 /** Response schemas of a route's problems, grouped by status, with an example for each code. */
 export function problemResponses(
   listener: Audience,
-  codes: readonly ProblemCode[],
+  given: readonly ProblemCode[],
 ): Record<number, object> {
   const responses: Record<number, object> = {}
+  // Whoever must be known for a call can have made too many of them.
+  const limited = given.includes('caller_unauthenticated') || given.includes('session_required')
+  const codes = [...new Set<ProblemCode>([...given, ...(limited ? ['rate_limited' as const] : [])])]
   for (const status of new Set(codes.map((code) => statusOf(code, listener)))) {
     const here = codes.filter((code) => statusOf(code, listener) === status)
     responses[status] = {

@@ -5,6 +5,7 @@ import type { AccessTokens } from '../access-token.ts'
 import type { Config } from '../config.ts'
 import type { Forwarder } from '../forward.ts'
 import type { Ports } from '../ports.ts'
+import { createRateLimits, networkOf, type RateLimits } from '../rate-limit.ts'
 import type { Revoker } from '../revocation.ts'
 import { createSessionReader } from '../session.ts'
 import { type App, buildApp } from './app.ts'
@@ -37,6 +38,7 @@ export interface PublicParts {
     | 'publicUrl'
     | 'allowedOrigins'
     | 'trustedProxies'
+    | 'rateLimits'
     | 'sessions'
     | 'subjectClaim'
     | 'tokenCacheTrustMs'
@@ -58,7 +60,8 @@ export async function buildPublicApp(parts: PublicParts): Promise<App> {
     lifetimes: config.sessions,
     trustMs: config.tokenCacheTrustMs,
   })
-  const auth = createSessionAuth(sessions, rules)
+  const limits = createRateLimits(ports, config.rateLimits)
+  const auth = createSessionAuth(sessions, rules, limits)
 
   return buildApp(
     ports,
@@ -75,6 +78,7 @@ export async function buildPublicApp(parts: PublicParts): Promise<App> {
       // Fastify takes text/plain for granted. A form on another site can send it unasked.
       app.removeContentTypeParser('text/plain')
       answerCors(app, rules)
+      limitAddresses(app, limits)
 
       registerLivenessRoute(app)
       registerLoginRoutes(app, {
@@ -119,5 +123,21 @@ function answerCors(app: App, rules: OriginRules): void {
     if (preflight && cors['access-control-allow-origin'] !== undefined) {
       await reply.code(204).header('cache-control', 'no-store').send()
     }
+  })
+}
+
+/**
+ * Counts what comes without a session by its address: each navigation, which costs a row of the database or its look-up,
+ * and through session-cookie.ts each fetch that has no session. Probes are let be.
+ */
+function limitAddresses(app: App, limits: Pick<RateLimits, 'address'>): void {
+  app.addHook('onRequest', (request, _reply, done) => {
+    const { url } = request
+    if (url !== '/livez') {
+      const network = networkOf(request.ip)
+      if (FETCHED.test(url)) limits.address.check(network)
+      else limits.address.admit(network)
+    }
+    done()
   })
 }

@@ -8,6 +8,7 @@ import type { AccessTokens, FreshToken } from '../access-token.ts'
 import type { Callers } from '../callers.ts'
 import { parseUserKey, type UserKey } from '../grant.ts'
 import { requestIdOf } from './refusals.ts'
+import type { RateLimits } from '../rate-limit.ts'
 import type { HandOut } from './hand-out-log.ts'
 
 const PREFIX = '/v1/users/'
@@ -15,6 +16,7 @@ const SUFFIX = '/access-token'
 
 export interface ReadyTokenParts {
   callers: Pick<Callers, 'recognize' | 'mayUse' | 'maySee'>
+  limits: Pick<RateLimits, 'caller' | 'user'>
   accessTokens: Pick<AccessTokens, 'ready'>
   jsonOf: (token: FreshToken) => string
   /** Fields of the answer, names and values in turn, but for its length. */
@@ -26,7 +28,7 @@ export interface ReadyTokenParts {
 export function createReadyTokenAnswers(
   parts: ReadyTokenParts,
 ): (request: IncomingMessage, response: ServerResponse) => boolean {
-  const { callers, accessTokens, jsonOf, fields, note } = parts
+  const { callers, limits, accessTokens, jsonOf, fields, note } = parts
   return (request, response) => {
     if (request.method !== 'GET') return false
     const user = userOf(request.url ?? '')
@@ -34,8 +36,11 @@ export function createReadyTokenAnswers(
     const caller = callers.recognize(request.headers.authorization)
     if (caller === undefined || !callers.mayUse(caller, 'token:read')) return false
     if (!callers.maySee(caller, user)) return false
+    if (!limits.caller.allows(caller.name) || !limits.user.allows(user)) return false
     const token = accessTokens.ready(user)
     if (token === undefined) return false
+    limits.caller.admit(caller.name)
+    limits.user.admit(user)
     note({ requestId: requestIdOf(request), caller, user, fingerprint: token.fingerprint })
     const text = jsonOf(token)
     // Of ASCII alone, so its characters are its bytes.

@@ -17,6 +17,7 @@ const CONFIG: Pick<
   | 'publicUrl'
   | 'allowedOrigins'
   | 'trustedProxies'
+  | 'rateLimits'
   | 'sessions'
   | 'subjectClaim'
   | 'tokenCacheTrustMs'
@@ -40,6 +41,7 @@ const CONFIG: Pick<
   publicUrl: PUBLIC_URL,
   allowedOrigins: [],
   trustedProxies: [],
+  rateLimits: { perCaller: 0, perUser: 0, perAddress: 0 },
   sessions: { idleSeconds: 1, absoluteSeconds: 1, perUserMax: 1 },
   subjectClaim: 'sub',
   tokenCacheTrustMs: 0,
@@ -74,6 +76,7 @@ export async function renderOpenApi(): Promise<string> {
       publicUrl: PUBLIC_URL,
       requestTimeoutMs: CONFIG.proxy.totalTimeoutMs,
       trustedProxies: [],
+      rateLimits: CONFIG.rateLimits,
     },
     callers: UNCALLED,
     accessTokens: UNCALLED,

@@ -7,6 +7,7 @@ import type { FastifyReply, FastifyRequest } from 'fastify'
 import { BrokerError } from '../errors.ts'
 import { LOGIN_LIFETIME_SECONDS } from '../login.ts'
 import type { Session } from '../ports.ts'
+import { networkOf, type RateLimits } from '../rate-limit.ts'
 import type { SessionReader } from '../session.ts'
 import { type OriginRules, refuseCrossSite } from './csrf.ts'
 
@@ -87,13 +88,17 @@ export interface SessionAuth {
   /**
    * Returns the session of a request.
    *
-   * @throws BrokerError `request_invalid`, `csrf_refused`, `session_required`, `temporarily_unavailable`
+   * @throws BrokerError `request_invalid`, `csrf_refused`, `session_required`, `rate_limited`, `temporarily_unavailable`
    */
   requireSession(request: FastifyRequest): Promise<Session>
 }
 
-/** Joins the checks in their order: cookie sent once, no other site's page, session alive. */
-export function createSessionAuth(sessions: SessionReader, rules: OriginRules): SessionAuth {
+/** Joins the checks in their order: cookie sent once, no other site's page, session alive, within the limits. */
+export function createSessionAuth(
+  sessions: SessionReader,
+  rules: OriginRules,
+  limits: Pick<RateLimits, 'user' | 'address'>,
+): SessionAuth {
   function readToken(request: FastifyRequest): string | undefined {
     const token = readCookie(request.headers, SESSION_COOKIE)
     const refusal = refuseCrossSite(request.headers, { ...rules, method: request.method })
@@ -104,7 +109,11 @@ export function createSessionAuth(sessions: SessionReader, rules: OriginRules): 
     readToken,
     async requireSession(request) {
       const session = await sessions.resolve(readToken(request))
-      if (session !== undefined) return session
+      if (session !== undefined) {
+        limits.user.admit(session.user)
+        return session
+      }
+      limits.address.admit(networkOf(request.ip))
       throw new BrokerError(
         'session_required',
         'There is no session, or it has ended. Send the browser to /auth/login.',

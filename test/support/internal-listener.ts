@@ -14,6 +14,7 @@ import type { Check } from '../../src/http/health-routes.ts'
 import { buildInternalApp } from '../../src/http/internal-app.ts'
 import { buildPublicApp } from '../../src/http/public-app.ts'
 import { createImporter } from '../../src/import.ts'
+import type { RateLimitSettings } from '../../src/rate-limit.ts'
 import { createRevoker } from '../../src/revocation.ts'
 import { type Engine, type Scene, setScene } from './engine.ts'
 
@@ -35,6 +36,8 @@ export interface InternalListener {
   credentials: Readonly<Record<string, { authorization: string }>>
 }
 
+const NO_LIMITS: RateLimitSettings = { perCaller: 0, perUser: 0, perAddress: 0 }
+
 const PROXY: Config['proxy'] = {
   requestBytesMax: 1_000_000,
   responseBytesMax: 1_000_000,
@@ -51,6 +54,8 @@ export async function buildListeners(
   options: {
     callers: Readonly<Record<string, CallerEntry>>
     checks?: Readonly<Record<string, Check>>
+    rateLimits?: RateLimitSettings
+    trustedProxies?: readonly string[]
     /** Of the engine. */
     replace?: NonNullable<Parameters<Scene['startEngine']>[0]>['replace']
     tokenCacheTrustMs?: number
@@ -79,7 +84,8 @@ export async function buildListeners(
       pagero: scene.pagero,
       publicUrl,
       allowedOrigins: [],
-      trustedProxies: [],
+      trustedProxies: options.trustedProxies ?? [],
+      rateLimits: options.rateLimits ?? NO_LIMITS,
       sessions: { idleSeconds: 3_600, absoluteSeconds: 43_200, perUserMax: 20 },
       subjectClaim: 'sub',
       tokenCacheTrustMs: 0,
@@ -101,7 +107,12 @@ export async function buildListeners(
     revoker,
     checks: options.checks ?? {},
     publicApp,
-    settings: { publicUrl, requestTimeoutMs: PROXY.totalTimeoutMs, trustedProxies: [] },
+    settings: {
+      publicUrl,
+      requestTimeoutMs: PROXY.totalTimeoutMs,
+      trustedProxies: options.trustedProxies ?? [],
+      rateLimits: options.rateLimits ?? NO_LIMITS,
+    },
   })
   test.teardown(async () => {
     await internalApp.close()

@@ -66,6 +66,7 @@ async function startReplica(
     publicUrl: new URL(scene.pagero.redirectUri).origin,
     allowedOrigins: [],
     trustedProxies: [],
+    rateLimits: { perCaller: 0, perUser: 0, perAddress: 0 },
     sessions: { idleSeconds: 3_600, absoluteSeconds: 43_200, perUserMax: 20 },
     subjectClaim: 'sub',
     tokenCacheTrustMs: 0,
