@@ -557,3 +557,28 @@ t.test('a file keeps its mode and its link when a caller is added', async (t) =>
   t.equal(parseCallers(await readFile(real, 'utf8')).length, 1)
   t.strictSame((await readdir(directory)).toSorted(), ['link.json', 'real.json'])
 })
+
+t.test('a key that was proved a moment ago passes again, and nothing like it does', async (t) => {
+  const file = join(t.testdir(), 'callers.json')
+  await writeFile(file, fileOf(entry()), { mode: 0o600 })
+  const { ports, time } = recording()
+  const callers = await createCallers(file, ports)
+  t.teardown(() => callers.close())
+  const header = `Bearer pgb_k7f3_${SECRET}`
+  const likes = {
+    'another character': `${header.slice(0, -1)}B`,
+    'another scheme': header.replace('Bearer', 'Basic!'),
+    'a shorter one': header.slice(0, -1),
+    'a longer one': `${header}A`,
+    'a character of the same low byte': `${header.slice(0, -1)}\u0141`,
+  }
+  for (const time of ['first', 'second']) {
+    t.equal(callers.recognize(header)?.name, 'invoice-sync', `the ${time} time`)
+    for (const [what, like] of Object.entries(likes)) {
+      t.equal(callers.recognize(like), undefined, `${what}, the ${time} time`)
+    }
+  }
+  time.now = new Date('2027-01-01T00:00:01Z')
+  await new Promise((resolve) => setTimeout(resolve, 1_100))
+  t.equal(callers.recognize(header), undefined, 'and not once it has expired')
+})

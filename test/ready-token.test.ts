@@ -134,6 +134,7 @@ t.test('whatever else is asked, and whoever asks, is left to the routes', async 
     ['no user', '/v1/users//access-token', { headers: reader }],
     ['no path of a user', '/v1/users/access-token', { headers: reader }],
     ['a user without a grant', '/v1/users/acme-2/access-token', { headers: reader }],
+    ['a body', PATH, { headers: { ...reader, 'transfer-encoding': 'chunked' } }],
     ['no caller', PATH, {}],
     ['a wrong key', PATH, { headers: wrong }],
     ['an expired key', PATH, { headers: expired }],

@@ -6,6 +6,7 @@
 import type { IncomingMessage, ServerResponse } from 'node:http'
 import type { AccessTokens, FreshToken } from '../access-token.ts'
 import type { Callers } from '../callers.ts'
+import { hasBody } from '../forward-upload.ts'
 import { parseUserKey, type UserKey } from '../grant.ts'
 import { requestIdOf } from './refusals.ts'
 import type { RateLimits } from '../rate-limit.ts'
@@ -24,13 +25,16 @@ export interface ReadyTokenParts {
   note: (handOut: HandOut) => void
 }
 
-/** Returns what answers a request for a token that is ready; it returns false, having done nothing, for any other. */
+/**
+ * Returns what answers a request for a token that is ready, and has done so when it returns true; it returns false, having
+ * done nothing, for any other.
+ */
 export function createReadyTokenAnswers(
   parts: ReadyTokenParts,
 ): (request: IncomingMessage, response: ServerResponse) => boolean {
   const { callers, limits, accessTokens, jsonOf, fields, note } = parts
   return (request, response) => {
-    if (request.method !== 'GET') return false
+    if (request.method !== 'GET' || hasBody(request)) return false
     const user = userOf(request.url ?? '')
     if (user === undefined) return false
     const caller = callers.recognize(request.headers.authorization)

@@ -57,10 +57,12 @@ export function refuseBeforeRouting(
   answersAtOnce?: (request: IncomingMessage, response: ServerResponse) => boolean,
 ): (request: IncomingMessage, response: ServerResponse) => void {
   return (request, response) => {
-    parts.connections.begin(request, response)
     const refusal = refusalOf(request)
-    if (refusal !== undefined) answerRefusal(parts, request, response, refusal)
-    else if (answersAtOnce?.(request, response) !== true) route(request, response)
+    // What is answered before this returns is never under way, and need not be kept account of.
+    if (refusal === undefined && answersAtOnce?.(request, response) === true) return
+    parts.connections.begin(request, response)
+    if (refusal === undefined) route(request, response)
+    else answerRefusal(parts, request, response, refusal)
   }
 }
 
