@@ -149,17 +149,16 @@ export async function createCallers(
   }
 
   /** The header that brought the key last, if it is this one: hashing it again is the dearest part of a token answer. */
-  function isRecent({ recent }: KnownKey, header: string): boolean {
+  function isRecent({ apiKey, recent }: KnownKey, header: string): boolean {
     if (recent === undefined || recent.untilMs < clock.monotonicMs()) return false
     if (recent.bytes.length !== header.length) return false
     recent.given.write(header, 'utf8')
-    return timingSafeEqual(recent.given, recent.bytes)
+    return timingSafeEqual(recent.given, recent.bytes) && isInForce(apiKey, clock)
   }
 
   function remember(known: KnownKey, header: string): void {
     const bytes = Buffer.from(header, 'utf8')
-    const lifeMs = (known.apiKey.expiresAt?.getTime() ?? Infinity) - clock.now().getTime()
-    const untilMs = clock.monotonicMs() + Math.min(RECENT_MS, lifeMs)
+    const untilMs = clock.monotonicMs() + RECENT_MS
     known.recent = { bytes, given: Buffer.alloc(bytes.length), untilMs }
   }
 
@@ -299,7 +298,11 @@ function isKey(key: string, apiKey: ApiKey | undefined, clock: Pick<Clock, 'now'
   // As text and back: for something this short that takes half as long as asking for bytes.
   const digest = Buffer.from(hash('sha256', key, 'hex'), 'hex')
   const isSame = timingSafeEqual(digest, apiKey?.sha256 ?? NO_DIGEST)
-  return isSame && (apiKey?.expiresAt === undefined || apiKey.expiresAt > clock.now())
+  return isSame && apiKey !== undefined && isInForce(apiKey, clock)
+}
+
+function isInForce({ expiresAt }: ApiKey, clock: Pick<Clock, 'now'>): boolean {
+  return expiresAt === undefined || expiresAt > clock.now()
 }
 
 async function readCallers(path: string, now: Date): Promise<CallerEntry[]> {
