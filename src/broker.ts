@@ -4,6 +4,7 @@
 import { randomUUID } from 'node:crypto'
 import { createAccessTokens } from './access-token.ts'
 import { createAntiEntropy } from './anti-entropy.ts'
+import { createAudit } from './audit.ts'
 import { createCallers } from './callers.ts'
 import { systemClock } from './clock.ts'
 import type { Config, ListenerSettings } from './config.ts'
@@ -16,6 +17,7 @@ import { createAuthorizationServer } from './pagero.ts'
 import { startPeriodic } from './periodic.ts'
 import type { Log, Ports } from './ports.ts'
 import { createAttemptStore } from './postgres/attempt-store.ts'
+import { createAuditStore } from './postgres/audit-store.ts'
 import { type Database, openDatabase, SWEEP_ROWS_MAX } from './postgres/database.ts'
 import {
   claimDatabase,
@@ -36,7 +38,7 @@ import { keepAlive } from './keep-alive.ts'
 import { startRecovery } from './recovery.ts'
 import { createRefresher } from './refresh.ts'
 import { createRevoker } from './revocation.ts'
-import { createSealer } from './seal.ts'
+import { createChainKeys, createSealer } from './seal.ts'
 import { Secret } from './secret.ts'
 import { createSpool } from './spool.ts'
 import { createUpstreamLookup } from './upstream-address.ts'
@@ -89,11 +91,22 @@ export async function startBroker(
   }
   try {
     const database = await openReadyDatabase(config, log, closing)
-    const sealer = createSealer(config.encryptionKeys, await readDeploymentId(database))
+    const deploymentId = await readDeploymentId(database)
+    const sealer = createSealer(config.encryptionKeys, deploymentId)
+    const auditEvents = createAuditStore(database)
+    const audit = createAudit(
+      { clock, log, auditEvents },
+      createChainKeys(config.encryptionKeys, deploymentId),
+      identity,
+    )
+    // Before the database alone: whatever ends after it may still have something to say.
+    closing.push(() => audit.close())
     const lookup = createUpstreamLookup({ allowPrivate: config.allowPrivateUpstreams })
     const ports: Ports = wrapPorts({
       clock,
       log,
+      audit,
+      auditEvents,
       sealer,
       grants: createGrantStore(database, {
         refreshTokenLifetime: config.refreshTokenLifetime,

@@ -186,7 +186,7 @@ function stackFrames(error: Error): string[] {
 }
 
 /** The text cut to length, and every character that is not plain text as its code point: `<U+202E>`. */
-function printable(text: string): string {
+export function printable(text: string): string {
   const cut = text.length > TEXT_LENGTH_MAX ? `${text.slice(0, TEXT_LENGTH_MAX)}…` : text
   return cut.replace(NOT_TEXT, (character) => {
     const codePoint = character.codePointAt(0) as number

@@ -112,6 +112,38 @@ export function createSealer(keys: Config['encryptionKeys'], deploymentId: strin
   }
 }
 
+/** Keyed hashes of the audit chains. */
+export interface ChainKeys {
+  /** Id of the key that new rows are hashed with. */
+  readonly primaryKeyId: string
+  /** HMAC-SHA-256 of the text; undefined when the key is not among the encryption keys. */
+  mac(keyId: string, text: string): Buffer | undefined
+}
+
+/**
+ * Derives the keys of the audit chains, one from each encryption key and for this deployment alone (HKDF-SHA-256, RFC 5869).
+ * Whoever has the database and not the keys can change no row so that its hash fits.
+ *
+ * @throws TypeError as `createSealer`
+ */
+export function createChainKeys(keys: Config['encryptionKeys'], deploymentId: string): ChainKeys {
+  const primaryKeyId = keys[0]?.keyId
+  if (primaryKeyId === undefined) throw new TypeError('A chain needs at least one key.')
+  const salt = Buffer.from(deploymentId, 'utf8')
+  const derived = new Map<string, KeyObject>()
+  for (const [keyId, key] of keyRing(keys)) {
+    const bytes = hkdfSync('sha256', key, salt, 'pagero-broker/v1/audit', KEY_BYTES)
+    derived.set(keyId, createSecretKey(Buffer.from(bytes)))
+  }
+  return {
+    primaryKeyId,
+    mac(keyId, text) {
+      const key = derived.get(keyId)
+      return key && createHmac('sha256', key).update(text, 'utf8').digest()
+    },
+  }
+}
+
 /** Returns the id of the key that sealed the value, or undefined when it is no sealed value. Opens nothing. */
 export function sealedKeyId(sealed: Buffer): string | undefined {
   const parts = readSealed(sealed)

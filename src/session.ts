@@ -46,12 +46,12 @@ export async function resolveSession(
   return ports.sessions.resolve(hashOpaqueToken(token), lifetimes)
 }
 
-/** Ends the session of this token; without one nothing happens. */
+/** Ends the session of this token and returns whose it was; without one nothing happens. */
 export async function endSession(
   ports: Pick<Ports, 'sessions'>,
   token: string | undefined,
-): Promise<void> {
-  if (isOpaqueToken(token)) await ports.sessions.end(hashOpaqueToken(token))
+): Promise<UserKey | undefined> {
+  return isOpaqueToken(token) ? ports.sessions.end(hashOpaqueToken(token)) : undefined
 }
 
 /** Ends every session of the user and returns how many there were. */

@@ -148,10 +148,10 @@ const TABLES = [
   'login_transactions',
   'sessions',
   'revocations',
+  'audit_events',
 ]
 /** One or more for each kind of error that is provoked. */
 const EVENTS = [
-  'access_token_handed_out',
   'breaker_opened',
   'broker_started',
   'caller_unauthenticated',

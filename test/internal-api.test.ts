@@ -7,6 +7,7 @@ import type { InjectOptions, LightMyRequestResponse as Response } from 'fastify'
 import t, { type Test } from 'tap'
 import type { App } from '../src/http/app.ts'
 import type { UserKey } from '../src/grant.ts'
+import { handOutsOf } from './support/audit.ts'
 import {
   buildListeners,
   type CallerEntry,
@@ -123,8 +124,8 @@ t.test('a token answer has the members of the contract and is never cached', asy
   t.notHas(response.headers, { etag: String, 'last-modified': String })
   t.equal(scene.refreshes().length, 0)
   t.match(
-    engine.log.events.filter(({ event }) => event === 'access_token_handed_out'),
-    [{ user: alice, caller: 'everything', fingerprint: answer['fingerprint'] }],
+    await handOutsOf(engine),
+    [{ user: alice, actorName: 'everything', fingerprint: answer['fingerprint'], count: 1 }],
     'the hand-out is on record, by its fingerprint',
   )
   t.notMatch(JSON.stringify(engine.log.events), answer.access_token)

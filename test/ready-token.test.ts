@@ -4,7 +4,7 @@ import { createServer, request } from 'node:http'
 import type { AddressInfo } from 'node:net'
 import t, { type Test } from 'tap'
 import { createAccessTokenJson } from '../src/http/access-token-json.ts'
-import type { HandOut } from '../src/http/hand-out-log.ts'
+import type { AuditEvent } from '../src/audit-event.ts'
 import { createReadyTokenAnswers } from '../src/http/ready-token.ts'
 import { createRateLimits, type RateLimitSettings } from '../src/rate-limit.ts'
 import { keepingLog } from './support/engine.ts'
@@ -75,14 +75,14 @@ async function serveAlone(
   { callers, engine }: InternalListener,
   rateLimits: RateLimitSettings = NO_LIMITS,
 ) {
-  const handedOut: HandOut[] = []
+  const handedOut: AuditEvent[] = []
   const answersAtOnce = createReadyTokenAnswers({
     limits: createRateLimits(engine.ports, rateLimits),
     callers,
     accessTokens: engine.accessTokens,
     jsonOf: createAccessTokenJson(),
     fields: [],
-    note: (handOut) => void handedOut.push(handOut),
+    audit: { record: (event) => void handedOut.push(event) },
   })
   const server = createServer((incoming, response) => {
     if (!answersAtOnce(incoming, response)) response.writeHead(599).end()
@@ -100,7 +100,7 @@ t.test('a token in memory is answered before the router, and is on record', asyn
   t.equal(status, 200)
   const { access_token: token, fingerprint } = JSON.parse(body) as Record<string, string>
   t.match(await listeners.scene.lookAlike.isActive(String(token)), { subject: 'acme-1' })
-  t.match(handedOut, [{ user: 'acme-1', caller: { name: 'reader' }, fingerprint }])
+  t.match(handedOut, [{ action: 'token_handed_out', user: 'acme-1', name: 'reader', fingerprint }])
 })
 
 t.test(

@@ -16,7 +16,7 @@ export const CALLER = 'caller'
 export interface CallerAuth {
   callers: Callers
   limits: RateLimits
-  ports: Pick<Ports, 'grants' | 'log'>
+  ports: Pick<Ports, 'audit' | 'grants' | 'log'>
 }
 
 /**
@@ -58,6 +58,13 @@ function noteRefusal(
       address: request.ip,
       ...(reason === undefined ? {} : { reason }),
     })
+    ports.audit.record({
+      action: 'caller_unauthenticated',
+      actor: 'anyone',
+      outcome: 'refused',
+      requestId: request.id,
+      details: { address: request.ip, ...(reason === undefined ? {} : { reason }) },
+    })
   }
   return error
 }
@@ -70,12 +77,26 @@ function requireRightOf(
 ): Caller {
   limits.caller.admit(caller.name)
   if (callers.mayUse(caller, right)) return caller
-  ports.log.warn('caller_forbidden', {
-    requestId: request.id,
-    caller: caller.name,
-    reason: `lacks the right ${right}`,
-  })
+  noteForbidden(ports, request, caller, { reason: `lacks the right ${right}` })
   throw new BrokerError('caller_forbidden', `This caller has not the right ${right}.`)
+}
+
+function noteForbidden(
+  { audit, log }: CallerAuth['ports'],
+  request: FastifyRequest,
+  { name }: Caller,
+  details: { method?: string; reason: string },
+): void {
+  const requestId = request.id
+  log.warn('caller_forbidden', { requestId, caller: name, ...details })
+  audit.record({
+    action: 'caller_forbidden',
+    actor: 'caller',
+    name,
+    outcome: 'refused',
+    requestId,
+    details,
+  })
 }
 
 /**
@@ -103,7 +124,17 @@ async function refuseInvisibleUser(
 ): Promise<never> {
   // Limited like one that may be seen, and at nobody's expense: no user key has a space.
   limits.user.admit(`${caller.name} ${user}`)
-  ports.log.warn('user_not_visible', { requestId: request.id, caller: caller.name, user })
+  const { name } = caller
+  const requestId = request.id
+  ports.log.warn('user_not_visible', { requestId, caller: name, user })
+  ports.audit.record({
+    action: 'user_not_visible',
+    actor: 'caller',
+    name,
+    user,
+    outcome: 'refused',
+    requestId,
+  })
   await ports.grants.find(user)
   throw grantNotFound()
 }
@@ -187,12 +218,8 @@ export function requireAllowedCall(
   call: { method: string; path: string },
 ): void {
   if (callers.mayCall(caller, call.method, call.path)) return
-  ports.log.warn('caller_forbidden', {
-    requestId: request.id,
-    caller: caller.name,
-    method: call.method,
-    reason: 'proxy_allow does not cover the call',
-  })
+  const { method } = call
+  noteForbidden(ports, request, caller, { method, reason: 'proxy_allow does not cover the call' })
   throw new BrokerError('caller_forbidden', 'This caller may not make this call to Pagero.')
 }
 

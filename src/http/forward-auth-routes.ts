@@ -8,7 +8,7 @@ import type { AccessTokens } from '../access-token.ts'
 import type { Caller } from '../callers.ts'
 import { BrokerError, type ProblemCode } from '../errors.ts'
 import { parseUserKey, type UserKey } from '../grant.ts'
-import type { Log } from '../ports.ts'
+import type { Ports } from '../ports.ts'
 import { readForwardTarget } from '../request-target.ts'
 import { type App, noteFailure } from './app.ts'
 import {
@@ -18,7 +18,6 @@ import {
   requireRight,
   requireVisibleUser,
 } from './caller-auth.ts'
-import type { HandOutLog } from './hand-out-log.ts'
 import { CALLER_SECURITY } from './openapi.ts'
 import { asBrokerError, problemResponses } from './problem.ts'
 import { sendProblem } from './problem-answers.ts'
@@ -83,8 +82,7 @@ const SHARED_DESCRIPTION =
 export interface ForwardAuthParts {
   auth: CallerAuth
   accessTokens: Pick<AccessTokens, 'fresh'>
-  handOuts: Pick<HandOutLog, 'note'>
-  log: Log
+  ports: Pick<Ports, 'audit' | 'log'>
 }
 
 /**
@@ -92,7 +90,10 @@ export interface ForwardAuthParts {
  * @see {@link https://nginx.org/en/docs/http/ngx_http_auth_request_module.html nginx auth_request}
  */
 export function registerForwardAuthRoutes(app: App, parts: ForwardAuthParts): void {
-  const { auth, log } = parts
+  const {
+    auth,
+    ports: { log },
+  } = parts
 
   const { onRequest } = requireRight(auth, 'proxy:call')
   const errorHandler = (
@@ -174,13 +175,20 @@ async function answer(
   reply: FastifyReply,
   originals: readonly OriginalCall[],
 ): Promise<void> {
-  const { auth, accessTokens, handOuts } = parts
+  const { auth, accessTokens, ports } = parts
   const caller = callerOf(request)
   const user = readUserHeader(request)
   checkCall(auth, request, caller, originals)
   await requireVisibleUser(auth, request, caller, user)
   const { accessToken, fingerprint } = await accessTokens.fresh(user)
-  handOuts.note({ requestId: request.id, caller, user, fingerprint })
+  ports.audit.record({
+    action: 'token_handed_out',
+    actor: 'caller',
+    name: caller.name,
+    user,
+    requestId: request.id,
+    fingerprint,
+  })
   void reply.header('authorization', `Bearer ${accessToken}`).send()
 }
 

@@ -28,7 +28,7 @@ const PAGE_SIZE_MAX = 500
 
 export interface GrantRouteParts {
   auth: CallerAuth
-  ports: Pick<Ports, 'log' | 'sealer' | 'grants' | 'attempts' | 'sessions'>
+  ports: Pick<Ports, 'log' | 'audit' | 'sealer' | 'grants' | 'attempts' | 'sessions'>
   revoker: Pick<Revoker, 'kick'>
   accessTokens: Pick<AccessTokens, 'forget'>
 }
@@ -90,11 +90,10 @@ export function registerGrantRoutes(app: App, parts: GrantRouteParts): void {
       if (!(await disconnectGrant(ports, user))) throw grantNotFound()
       accessTokens.forget(user)
       revoker.kick()
-      ports.log.info('grant_disconnected_by_caller', {
-        requestId: request.id,
-        user,
-        caller: callerOf(request).name,
-      })
+      const { name } = callerOf(request)
+      const requestId = request.id
+      ports.log.info('grant_disconnected_by_caller', { requestId, user, caller: name })
+      ports.audit.record({ action: 'grant_disconnected', actor: 'caller', name, user, requestId })
       return reply.code(204).send(null)
     },
   )
@@ -117,12 +116,11 @@ export function registerGrantRoutes(app: App, parts: GrantRouteParts): void {
     async (request, reply) => {
       const user = readUserKey(request)
       if ((await ports.grants.find(user)) === undefined) throw grantNotFound()
-      ports.log.info('sessions_ended_by_caller', {
-        requestId: request.id,
-        user,
-        caller: callerOf(request).name,
-        count: await endSessionsOf(ports, user),
-      })
+      const { name } = callerOf(request)
+      const requestId = request.id
+      const count = await endSessionsOf(ports, user)
+      ports.log.info('sessions_ended_by_caller', { requestId, user, caller: name, count })
+      ports.audit.record({ action: 'sessions_ended', actor: 'caller', name, user, requestId })
       return reply.code(204).send(null)
     },
   )

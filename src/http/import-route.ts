@@ -4,7 +4,7 @@ import Type from 'typebox'
 import { BrokerError } from '../errors.ts'
 import { PAGERO_USER_PREFIX } from '../grant.ts'
 import type { Importer } from '../import.ts'
-import type { Log } from '../ports.ts'
+import type { Ports } from '../ports.ts'
 import type { App } from './app.ts'
 import { type CallerAuth, callerOf, requireCaller } from './caller-auth.ts'
 import { EXAMPLE_GRANT, grantBody } from './grant-schemas.ts'
@@ -15,7 +15,11 @@ import { readUserKey, UserParameters } from './user-parameter.ts'
 /** `PUT /v1/users/{user}/grant`. */
 export function registerImportRoute(
   app: App,
-  { auth, importer, log }: { auth: CallerAuth; importer: Importer; log: Log },
+  {
+    auth,
+    importer,
+    ports,
+  }: { auth: CallerAuth; importer: Importer; ports: Pick<Ports, 'audit' | 'log'> },
 ): void {
   app.put(
     '/v1/users/:user/grant',
@@ -88,11 +92,10 @@ export function registerImportRoute(
       // Half a surrogate pair can neither be sealed nor be sent as it is.
       if (!refreshToken.isWellFormed()) throw unreadable('refresh_token')
       const grant = await importer.takeOver({ user, refreshToken, obtainedAt })
-      log.info('grant_imported_by_caller', {
-        requestId: request.id,
-        user,
-        caller: callerOf(request).name,
-      })
+      const { name } = callerOf(request)
+      const requestId = request.id
+      ports.log.info('grant_imported_by_caller', { requestId, user, caller: name })
+      ports.audit.record({ action: 'grant_imported', actor: 'caller', name, user, requestId })
       return grantBody(grant)
     },
   )

@@ -15,7 +15,6 @@ import { registerDocsRoutes } from './docs-routes.ts'
 import { registerForwardAuthRoutes } from './forward-auth-routes.ts'
 import { registerGrantListRoute } from './grant-list-route.ts'
 import { registerGrantRoutes } from './grant-routes.ts'
-import { createHandOutLog } from './hand-out-log.ts'
 import { type Check, registerHealthRoutes } from './health-routes.ts'
 import { registerImportRoute } from './import-route.ts'
 import { CALLER_SECURITY, openApiDocument, registerOpenApi } from './openapi.ts'
@@ -24,7 +23,7 @@ import { createReadyTokenAnswers } from './ready-token.ts'
 import { registerTokenRoutes, TOKEN_FIELDS } from './token-routes.ts'
 
 export interface InternalParts {
-  ports: Pick<Ports, 'clock' | 'log' | 'sealer' | 'grants' | 'attempts' | 'sessions'>
+  ports: Pick<Ports, 'clock' | 'log' | 'audit' | 'sealer' | 'grants' | 'attempts' | 'sessions'>
   callers: Callers
   accessTokens: AccessTokens
   forwarder: Forwarder
@@ -49,7 +48,6 @@ export function buildInternalApp(parts: InternalParts): Promise<App> {
   const { ports, callers, accessTokens, forwarder, settings } = parts
   const limits = createRateLimits(ports, settings.rateLimits)
   const auth: CallerAuth = { callers, limits, ports }
-  const handOuts = createHandOutLog(ports.log)
   const jsonOf = createAccessTokenJson()
   return buildApp(
     ports,
@@ -64,37 +62,31 @@ export function buildInternalApp(parts: InternalParts): Promise<App> {
         accessTokens,
         jsonOf,
         fields: Object.entries({ ...SECURITY_HEADERS, ...TOKEN_FIELDS }).flat(),
-        note: handOuts.note,
+        audit: ports.audit,
       }),
     },
     async (app) => {
-      app.addHook('onClose', async () => handOuts.close())
       app.decorateRequest(CALLER)
       // Fastify takes text/plain for granted; every body here is JSON.
       app.removeContentTypeParser('text/plain')
       await registerOpenApi(app, 'internal')
-      registerTokenRoutes(app, { auth, accessTokens, jsonOf, handOuts })
-      registerForwardAuthRoutes(app, { auth, accessTokens, handOuts, log: ports.log })
+      registerTokenRoutes(app, { auth, accessTokens, jsonOf, audit: ports.audit })
+      registerForwardAuthRoutes(app, { auth, accessTokens, ports })
       registerGrantRoutes(app, { auth, ports, revoker: parts.revoker, accessTokens })
       registerProxyRoutes(app, {
         listener: 'internal',
         accessTokens,
         forwarder,
+        audit: ports.audit,
         log: ports.log,
         security: CALLER_SECURITY,
         async authorize(request, call) {
           const { caller, user } = await authorizeProxiedCall(auth, request, call)
-          ports.log.info('call_admitted', {
-            requestId: request.id,
-            user,
-            caller: caller.name,
-            method: call.method,
-          })
-          return { user }
+          return { user, actor: 'caller', name: caller.name }
         },
       })
       registerGrantListRoute(app, { auth, ports })
-      registerImportRoute(app, { auth, importer: parts.importer, log: ports.log })
+      registerImportRoute(app, { auth, importer: parts.importer, ports })
       registerHealthRoutes(app, {
         clock: ports.clock,
         checks: parts.checks,

@@ -26,6 +26,7 @@ export interface LoginRouteParts {
     Ports,
     | 'clock'
     | 'log'
+    | 'audit'
     | 'sealer'
     | 'grants'
     | 'revocations'
@@ -57,6 +58,13 @@ export function registerLoginRoutes(app: App, parts: LoginRouteParts): void {
       if (known.code === 'internal_error' || known.code === 'integrity_failure') {
         ports.log.error('login_refused', fields)
       } else ports.log.warn('login_refused', fields)
+      ports.audit.record({
+        action: 'login_refused',
+        actor: 'anyone',
+        outcome: 'refused',
+        requestId: request.id,
+        details: { reason: known.code },
+      })
       // A login that was refused after its tokens came has left one to revoke.
       if (known.code === 'authorization_failed') revoker.kick()
       return sendProblemPage(reply, request, known)
@@ -81,9 +89,12 @@ export function registerLoginRoutes(app: App, parts: LoginRouteParts): void {
       parameters: queryOf(request),
       browserBinding: readCookie(request.headers, LOGIN_COOKIE),
     })
-    ports.log.info('login_completed', { requestId: request.id, user: login.user })
+    const { user } = login
+    const requestId = request.id
+    ports.log.info('login_completed', { requestId, user })
+    ports.audit.record({ action: 'login_completed', actor: 'session', name: user, user, requestId })
     // Of a login that this one replaces: its access token, and its refresh token that waits to be revoked.
-    accessTokens.forget(login.user)
+    accessTokens.forget(user)
     revoker.kick()
     setSessionCookie(reply, login.sessionToken)
     return reply.header('cache-control', 'no-store').redirect(login.returnTo, 303)

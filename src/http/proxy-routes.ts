@@ -4,11 +4,12 @@
 
 import type { FastifyError, FastifyReply, FastifyRequest } from 'fastify'
 import { Type } from 'typebox'
-import type { AccessTokens } from '../access-token.ts'
+import type { AccessTokens, FreshToken } from '../access-token.ts'
+import type { AuditEvent } from '../audit-event.ts'
 import { BrokerError, type ProblemCode } from '../errors.ts'
 import type { Forwarded, Forwarder } from '../forward.ts'
 import type { UserKey } from '../grant.ts'
-import type { Log } from '../ports.ts'
+import type { Audit, Log } from '../ports.ts'
 import { type ForwardTarget, readForwardTarget } from '../request-target.ts'
 import { type App, NO_CONTENT_TYPE } from './app.ts'
 import { leaveBody } from './connections.ts'
@@ -69,24 +70,24 @@ const PROBLEMS: readonly ProblemCode[] = [
 export interface ProxyRouteParts {
   listener: Listener
   /**
-   * Authenticates the request and decides whether it may make this call; returns whose token it goes with.
+   * Authenticates the request and decides whether it may make this call; returns whose token it goes with, and who
+   * is on record for it.
    * Runs before anything of the body is read. `path` is raw, without the query.
    * @throws BrokerError
    */
-  authorize: (
-    request: FastifyRequest,
-    call: { method: string; path: string },
-  ) => Promise<{ user: UserKey }>
+  authorize: (request: FastifyRequest, call: { method: string; path: string }) => Promise<OnBehalf>
   accessTokens: Pick<AccessTokens, 'fresh' | 'replaceRejected'>
   forwarder: Forwarder
+  audit: Audit
   log: Log
   /** OpenAPI security requirement of the operations. */
   security?: ReadonlyArray<Record<string, string[]>>
 }
 
-interface ProxiedCall {
+type OnBehalf = { user: UserKey } & Required<Pick<AuditEvent, 'actor' | 'name'>>
+
+interface ProxiedCall extends OnBehalf {
   target: ForwardTarget
-  user: UserKey
 }
 
 /** Adds the proxied API to a listener: GET, HEAD, POST, PUT, PATCH and DELETE under its prefix. */
@@ -114,8 +115,8 @@ export function registerProxyRoutes(app: App, parts: ProxyRouteParts): void {
       async onRequest(request) {
         const target = readForwardTarget(request.raw.url ?? '', surface.prefix)
         const { method } = request
-        const { user } = await parts.authorize(request, { method, path: target.path })
-        request.setDecorator<ProxiedCall>(PROXIED_CALL, { target, user })
+        const onBehalf = await parts.authorize(request, { method, path: target.path })
+        request.setDecorator<ProxiedCall>(PROXIED_CALL, { target, ...onBehalf })
         leaveBody(request.raw)
         // None is parsed here, so Fastify need not look.
         if (request.headers['content-type'] !== undefined) request.headers = NO_CONTENT_TYPE
@@ -130,9 +131,20 @@ async function forwardCall(
   request: FastifyRequest,
   reply: FastifyReply,
 ): Promise<FastifyReply> {
-  const { accessTokens, forwarder } = parts
-  const { target, user } = request.getDecorator<ProxiedCall>(PROXIED_CALL)
+  const { accessTokens, audit, forwarder } = parts
+  const { target, ...onBehalf } = request.getDecorator<ProxiedCall>(PROXIED_CALL)
+  const { user } = onBehalf
+  const record = (action: 'call_proxied' | 'call_repeated', { fingerprint }: FreshToken) =>
+    audit.record({
+      action,
+      ...onBehalf,
+      requestId: request.id,
+      fingerprint,
+      details: { method: request.method },
+    })
   const token = await accessTokens.fresh(user)
+  // Before the token leaves, not after: an upload may take a quarter of an hour.
+  record('call_proxied', token)
   reply.hijack()
   try {
     const forwarded = await forwarder.forward(request.raw, reply.raw, {
@@ -143,7 +155,9 @@ async function forwardCall(
       responseHeaders: flatHeaders(reply),
       async renew() {
         const current = await accessTokens.replaceRejected(user, token.fingerprint)
-        return current.fingerprint === token.fingerprint ? undefined : current.accessToken
+        if (current.fingerprint === token.fingerprint) return undefined
+        record('call_repeated', current)
+        return current.accessToken
       },
     })
     if (!forwarded.complete) noteCut(parts, request, forwarded)

@@ -25,6 +25,7 @@ export interface PublicParts {
     Ports,
     | 'clock'
     | 'log'
+    | 'audit'
     | 'sealer'
     | 'grants'
     | 'revocations'
@@ -61,7 +62,7 @@ export async function buildPublicApp(parts: PublicParts): Promise<App> {
     trustMs: config.tokenCacheTrustMs,
   })
   const limits = createRateLimits(ports, config.rateLimits)
-  const auth = createSessionAuth(sessions, rules, limits)
+  const auth = createSessionAuth(sessions, rules, limits, ports.audit)
 
   return buildApp(
     ports,
@@ -98,9 +99,13 @@ export async function buildPublicApp(parts: PublicParts): Promise<App> {
       registerSessionRoutes(app, { ports, auth, sessions, accessTokens, revoker })
       registerProxyRoutes(app, {
         listener: 'public',
-        authorize: (request) => auth.requireSession(request),
+        async authorize(request) {
+          const { user } = await auth.requireSession(request)
+          return { user, actor: 'session', name: user }
+        },
         accessTokens,
         forwarder,
+        audit: ports.audit,
         log: ports.log,
         security: [{ session: [], csrf: [] }],
       })

@@ -8,9 +8,9 @@ import type { AccessTokens, FreshToken } from '../access-token.ts'
 import type { Callers } from '../callers.ts'
 import { hasBody } from '../forward-upload.ts'
 import { parseUserKey, type UserKey } from '../grant.ts'
+import type { Audit } from '../ports.ts'
 import { requestIdOf } from './refusals.ts'
 import type { RateLimits } from '../rate-limit.ts'
-import type { HandOut } from './hand-out-log.ts'
 
 const PREFIX = '/v1/users/'
 const SUFFIX = '/access-token'
@@ -22,7 +22,7 @@ export interface ReadyTokenParts {
   jsonOf: (token: FreshToken) => string
   /** Fields of the answer, names and values in turn, but for its length. */
   fields: readonly string[]
-  note: (handOut: HandOut) => void
+  audit: Audit
 }
 
 /**
@@ -32,7 +32,7 @@ export interface ReadyTokenParts {
 export function createReadyTokenAnswers(
   parts: ReadyTokenParts,
 ): (request: IncomingMessage, response: ServerResponse) => boolean {
-  const { callers, limits, accessTokens, jsonOf, fields, note } = parts
+  const { callers, limits, accessTokens, jsonOf, fields, audit } = parts
   return (request, response) => {
     if (request.method !== 'GET' || hasBody(request)) return false
     const user = userOf(request.url ?? '')
@@ -45,7 +45,14 @@ export function createReadyTokenAnswers(
     if (token === undefined) return false
     limits.caller.admit(caller.name)
     limits.user.admit(user)
-    note({ requestId: requestIdOf(request), caller, user, fingerprint: token.fingerprint })
+    audit.record({
+      action: 'token_handed_out',
+      actor: 'caller',
+      name: caller.name,
+      user,
+      requestId: requestIdOf(request),
+      fingerprint: token.fingerprint,
+    })
     const text = jsonOf(token)
     // Of ASCII alone, so its characters are its bytes.
     response.writeHead(200, [...fields, 'content-length', String(text.length)])

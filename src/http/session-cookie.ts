@@ -6,7 +6,7 @@ import type { CookieSerializeOptions } from '@fastify/cookie'
 import type { FastifyReply, FastifyRequest } from 'fastify'
 import { BrokerError } from '../errors.ts'
 import { LOGIN_LIFETIME_SECONDS } from '../login.ts'
-import type { Session } from '../ports.ts'
+import type { Audit, Session } from '../ports.ts'
 import { networkOf, type RateLimits } from '../rate-limit.ts'
 import type { SessionReader } from '../session.ts'
 import { type OriginRules, refuseCrossSite } from './csrf.ts'
@@ -98,11 +98,21 @@ export function createSessionAuth(
   sessions: SessionReader,
   rules: OriginRules,
   limits: Pick<RateLimits, 'user' | 'address'>,
+  audit: Audit,
 ): SessionAuth {
   function readToken(request: FastifyRequest): string | undefined {
     const token = readCookie(request.headers, SESSION_COOKIE)
     const refusal = refuseCrossSite(request.headers, { ...rules, method: request.method })
-    if (refusal !== undefined) throw new BrokerError('csrf_refused', refusal)
+    if (refusal !== undefined) {
+      audit.record({
+        action: 'csrf_refused',
+        actor: 'anyone',
+        outcome: 'refused',
+        requestId: request.id,
+        details: { method: request.method, reason: refusal },
+      })
+      throw new BrokerError('csrf_refused', refusal)
+    }
     return token
   }
   return {

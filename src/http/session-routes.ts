@@ -112,7 +112,7 @@ const LOGOUT_ROUTE = {
 } as const
 
 export interface SessionRouteParts {
-  ports: Pick<Ports, 'log' | 'sealer' | 'grants' | 'sessions'>
+  ports: Pick<Ports, 'log' | 'audit' | 'sealer' | 'grants' | 'sessions'>
   auth: SessionAuth
   sessions: SessionReader
   accessTokens: Pick<AccessTokens, 'forget'>
@@ -142,9 +142,20 @@ export function registerSessionRoutes(app: App, parts: SessionRouteParts): void 
       sessions.forgetUser(user)
       accessTokens.forget(user)
       revoker.kick()
+      ports.audit.record({
+        action: 'grant_disconnected',
+        actor: 'session',
+        name: user,
+        user,
+        requestId: request.id,
+      })
     } else {
-      await endSession(ports, token)
+      const user = await endSession(ports, token)
       sessions.forget(token)
+      if (user !== undefined) {
+        const requestId = request.id
+        ports.audit.record({ action: 'logged_out', actor: 'session', name: user, user, requestId })
+      }
     }
     return farewell(reply)
   })

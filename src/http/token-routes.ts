@@ -5,9 +5,9 @@ import type { FastifyReply, FastifyRequest } from 'fastify'
 import Type from 'typebox'
 import type { AccessTokens, FreshToken } from '../access-token.ts'
 import type { ProblemCode } from '../errors.ts'
+import type { Audit } from '../ports.ts'
 import type { App } from './app.ts'
 import { type CallerAuth, callerOf, requireCaller } from './caller-auth.ts'
-import type { HandOutLog } from './hand-out-log.ts'
 import { CALLER_SECURITY, jsonAnswer } from './openapi.ts'
 import { problemResponses } from './problem.ts'
 import { readUserKey, UserParameters } from './user-parameter.ts'
@@ -72,7 +72,7 @@ const ANSWER = jsonAnswer({
 export interface TokenRouteParts {
   auth: CallerAuth
   accessTokens: AccessTokens
-  handOuts: Pick<HandOutLog, 'note'>
+  audit: Audit
   jsonOf: (token: FreshToken) => string
 }
 
@@ -85,16 +85,18 @@ export const TOKEN_FIELDS = {
 
 /** `GET` and `POST /v1/users/{user}/access-token`; right `token:read`. */
 export function registerTokenRoutes(app: App, parts: TokenRouteParts): void {
-  const { accessTokens, handOuts, jsonOf } = parts
+  const { accessTokens, audit, jsonOf } = parts
   const hooks = requireCaller(parts.auth, 'token:read')
   app.addSchema(AccessToken)
 
   /** Answers with the token, and leaves on record who was given which. */
   function handOut(request: FastifyRequest, reply: FastifyReply, token: FreshToken): FastifyReply {
-    handOuts.note({
-      requestId: request.id,
-      caller: callerOf(request),
+    audit.record({
+      action: 'token_handed_out',
+      actor: 'caller',
+      name: callerOf(request).name,
       user: readUserKey(request),
+      requestId: request.id,
       fingerprint: token.fingerprint,
     })
     return reply.headers(TOKEN_FIELDS).send(jsonOf(token))

@@ -77,7 +77,12 @@ export function createSessionStore(db: Kysely<Tables>): SessionStore {
 
     end: (tokenHash) =>
       throughDatabase(async () => {
-        await db.deleteFrom('sessions').where('token_hash', '=', tokenHash).execute()
+        const ended = await db
+          .deleteFrom('sessions')
+          .where('token_hash', '=', tokenHash)
+          .returning('user_id')
+          .executeTakeFirst()
+        return ended?.user_id
       }),
 
     endAll: (user) =>

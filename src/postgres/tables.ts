@@ -3,6 +3,7 @@
 
 import type { Generated } from 'kysely'
 
+import type { ActorKind, AuditDetails, AuditOutcome } from '../audit-event.ts'
 import type { AttemptOutcome, GrantState, RefreshCause, UserKey } from '../grant.ts'
 
 interface DeploymentTable {
@@ -109,6 +110,25 @@ interface SessionsTable {
   absolute_expires_at: Date
 }
 
+interface AuditEventsTable {
+  chain_id: string
+  sequence: number
+  at: Date
+  replica: string
+  actor_kind: ActorKind
+  actor_name: string | null
+  action: string
+  user_id: UserKey | null
+  outcome: AuditOutcome
+  request_id: string | null
+  fingerprint: string | null
+  count: Generated<number>
+  details: Generated<AuditDetails>
+  key_id: string
+  previous_hash: Buffer
+  hash: Buffer
+}
+
 interface SchemaMigrationsTable {
   name: string
   applied_at: Generated<Date>
@@ -124,5 +144,6 @@ export interface Tables {
   imports: ImportsTable
   login_transactions: LoginTransactionsTable
   sessions: SessionsTable
+  audit_events: AuditEventsTable
   schema_migrations: SchemaMigrationsTable
 }

@@ -12,6 +12,7 @@ import {
 } from '../../demo/look-alike/authorization-server.ts'
 import { type AccessTokens, createAccessTokens } from '../../src/access-token.ts'
 import { type AntiEntropy, createAntiEntropy } from '../../src/anti-entropy.ts'
+import { type AuditRecord, createAudit } from '../../src/audit.ts'
 import { systemClock } from '../../src/clock.ts'
 import type { PageroSettings, RefreshSettings } from '../../src/config.ts'
 import { connectGrant } from '../../src/connect.ts'
@@ -19,6 +20,7 @@ import { type Grant, grantSealContext, parseUserKey, type UserKey } from '../../
 import { createAuthorizationServer } from '../../src/pagero.ts'
 import type { Log, LogFields, Ports } from '../../src/ports.ts'
 import { createAttemptStore } from '../../src/postgres/attempt-store.ts'
+import { createAuditStore } from '../../src/postgres/audit-store.ts'
 import type { Database } from '../../src/postgres/database.ts'
 import { createGrantStore } from '../../src/postgres/grant-store.ts'
 import { createImportStore } from '../../src/postgres/import-store.ts'
@@ -27,7 +29,7 @@ import { createReplicaStore } from '../../src/postgres/replica-store.ts'
 import { createRevocationStore } from '../../src/postgres/revocation-store.ts'
 import { createSessionStore } from '../../src/postgres/session-store.ts'
 import { createRefresher, type Refresher } from '../../src/refresh.ts'
-import { createSealer } from '../../src/seal.ts'
+import { createChainKeys, createSealer } from '../../src/seal.ts'
 import { Secret } from '../../src/secret.ts'
 import { createSpool } from '../../src/spool.ts'
 import { createTestDatabase } from './database.ts'
@@ -86,6 +88,7 @@ export function keepingLog(): Log & { events: LoggedEvent[] } {
 export interface Engine {
   ports: Ports
   log: ReturnType<typeof keepingLog>
+  audit: AuditRecord
   refresher: Refresher
   accessTokens: AccessTokens
   antiEntropy: AntiEntropy
@@ -169,10 +172,19 @@ export async function setScene(
     const spoolDir = start.spoolDir ?? (await mkdtemp(join(tmpdir(), 'broker-spool-')))
     const boot = randomUUID()
     const identity = { replica: start.replica ?? `replica-${boot.slice(0, 8)}`, boot }
+    const keys = [{ keyId: 'test', key }]
+    const auditEvents = createAuditStore(database)
+    const audit = createAudit(
+      { clock: systemClock, log, auditEvents },
+      createChainKeys(keys, deploymentId),
+      identity,
+    )
     const ports: Ports = {
       clock: systemClock,
       log,
-      sealer: createSealer([{ keyId: 'test', key }], deploymentId),
+      audit,
+      auditEvents,
+      sealer: createSealer(keys, deploymentId),
       grants: createGrantStore(database, {
         refreshTokenLifetime: 'P3Y',
         heartbeatStaleSeconds: refresh.heartbeatStaleSeconds,
@@ -201,9 +213,10 @@ export async function setScene(
     test.teardown(async () => {
       await antiEntropy.stop()
       await refresher.stop()
+      await audit.close()
       await rm(spoolDir, { recursive: true, force: true })
     })
-    return { ports, log, refresher, accessTokens, antiEntropy, boot, spoolDir }
+    return { ports, log, audit, refresher, accessTokens, antiEntropy, boot, spoolDir }
   }
 
   async function grantOf(engine: Engine, user: UserKey): Promise<Grant> {

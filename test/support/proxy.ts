@@ -69,9 +69,10 @@ export async function startProxy(
     (scope) =>
       registerProxyRoutes(scope, {
         listener,
-        authorize: async () => ({ user: 'alice' as UserKey }),
+        authorize: async () => ({ user: 'alice' as UserKey, actor: 'session', name: 'alice' }),
         accessTokens: issued.accessTokens,
         forwarder,
+        audit: { record: ({ action }) => log.debug(action) },
         log,
         ...options.parts,
       }),

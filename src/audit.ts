@@ -1,0 +1,279 @@
+// The audit record of this process: events gather in memory and are written in batches, as one chain of rows.
+// It is never in the way: `record` neither waits nor throws. What comes faster than rows are worth is counted, not left
+// out, and what cannot be kept while PostgreSQL is away for long is told by a row that says how many.
+
+import { AUDIT_ACTIONS, type AuditDetails, type AuditEvent, type AuditRow } from './audit-event.ts'
+import { hashOf, NO_HASH } from './audit-chain.ts'
+import { printable } from './log.ts'
+import type { Audit, Ports } from './ports.ts'
+import type { ChainKeys } from './seal.ts'
+
+export interface AuditRecord extends Audit {
+  /** Writes what was recorded so far; false when PostgreSQL did not take all of it. */
+  flush(): Promise<boolean>
+  /** Writes everything, and the last row of the chain. Gives up after some seconds without PostgreSQL. */
+  close(): Promise<void>
+}
+
+/** Events gather for this long before they are written. */
+const GATHER_MS = 250
+/** Equal events within this time are two rows at most: the first at once, the others as a count. */
+const COUNT_MS = 1_000
+/** Rows in one statement: some 200 kB. */
+const BATCH_MAX = 500
+/** Rows that wait while PostgreSQL is away, about 500 bytes each. Beyond it what can be counted is counted for longer. */
+const WAITING_MAX = 10_000
+/** Room above that for events that cannot be counted: logins and the like. */
+const WAITING_RESERVE = 10_000
+/** Kinds of equal events that are counted at a time, about 300 bytes each: tokens in use within a second. */
+const TALLIES_MAX = 50_000
+/** Rows that refusals may take in `COUNT_MS`; the others are counted by caller and action alone. */
+const REFUSAL_ROWS_MAX = 20
+/** Between two tries while PostgreSQL is away. */
+const RETRY_MS = 1_000
+/** What is not written by then at the end of the process is lost: PostgreSQL is away. */
+const CLOSE_LIMIT_MS = 5_000
+
+interface Waiting {
+  event: AuditEvent
+  count: number
+  /** Monotonic; from it and the database's clock at the writing comes `at`. */
+  atMs: number
+}
+
+/** Equal events since the last row about them. */
+interface Tally {
+  event: AuditEvent
+  count: number
+}
+
+/** Opens the chain of this boot; its first row is written with the first batch. Any number of calls at once. */
+export function createAudit(
+  ports: Pick<Ports, 'clock' | 'log' | 'auditEvents'>,
+  keys: ChainKeys,
+  identity: { replica: string; boot: string },
+): AuditRecord {
+  const { clock, log, auditEvents } = ports
+  let waiting: Waiting[] = []
+  /** By action, then by actor, then by what tells equal events. */
+  const tallies = new Map<string, Map<string, Map<string, Tally>>>()
+  let tallyCount = 0
+  let tallyAtMs = 0
+  let refusalRows = 0
+  let dropped = 0
+  /** Linked, and given to PostgreSQL until it takes them: the same rows each time. */
+  let batch: AuditRow[] = []
+  const openedAtMs = clock.monotonicMs()
+  let sequence = 0
+  let head = NO_HASH
+  let isAway = false
+  let isRunning = false
+  let isClosed = false
+  let writing: Promise<boolean> | undefined
+
+  function record(event: AuditEvent): void {
+    if (isClosed) {
+      log.error('audit_event_too_late', { reason: event.action })
+      return
+    }
+    switch (AUDIT_ACTIONS[event.action]) {
+      case 'single':
+        if (waiting.length < WAITING_MAX + WAITING_RESERVE) enqueue(event, 1)
+        else dropped += 1
+        break
+      case 'counted by token':
+        count(event, event.details === undefined ? (event.fingerprint ?? '') : keyOf(event))
+        break
+      case 'counted as a refusal':
+        if (refusalRows < REFUSAL_ROWS_MAX) count(event, keyOf(event))
+        else count(withoutParticulars(event), '')
+    }
+    if (!isRunning) void run()
+  }
+
+  /** The first of its kind is a row at once; those that follow within the time are added up. */
+  function count(event: AuditEvent, key: string): void {
+    let byActor = tallies.get(event.action)
+    if (byActor === undefined) tallies.set(event.action, (byActor = new Map()))
+    const name = event.name ?? ''
+    let byKey = byActor.get(name)
+    if (byKey === undefined) byActor.set(name, (byKey = new Map()))
+    const tally = byKey.get(key)
+    if (tally === undefined) begin(event, byKey, key)
+    else if (tally.event.user === event.user && tally.event.actor === event.actor) tally.count += 1
+    // One account of Pagero that two users have connected may have one token.
+    else count(event, `${key} ${event.actor} ${event.user ?? ''}`)
+  }
+
+  function begin(event: AuditEvent, byKey: Map<string, Tally>, key: string): void {
+    if (tallyCount >= TALLIES_MAX) {
+      if (waiting.length < WAITING_MAX) enqueue(event, 1)
+      else dropped += 1
+      return
+    }
+    const hasRoom = waiting.length < WAITING_MAX
+    byKey.set(key, { event, count: hasRoom ? 0 : 1 })
+    tallyCount += 1
+    if (!hasRoom) return
+    enqueue(event, 1)
+    if (AUDIT_ACTIONS[event.action] === 'counted as a refusal') refusalRows += 1
+  }
+
+  function enqueue(event: AuditEvent, times: number): void {
+    waiting.push({ event, count: times, atMs: clock.monotonicMs() })
+  }
+
+  /** Makes a row of every count; what nothing was added to is no longer counted. */
+  function tallyUp(roomFor = WAITING_MAX): void {
+    refusalRows = 0
+    if (dropped > 0 && waiting.length < roomFor) {
+      enqueue({ action: 'events_dropped', actor: 'broker', outcome: 'failed' }, dropped)
+      dropped = 0
+    }
+    for (const [action, byActor] of tallies) {
+      for (const [name, byKey] of byActor) {
+        for (const [key, tally] of byKey) {
+          if (tally.count > 0) {
+            if (waiting.length >= roomFor) return
+            enqueue(withoutRequest(tally.event), tally.count)
+            tally.count = 0
+          } else {
+            byKey.delete(key)
+            tallyCount -= 1
+          }
+        }
+        if (byKey.size === 0) byActor.delete(name)
+      }
+      if (byActor.size === 0) tallies.delete(action)
+    }
+  }
+
+  async function run(): Promise<void> {
+    isRunning = true
+    while (waiting.length > 0 || batch.length > 0 || tallyCount > 0 || dropped > 0) {
+      await clock.sleep(isAway ? RETRY_MS : GATHER_MS)
+      const nowMs = clock.monotonicMs()
+      if (nowMs >= tallyAtMs) {
+        tallyAtMs = nowMs + COUNT_MS
+        tallyUp()
+      }
+      await writeWaiting()
+    }
+    isRunning = false
+  }
+
+  /** Writes until nothing waits; false when PostgreSQL is away. One at a time. */
+  function writeWaiting(): Promise<boolean> {
+    writing ??= write().finally(() => (writing = undefined))
+    return writing
+  }
+
+  async function write(): Promise<boolean> {
+    try {
+      while (waiting.length > 0 || batch.length > 0) {
+        if (batch.length === 0) {
+          const now = await auditEvents.now()
+          batch = link(waiting.slice(0, BATCH_MAX), now)
+          waiting = waiting.slice(BATCH_MAX)
+        }
+        await auditEvents.append(batch)
+        batch = []
+      }
+      if (isAway) log.info('audit_resumed')
+      isAway = false
+      return true
+    } catch (error) {
+      if (!isAway) log.error('audit_not_written', { count: waiting.length + batch.length, error })
+      isAway = true
+      return false
+    }
+  }
+
+  function link(events: readonly Waiting[], now: Date): AuditRow[] {
+    const nowMs = clock.monotonicMs()
+    const rows: AuditRow[] = []
+    if (sequence === 0) rows.push(linked({ event: OPENED, count: 1, atMs: openedAtMs }, now, nowMs))
+    for (const one of events) rows.push(linked(one, now, nowMs))
+    return rows
+  }
+
+  function linked({ event, count: times, atMs }: Waiting, now: Date, nowMs: number): AuditRow {
+    const row = {
+      chainId: identity.boot,
+      sequence,
+      at: new Date(now.getTime() - (nowMs - atMs)),
+      replica: identity.replica,
+      actorKind: event.actor,
+      actorName: event.name === undefined ? null : printable(event.name),
+      action: event.action,
+      user: event.user ?? null,
+      outcome: event.outcome ?? 'succeeded',
+      requestId: event.requestId === undefined ? null : printable(event.requestId),
+      fingerprint: event.fingerprint ?? null,
+      count: times,
+      details: printableDetails(event.details ?? {}),
+      keyId: keys.primaryKeyId,
+      previousHash: head,
+    }
+    const hash = hashOf(keys, row) as Buffer
+    sequence += 1
+    head = hash
+    return { ...row, hash }
+  }
+
+  return {
+    record,
+    async flush() {
+      tallyUp()
+      return writeWaiting()
+    },
+    async close() {
+      const givenUpAtMs = clock.monotonicMs() + CLOSE_LIMIT_MS
+      isClosed = true
+      tallyUp(Infinity)
+      enqueue(CLOSED, 1)
+      while (!(await writeWaiting())) {
+        if (clock.monotonicMs() >= givenUpAtMs) {
+          log.error('audit_events_lost', { count: waiting.length + batch.length })
+          return
+        }
+        await clock.sleep(RETRY_MS)
+      }
+    },
+  }
+}
+
+const OPENED: AuditEvent = { action: 'chain_opened', actor: 'broker' }
+const CLOSED: AuditEvent = { action: 'chain_closed', actor: 'broker' }
+
+/** What sets apart events of one action that are not the same. */
+function keyOf({ actor, user, fingerprint, outcome, details }: AuditEvent): string {
+  return JSON.stringify([actor, user, fingerprint, outcome, details])
+}
+
+/** A row that counts several requests names none of them. */
+function withoutRequest(event: AuditEvent): AuditEvent {
+  const { requestId, ...others } = event
+  return requestId === undefined ? event : others
+}
+
+/** As much of a refusal as is kept in a flood of them. */
+function withoutParticulars({ action, actor, name, outcome }: AuditEvent): AuditEvent {
+  return {
+    action,
+    actor,
+    ...(name === undefined ? {} : { name }),
+    ...(outcome === undefined ? {} : { outcome }),
+  }
+}
+
+/** The members that have a value, their texts made plain and cut to length. */
+function printableDetails(details: AuditDetails): AuditDetails {
+  const entries = Object.entries(details).filter(([, value]) => value !== undefined)
+  return Object.fromEntries(entries.map(([name, value]) => [name, printableValue(value)]))
+}
+
+function printableValue(value: unknown): unknown {
+  if (typeof value === 'string') return printable(value)
+  return Array.isArray(value) ? value.map(printableValue) : value
+}
