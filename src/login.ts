@@ -230,7 +230,8 @@ async function identify(
 ): Promise<{ user: UserKey; pagero: PageroAccount } | { refusal: string }> {
   let claims: Readonly<Record<string, unknown>> | undefined
   if (tokens.idToken === undefined) {
-    // Asked for and not given, the nonce protects nothing; PKCE does, where it is on.
+    // Asked for and not given, the nonce protects nothing; PKCE does, where it is on (RFC 9700 section 4.5.3). Not refused,
+    // because Pagero's printed answer has none, and nobody could log in.
     if (transaction.nonceHash !== null) ports.log.warn('id_token_missing')
     claims = accessTokenClaims(tokens.accessToken ?? '')
   } else {
