@@ -1,4 +1,4 @@
-// A new caller in CALLERS_FILE, and its API key. The key is shown once, by whoever asked; the file gets its hash.
+// A new caller in CALLERS_FILE, or a second key of one, and that API key. The key is shown once, by whoever asked; the file gets its hash.
 // The file is replaced whole, so that a broker that reads it meanwhile sees the old one or the new one.
 
 import { createHash, randomBytes, randomInt, randomUUID } from 'node:crypto'
@@ -57,7 +57,9 @@ export async function addCaller(
   const { path, text, mode } = await readOrBegin(file)
   const earlier: CallerEntry[] = parseCallers(text)
   if (earlier.some((caller) => caller.name === name)) {
-    throw new Error('CALLERS_FILE has a caller of this name already. Choose another name.')
+    throw new Error(
+      'CALLERS_FILE has a caller of this name already. Choose another name, or add a key to it with --another-key.',
+    )
   }
   const { callers } = JSON.parse(text) as { callers: unknown[] }
   const added = createApiKey(options.expiresAt)
@@ -73,6 +75,28 @@ export async function addCaller(
       },
     ],
   }
+  const changedText = `${JSON.stringify(changed, null, 2)}\n`
+  parseCallers(changedText)
+  await replaceFile(path, changedText, mode)
+  return added
+}
+
+/**
+ * Adds a key to a caller that is there, for changing keys without a gap: two may be active at a time.
+ *
+ * @throws CallersFileError when the file cannot be used, or would have three active keys of this caller
+ * @throws Error with a sentence for the operator when there is no such caller
+ */
+export async function addKey(file: string, name: string, expiresAt?: Date): Promise<NewApiKey> {
+  const { path, text, mode } = await readOrBegin(file)
+  parseCallers(text)
+  const changed = JSON.parse(text) as { callers: Array<{ name: string; api_keys?: unknown[] }> }
+  const caller = changed.callers.find((one) => one.name === name)
+  if (caller === undefined) {
+    throw new Error('CALLERS_FILE has no caller of this name. Without --another-key it is added.')
+  }
+  const added = createApiKey(expiresAt)
+  caller.api_keys = [...(caller.api_keys ?? []), added.entry]
   const changedText = `${JSON.stringify(changed, null, 2)}\n`
   parseCallers(changedText)
   await replaceFile(path, changedText, mode)

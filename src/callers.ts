@@ -21,7 +21,6 @@ import { BrokerError } from './errors.ts'
 import type { UserKey } from './grant.ts'
 import type { Clock, Ports } from './ports.ts'
 
-export { addCaller } from './add-caller.ts'
 export { type Caller, parseCallers, type Right } from './callers-file.ts'
 
 /** Twice in the second within which a withdrawn key must be refused everywhere. */

@@ -7,7 +7,9 @@ import { parseArgs } from 'node:util'
 import closeWithGrace from 'close-with-grace'
 import { startBroker } from './broker.ts'
 import { BrokerError } from './errors.ts'
-import { addCaller, parseCallers } from './callers.ts'
+import { addCaller, addKey } from './add-caller.ts'
+import { type CallerEntry, parseCallers } from './callers-file.ts'
+import { checkCaller } from './check-caller.ts'
 import { ConfigError, readConfig } from './config.ts'
 import { CRASH_POINTS, withCrashPoint } from './crash-points.ts'
 import { renderOpenApi } from './http/render-openapi.ts'
@@ -27,7 +29,11 @@ const USAGE = `broker <command>
       --rights a,b          token:read, proxy:call, grant:read, grant:manage, ops:read
       --users a,b           user keys it may name; * stands for any run of characters
       --proxy-allow a,b     METHOD /path pairs; none = every path
-  callers list              list the callers of CALLERS_FILE
+      --expires-at TIME     when the key ends, such as 2027-01-01T00:00:00Z; never if not given
+      --another-key         a second key for a caller that is there, which otherwise stays as it is
+  callers list              list the callers of CALLERS_FILE, with their keys and when these end
+  callers check             check that CALLERS_FILE can be used, or whether a caller may do something
+      --caller NAME --right R --user U --call 'GET /path'
   openapi                   print the OpenAPI document
 
 CALLERS_FILE may be given as --file for the callers commands.
@@ -108,7 +114,15 @@ function generateKey([
   print(`${keyId}:${randomBytes(32).toString('base64')}`)
 }
 
+/** Options of each of the callers commands; one that belongs to another is refused. */
+const CALLERS_OPTIONS = {
+  add: ['file', 'rights', 'users', 'proxy-allow', 'expires-at', 'another-key'],
+  list: ['file'],
+  check: ['file', 'caller', 'right', 'user', 'call'],
+} as const
+
 async function callers(action: string | undefined, rest: string[]): Promise<void> {
+  if (action !== 'add' && action !== 'list' && action !== 'check') throw new UsageError()
   const { values, positionals } = parseArgs({
     args: rest,
     allowPositionals: true,
@@ -117,29 +131,90 @@ async function callers(action: string | undefined, rest: string[]): Promise<void
       rights: { type: 'string' },
       users: { type: 'string' },
       'proxy-allow': { type: 'string' },
+      'expires-at': { type: 'string' },
+      'another-key': { type: 'boolean' },
+      caller: { type: 'string' },
+      right: { type: 'string' },
+      user: { type: 'string' },
+      call: { type: 'string' },
     },
   })
+  const stranger = Object.keys(values).find(
+    (name) => !CALLERS_OPTIONS[action].some((known) => known === name),
+  )
+  if (stranger !== undefined) throw new Error(`callers ${action} has no option --${stranger}.`)
+  if (positionals.length !== (action === 'add' ? 1 : 0)) throw new UsageError()
   const file = values.file ?? process.env['CALLERS_FILE']
   if (file === undefined) throw new Error('Set CALLERS_FILE, or give --file.')
-  const list = (text: string | undefined) => text?.split(',').map((part) => part.trim())
-  if (action === 'add' && positionals[0] !== undefined) {
-    const { key } = await addCaller(file, positionals[0], {
-      rights: list(values.rights) ?? ['token:read'],
-      users: list(values.users) ?? [],
-      ...(values['proxy-allow'] === undefined
-        ? {}
-        : { proxyAllow: list(values['proxy-allow']) ?? [] }),
-    })
-    print(`API key of ${positionals[0]}, shown once:\n${key}`)
-    return
+  if (action === 'add') return addToCallers(file, positionals[0] ?? '', values)
+  const entries = parseCallers(
+    await readFile(file, 'utf8').catch(() => {
+      throw new Error('CALLERS_FILE cannot be read.')
+    }),
+  )
+  if (action === 'list') for (const entry of entries) print(lineOf(entry))
+  else checkCallers(entries, values)
+}
+
+interface AddOptions {
+  rights?: string
+  users?: string
+  'proxy-allow'?: string
+  'expires-at'?: string
+  'another-key'?: boolean
+}
+
+async function addToCallers(file: string, name: string, options: AddOptions): Promise<void> {
+  const { rights, users, 'proxy-allow': proxyAllow, 'expires-at': expiry } = options
+  const list = (text: string): string[] => text.split(',').map((part) => part.trim())
+  const expiresAt = expiry === undefined ? undefined : new Date(expiry)
+  if (expiresAt !== undefined && !(expiresAt.getTime() > Date.now())) {
+    throw new Error('--expires-at must be a time to come, such as 2027-01-01T00:00:00Z.')
   }
-  if (action === 'list') {
-    for (const caller of parseCallers(await readFile(file, 'utf8'))) {
-      print(`${caller.name}\t${[...caller.rights].join(',')}\t${caller.users.join(',')}`)
+  if (options['another-key'] === true) {
+    if (rights !== undefined || users !== undefined || proxyAllow !== undefined) {
+      throw new Error('--another-key leaves rights, users and calls as they are.')
     }
+    const { key } = await addKey(file, name, expiresAt)
+    print(`Another API key of ${name}, shown once:\n${key}`)
     return
   }
-  throw new UsageError()
+  const { key } = await addCaller(file, name, {
+    rights: list(rights ?? 'token:read'),
+    users: users === undefined ? [] : list(users),
+    ...(proxyAllow === undefined ? {} : { proxyAllow: list(proxyAllow) }),
+    ...(expiresAt === undefined ? {} : { expiresAt }),
+  })
+  print(`API key of ${name}, shown once:\n${key}`)
+}
+
+/** Name, rights, users, and the credentials, each key with its end. */
+function lineOf({ name, rights, users, apiKeys, jwts }: CallerEntry): string {
+  const keys = apiKeys.map(({ id, expiresAt }) =>
+    expiresAt === undefined
+      ? `key ${id}`
+      : `key ${id} ${expiresAt > new Date() ? 'until' : 'expired'} ${expiresAt.toISOString()}`,
+  )
+  const credentials = [...keys, ...jwts.map(({ issuer }) => `jwt of ${issuer}`)]
+  return [name, [...rights].join(','), users.join(','), credentials.join(', ')].join('\t')
+}
+
+/** Without a question, that the file can be used; with one, the answer, and exit code 1 for a refusal. */
+function checkCallers(
+  entries: readonly CallerEntry[],
+  question: { caller?: string; right?: string; user?: string; call?: string },
+): void {
+  const { caller, right, user, call } = question
+  if (caller === undefined) {
+    if (right !== undefined || user !== undefined || call !== undefined) {
+      throw new Error('Say with --caller whom the question is about.')
+    }
+    print(`The file can be used. Callers: ${entries.length}.`)
+    return
+  }
+  const { allowed, reason } = checkCaller(entries, { caller, right, user, call })
+  print(`${allowed ? 'allowed' : 'refused'}: ${reason}`)
+  if (!allowed) process.exitCode = 1
 }
 
 /** What an operator can act on. A database that is away at the start says little by itself, so its code goes along. */

@@ -1,20 +1,22 @@
 // Callers: default deny, keys that only their hash is known of, patterns without surprises, and a file read strictly.
 
+import { execFile } from 'node:child_process'
 import { createHash, randomBytes } from 'node:crypto'
 import { chmod, readFile, readdir, rename, rm, stat, symlink, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
+import { promisify } from 'node:util'
 import * as fc from 'fast-check'
 import t from 'tap'
-import { createApiKey } from '../src/add-caller.ts'
+import { addCaller, addKey, createApiKey } from '../src/add-caller.ts'
 import {
   isCallPattern,
   isUserPattern,
   matchesCallPattern,
   matchesUserPattern,
 } from '../src/caller-patterns.ts'
+import { checkCaller } from '../src/check-caller.ts'
 import { CallersFileError } from '../src/callers-file.ts'
 import {
-  addCaller,
   type Caller,
   type Callers,
   createCallers,
@@ -580,4 +582,125 @@ t.test('a key that was proved a moment ago passes again, and nothing like it doe
   }
   time.now = new Date('2027-01-01T00:00:01Z')
   t.equal(callers.recognize(header), undefined, 'and not once it has expired')
+})
+
+t.test(
+  'a caller gets a second key and keeps the first; a third active one is refused',
+  async (t) => {
+    const { ports } = recording(new Date())
+    const file = join(t.testdir(), 'callers.json')
+    const first = await addCaller(file, 'sync', { rights: ['token:read'], users: ['acme-*'] })
+    const second = await addKey(file, 'sync', new Date(Date.now() + 60_000))
+    const callers = await createCallers(file, ports)
+    t.teardown(() => callers.close())
+    t.equal(callerOf(callers, `Bearer ${first.key}`).name, 'sync')
+    t.strictSame(
+      callerOf(callers, `Bearer ${second.key}`),
+      callerOf(callers, `Bearer ${first.key}`),
+    )
+    const before = await readFile(file, 'utf8')
+    await t.rejects(addKey(file, 'sync'), { message: /must have at most two keys/ })
+    await t.rejects(addKey(file, 'other'), { message: /has no caller of this name/ })
+    t.equal(await readFile(file, 'utf8'), before)
+  },
+)
+
+t.test('an operator is told what a caller may do, and why not', async (t) => {
+  const entries = parseCallers(
+    fileOf(entry(), entry({ name: 'old', api_keys: [keyWith('aaaa', '2020-01-01T00:00:00Z')] })),
+  )
+  const ask = (question: object) =>
+    checkCaller(entries, { caller: 'invoice-sync', ...question }, NOW)
+  for (const question of [
+    {},
+    { right: 'token:read' },
+    { user: 'acme-1' },
+    { call: 'GET /document/v1/x', user: 'acme-1' },
+  ]) {
+    t.match(ask(question), { allowed: true, reason: String }, JSON.stringify(question))
+  }
+  t.match(ask({ caller: 'nobody' }), { allowed: false, reason: /no caller/ })
+  t.match(ask({ caller: 'old' }), { allowed: false, reason: /expired/ })
+  t.match(ask({ right: 'ops:read' }), { allowed: false, reason: /the right ops:read/ })
+  t.match(ask({ user: 'bob' }), { allowed: false, reason: /users/ })
+  t.match(ask({ call: 'DELETE /document/v1/x' }), { allowed: false, reason: /proxy_allow/ })
+  t.throws(() => ask({ right: 'all' }), { message: /--right must be one of/ })
+  t.throws(() => ask({ user: 'acme-*' }), { message: /--user must be/ })
+  t.throws(() => ask({ call: 'GET /x/**' }), { message: /--call must be/ })
+})
+
+t.test('wrong keys that share more with a good one take no longer to refuse', async (t) => {
+  const { ports } = recording()
+  const { key, entry: apiKey } = createApiKey()
+  const file = join(t.testdir(), 'callers.json')
+  await writeFile(file, fileOf(entry({ api_keys: [apiKey] })))
+  const callers = await createCallers(file, ports)
+  t.teardown(() => callers.close())
+  const other = createApiKey().key
+  /** A key of the right length that begins as the good one does, for so many characters. */
+  const sharing = (count: number): string => {
+    const wrong = `${key.slice(0, count)}${other.slice(count)}`
+    return wrong === key ? `${wrong.slice(0, -1)}~` : wrong
+  }
+  const shares = [0, 8, 30]
+  const took = shares.map((): number[] => [])
+  // In turns, so that whatever slows the machine slows all alike; one round of each is not counted.
+  for (let round = 0; round < 20_001; round += 1) {
+    for (const [index, count] of shares.entries()) {
+      // Not the known prefix, so that the id of a key that shares nothing has the form of one too.
+      const header = `Bearer ${count === 0 ? other : sharing(count)}`
+      const began = process.hrtime.bigint()
+      try {
+        callerOf(callers, header)
+        t.fail('a wrong key passes')
+      } catch {
+        took[index]?.push(Number(process.hrtime.bigint() - began))
+      }
+    }
+  }
+  const medians = took.map((times) => times.slice(1).toSorted((a, b) => a - b)[10_000] ?? 0)
+  // Medians of 20,000 differ by a few per cent here; a comparison that stops at the first difference would be told by
+  // nanoseconds a character, far below what a listener's answer varies by. A third, or two microseconds, is a gradient.
+  const spread = Math.max(...medians) - Math.min(...medians)
+  t.ok(spread < Math.max(2_000, Math.min(...medians) / 3), `medians in ns: ${medians.join(', ')}`)
+})
+
+t.test('the command says why something is refused, by its exit code too', async (t) => {
+  const file = join(t.testdir(), 'callers.json')
+  const main = join(import.meta.dirname, '../src/main.ts')
+  const run = async (...parameters: string[]): Promise<{ code: number; output: string }> =>
+    promisify(execFile)(process.execPath, [main, 'callers', ...parameters, '--file', file]).then(
+      ({ stdout }) => ({ code: 0, output: stdout }),
+      ({ code, stdout, stderr }: { code: number; stdout: string; stderr: string }) => ({
+        code,
+        output: stdout + stderr,
+      }),
+    )
+  t.match(await run('add', 'sync', '--users', 'acme-*'), { code: 0, output: /\npgb_/ })
+  t.match(await run('add', 'sync', '--another-key', '--expires-at', '2099-01-01T00:00:00Z'), {
+    code: 0,
+    output: /^Another API key of sync/,
+  })
+  t.match(await run('list'), {
+    code: 0,
+    output: /^sync\ttoken:read\tacme-\*\tkey \w+, key \w+ until 2099/,
+  })
+  t.match(await run('check'), { code: 0, output: 'The file can be used. Callers: 1.' })
+  t.match(await run('check', '--caller', 'sync', '--user', 'acme-1'), {
+    code: 0,
+    output: /^allowed: /,
+  })
+  t.match(await run('check', '--caller', 'sync', '--user', 'bob'), {
+    code: 1,
+    output: /^refused: /,
+  })
+  for (const [wrong, message] of [
+    [['add', 'sync'], /name already.*--another-key/],
+    [['add', 'sync', '--another-key', '--rights', 'ops:read'], /leaves rights/],
+    [['add', 'x', '--expires-at', 'tomorrow'], /--expires-at must be a time to come/],
+    [['list', '--user', 'x'], /callers list has no option --user/],
+    [['check', '--user', 'x'], /Say with --caller/],
+  ] as const) {
+    t.match(await run(...wrong), { code: 1, output: message }, wrong.join(' '))
+  }
 })

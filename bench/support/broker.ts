@@ -4,7 +4,7 @@
 import { mkdir, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { freePorts } from '../../test/support/free-ports.ts'
-import { addCaller } from '../../src/callers.ts'
+import { addCaller } from '../../src/add-caller.ts'
 import { encryptionKey } from './grants.ts'
 import { answers, type Program, startProgram } from './processes.ts'
 

@@ -23,6 +23,8 @@ export interface CallerEntry {
   users: readonly string[]
   proxyAllow?: readonly string[]
   expiresAt?: string
+  /** Entries of `jwt`, beside the key. */
+  jwt?: readonly object[]
 }
 
 export interface InternalListener {
@@ -141,6 +143,7 @@ async function writeCallersFile(
           expires_at: entry.expiresAt ?? '2099-01-01T00:00:00Z',
         },
       ],
+      ...(entry.jwt === undefined ? {} : { jwt: entry.jwt }),
       rights: entry.rights,
       users: entry.users,
       ...(entry.proxyAllow === undefined ? {} : { proxy_allow: entry.proxyAllow }),
