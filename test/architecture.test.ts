@@ -101,6 +101,27 @@ t.test('http/ and postgres/ do not know each other, and nobody imports main.ts',
   t.end()
 })
 
+t.test('the client imports itself alone, and nobody imports the client', (t) => {
+  const files = sources.filter(({ name }) => isUnder(name, 'client/'))
+  t.ok(files.length > 3)
+  for (const { name, imports } of files) {
+    t.same(
+      imports.filter((one) => !isUnder(one, 'client/')),
+      [],
+      name,
+    )
+  }
+  const importers = sources.filter(
+    ({ name, imports }) =>
+      !isUnder(name, 'client/') && imports.some((one) => isUnder(one, 'client/')),
+  )
+  t.same(
+    importers.map(({ name }) => name),
+    [],
+  )
+  t.end()
+})
+
 t.test('errors.ts and grant.ts need nothing of ours to run, and ports.ts nothing at all', (t) => {
   const textOf = (name: string) => sources.find((file) => file.name === name)?.text ?? ''
   for (const name of ['errors.ts', 'grant.ts', 'ports.ts']) {

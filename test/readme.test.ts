@@ -100,6 +100,8 @@ t.test('the TypeScript of README.md compiles as strictly as the sources', async 
     compilerOptions: {
       lib: ['es2024', 'dom', 'dom.iterable'],
       typeRoots: [join(ROOT, 'node_modules/@types')],
+      // What the package exports, before it is built.
+      paths: { 'pagero-token-broker/client': [join(ROOT, 'src/client/index.ts')] },
     },
     include: ['*.ts'],
   }
