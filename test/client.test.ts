@@ -205,7 +205,7 @@ t.test(
       // An operation that the broker does not have yet has no schema to differ from.
       if (schema === undefined && name === 'ConnectLink') continue
       const [, body = ''] = new RegExp(`interface ${name} {\\n([^]*?)^}`, 'm').exec(declared) ?? []
-      const members = [...body.matchAll(/^ {4}(\w+)\??:/gm)].map((match) => match[1])
+      const members = [...body.matchAll(/^ {4}(\w+)\??:/gm)].map((match) => match[1] ?? '')
       t.same(members.toSorted(), Object.keys(schema?.properties ?? {}).toSorted(), name)
     }
     t.end()
