@@ -90,6 +90,8 @@ function createBareApp(ports: { clock: Clock; log: Log }, settings: AppSettings)
     trustProxy: settings.trustedProxies.length === 0 ? false : [...settings.trustedProxies],
     exposeHeadRoutes: true,
     forceCloseConnections: 'idle',
+    // Fastify's own would destroy the connection although answers are due on it; see refusals.ts.
+    clientErrorHandler: () => undefined,
     return503OnClosing: false,
     onProtoPoisoning: 'error',
     onConstructorPoisoning: 'error',

@@ -15,10 +15,16 @@ const BODY_TIMEOUT_MS = 30_000
 const SHUTDOWN_PATIENCE_MS = 1_000
 
 export interface Connections {
-  /** Takes note of a request that has arrived, until its answer is out or its connection gone. */
-  begin(request: IncomingMessage, response: ServerResponse): void
+  /**
+   * Takes note of a request that has arrived, until its answer is out or its connection gone, and calls `answer` when
+   * those before it on the connection have been answered: what a client sends one behind the other is not done at once,
+   * or out of order, or after an answer that ends the connection (RFC 9112 sections 9.3.2 and 9.6).
+   */
+  begin(request: IncomingMessage, response: ServerResponse, answer: () => void): void
   /** Tells whether something written onto the socket now is read as what it is, and not as part of another answer. */
   isFree(socket: Socket): boolean
+  /** Ends a connection on which nothing more can be understood, as soon as what was asked before has been answered. */
+  endAfterAnswers(socket: Socket): void
   /**
    * Ends what no answer is due on, once the server takes no more connections: idle ones at once, silent ones and unfinished
    * requests within a second or two. Requests that are being answered keep their connections until they have been.
@@ -43,8 +49,11 @@ function isBounded(request: BoundedRequest): boolean {
 
 /** Begins to keep account of the connections of a server. */
 export function watchConnections(server: Server): Connections {
-  /** In the order of their requests. */
+  /** In the order of their requests; only the first is being answered. */
   const underWay = new Map<Socket, Set<ServerResponse>>()
+  /** What is to be done for the others. */
+  const waiting = new WeakMap<ServerResponse, () => void>()
+  const ending = new WeakSet<Socket>()
   let closing = false
 
   server.maxConnections = CONNECTIONS_MAX
@@ -59,9 +68,20 @@ export function watchConnections(server: Server): Connections {
     const { socket } = request
     const responses = underWay.get(socket)
     responses?.delete(this)
-    if (closing && responses?.size === 0) socket.destroySoon()
+    const [next] = responses ?? []
+    const isLast = closing ? next === undefined : ending.has(socket) && next?.req.complete !== true
+    if (isLast) socket.destroySoon()
     else if (isBounded(request) && !request.complete) boundBody(request, LINGER_MS)
     else leaveBody(request)
+    // Where that answer has ended the connection, what waits behind it is not done any more.
+    if (next !== undefined && socket.writable) start(next)
+  }
+
+  function start(response: ServerResponse): void {
+    const answer = waiting.get(response)
+    waiting.delete(response)
+    if (hasBody(response.req)) boundBody(response.req, BODY_TIMEOUT_MS)
+    answer?.()
   }
 
   function sweep(): void {
@@ -71,10 +91,16 @@ export function watchConnections(server: Server): Connections {
   }
 
   return {
-    begin(request, response) {
-      underWay.get(request.socket)?.add(response)
+    begin(request, response, answer) {
+      const responses = underWay.get(request.socket)
+      responses?.add(response)
       response.on('close', onAnswered)
+      if (responses !== undefined && responses.size > 1) {
+        waiting.set(response, answer)
+        return
+      }
       if (hasBody(request)) boundBody(request, BODY_TIMEOUT_MS)
+      answer()
     },
     isFree(socket) {
       const [first, second] = underWay.get(socket) ?? []
@@ -82,6 +108,11 @@ export function watchConnections(server: Server): Connections {
       return (
         first === undefined || (second === undefined && !first.headersSent && !first.req.complete)
       )
+    },
+    endAfterAnswers(socket) {
+      const [first] = underWay.get(socket) ?? []
+      if (first?.req.complete === true) ending.add(socket)
+      else socket.destroySoon()
     },
     close() {
       closing = true

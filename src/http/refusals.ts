@@ -44,7 +44,7 @@ interface RefusalParts {
   listener: Listener
   /** Fields of every answer. */
   headers: Readonly<Record<string, string>>
-  connections: Pick<Connections, 'begin' | 'isFree'>
+  connections: Pick<Connections, 'begin' | 'isFree' | 'endAfterAnswers'>
 }
 
 /**
@@ -58,11 +58,14 @@ export function refuseBeforeRouting(
 ): (request: IncomingMessage, response: ServerResponse) => void {
   return (request, response) => {
     const refusal = refusalOf(request)
+    // Nothing is upgraded here, but Node reads no further request behind one that asks for it.
+    if (request.headers.upgrade !== undefined) response.shouldKeepAlive = false
     // What is answered before this returns is never under way, and need not be kept account of.
     if (refusal === undefined && answersAtOnce?.(request, response) === true) return
-    parts.connections.begin(request, response)
-    if (refusal === undefined) route(request, response)
-    else answerRefusal(parts, request, response, refusal)
+    parts.connections.begin(request, response, () => {
+      if (refusal === undefined) route(request, response)
+      else answerRefusal(parts, request, response, refusal)
+    })
   }
 }
 
@@ -72,7 +75,7 @@ export function refuseUnrouted(server: Server, parts: RefusalParts): void {
   const refuse = (socket: Socket, error: BrokerError, fields = {}) => {
     if (!socket.writable) socket.destroy()
     // Behind an answer that has begun, or is due, a refusal would be read as a part of it, or in its place.
-    else if (!connections.isFree(socket)) socket.destroySoon()
+    else if (!connections.isFree(socket)) connections.endAfterAnswers(socket)
     else {
       const requestId = newRequestId()
       answerOnSocket(socket, { listener, requestId, error, fields: { ...headers, ...fields } })
@@ -90,9 +93,9 @@ export function refuseUnrouted(server: Server, parts: RefusalParts): void {
     refuse(stream as Socket, methodNotAllowed(), ALLOW)
   })
   server.on('checkExpectation', (request, response) => {
-    connections.begin(request, response)
-    const refusal = new BrokerError('request_invalid', 'Expect may only be 100-continue.')
-    answerRefusal(parts, request, response, refusal)
+    connections.begin(request, response, () => {
+      answerRefusal(parts, request, response, unknownExpectation())
+    })
   })
 }
 
@@ -100,6 +103,10 @@ const ALLOW = { allow: METHODS.join(', ') }
 
 function methodNotAllowed(): BrokerError {
   return new BrokerError('method_not_allowed', 'No resource here has this method.')
+}
+
+function unknownExpectation(): BrokerError {
+  return new BrokerError('request_invalid', 'Expect may only be 100-continue.')
 }
 
 function answerRefusal(
@@ -125,7 +132,8 @@ function refusalOf(request: IncomingMessage): BrokerError | undefined {
   if (!url.startsWith('/')) return invalid('The request target must be a path.')
   if (url.includes('#')) return invalid('The request target must not contain a fragment.')
   if (!isUtf8Encoded(url)) return invalid('The path has a percent-escape that is not UTF-8.')
-  const transferEncoding = request.headers['transfer-encoding']
+  const { 'transfer-encoding': transferEncoding, expect } = request.headers
+  if (expect !== undefined && expect.toLowerCase() !== '100-continue') return unknownExpectation()
   if (transferEncoding !== undefined) {
     // Whoever spoke HTTP/1.0 before us did not read the framing, and may take the body for another request.
     if (httpVersion === '1.0') return invalid('HTTP/1.0 has no Transfer-Encoding.')

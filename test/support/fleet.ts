@@ -313,7 +313,7 @@ async function writeCallersFile(directory: string): Promise<{ file: string; apiK
   const entry = {
     name: 'fleet',
     api_keys: [{ id: 'fleet', sha256 }],
-    rights: ['token:read', 'grant:read', 'grant:manage', 'ops:read'],
+    rights: ['token:read', 'proxy:call', 'grant:read', 'grant:manage', 'ops:read'],
     users: ['*'],
   }
   await writeFile(file, JSON.stringify({ callers: [entry] }), { mode: 0o600 })

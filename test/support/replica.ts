@@ -30,6 +30,8 @@ export interface Replica {
   readonly origin: string
   /** Of the public listener. */
   readonly publicOrigin: string
+  /** The Authorization header of its caller. */
+  readonly authorization: string
   /** Log lines of all its lives, oldest first. */
   readonly log: LogLine[]
   /** Starts the process, with the settings changed for this life, and waits until it is ready. */
@@ -124,6 +126,7 @@ export function createReplica(settings: {
     name: settings.name,
     origin,
     publicOrigin: `http://127.0.0.1:${settings.ports.public}`,
+    authorization: `Bearer ${settings.apiKey}`,
     log,
     async start(env = {}) {
       spawnProcess(env)
