@@ -304,7 +304,7 @@ const targets: RawCase[] = [
 
 // ── Request lines and versions ───────────────────────────────────────────────────────────────────
 
-const lines: RawCase[] = [
+const requestLines: RawCase[] = [
   ...refused(400, {
     'the preface of HTTP/2': 'PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n',
     'HTTP/2.0': request('GET {prefix}/a HTTP/2.0'),
@@ -465,7 +465,7 @@ const FIELDS_DROPPED = [
   'X-CSRF-Token: canary',
 ]
 
-const fields: RawCase[] = [
+const headerFields: RawCase[] = [
   ...Object.entries(FIELD_LINES_REFUSED).map(([what, line]) => ({
     what,
     bytes: request(get, [line]),
@@ -959,9 +959,9 @@ const callers: RawCase[] = [
 /** All of them. */
 export const RAW_CORPUS: readonly RawCase[] = [
   ...targets,
-  ...lines,
+  ...requestLines,
   ...methods,
-  ...fields,
+  ...headerFields,
   ...connection,
   ...framing,
   ...callers,
