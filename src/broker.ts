@@ -30,6 +30,7 @@ import { createGrantStore } from './postgres/grant-store.ts'
 import { createImportStore } from './postgres/import-store.ts'
 import { createLoginTransactionStore } from './postgres/login-transaction-store.ts'
 import { migrate, readSchemaState } from './postgres/migrate.ts'
+import { createOutboxStore } from './postgres/outbox-store.ts'
 import { createReplicaStore } from './postgres/replica-store.ts'
 import { createRevocationStore } from './postgres/revocation-store.ts'
 import { createSessionStore } from './postgres/session-store.ts'
@@ -42,6 +43,7 @@ import { createChainKeys, createSealer } from './seal.ts'
 import { Secret } from './secret.ts'
 import { createSpool } from './spool.ts'
 import { createUpstreamLookup } from './upstream-address.ts'
+import { createWebhookSender } from './webhook.ts'
 
 /** Connections to PostgreSQL. No request holds one while Pagero is called, so a few go a long way. */
 const POOL_MAX = 10
@@ -113,10 +115,12 @@ export async function startBroker(
         heartbeatStaleSeconds: config.refresh.heartbeatStaleSeconds,
         databaseSettleSeconds: config.refresh.databaseSettleSeconds,
         zombieWaitSeconds: config.refresh.zombieWaitSeconds,
+        events: config.webhooks !== undefined,
       }),
       attempts: createAttemptStore(database),
       imports: createImportStore(database, config),
       revocations: createRevocationStore(database.db),
+      outbox: createOutboxStore(database),
       loginTransactions: createLoginTransactionStore(database.db),
       sessions: createSessionStore(database.db),
       replicas: createReplicaStore(database.db, config.refresh),
@@ -153,12 +157,18 @@ export async function startBroker(
           () => ports.imports.sweep(),
           () => ports.replicas.sweep(),
           () => ports.grants.sweep(),
+          () => ports.outbox.sweep(),
         ]),
     })
     closing.push(() => sweep.stop())
     const revoker = createRevoker(ports)
     if (!held) revoker.start()
     closing.push(() => revoker.stop())
+    const webhookSender =
+      config.webhooks &&
+      createWebhookSender(ports, { ...config.webhooks, publicUrl: config.publicUrl })
+    if (!held) webhookSender?.start()
+    closing.push(async () => webhookSender?.stop())
     const refresher = createRefresher(ports, config.refresh, { ...identity, held })
     closing.push(() => refresher.stop())
     const recovery = startRecovery(ports, refresher, identity, antiEntropy.untilDrained)
@@ -219,6 +229,7 @@ export async function startBroker(
       forwarder,
       importer,
       revoker,
+      webhookSender,
       publicApp,
       settings: {
         publicUrl: config.publicUrl,

@@ -25,6 +25,7 @@ import {
   plainUrl,
   redirectUri,
   secretText,
+  webhookSecrets,
 } from './setting-values.ts'
 
 /** Times of the refresh protocol. Fractions of a second are allowed. */
@@ -69,6 +70,15 @@ export interface PageroSettings {
   jwksUrl: string | undefined
 }
 
+export interface WebhookSettings {
+  url: string
+  /** Each signs; a second one is there while it replaces the first. */
+  secrets: readonly Secret[]
+  timeoutSeconds: number
+  /** First pause after a failed delivery. */
+  backoffSeconds: number
+}
+
 export interface ListenerSettings {
   host: string
   port: number
@@ -106,6 +116,8 @@ export interface Config {
   replicaName: string
   logLevel: 'trace' | 'debug' | 'info' | 'warn' | 'error'
   shutdownListenSeconds: number
+  /** Undefined: nobody is told of events. */
+  webhooks: WebhookSettings | undefined
   proxy: {
     requestBytesMax: number
     responseBytesMax: number
@@ -189,6 +201,7 @@ export function readConfig(
     replicaName: readReplicaName(reader),
     logLevel: withDefault('LOG_LEVEL', oneOf('trace', 'debug', 'info', 'warn', 'error')),
     shutdownListenSeconds: seconds('SHUTDOWN_LISTEN_SECONDS', 0, 300),
+    webhooks: readWebhooks(reader),
     proxy: {
       requestBytesMax: whole('PROXY_REQUEST_BYTES_MAX', 0, 2 ** 40),
       responseBytesMax: whole('PROXY_RESPONSE_BYTES_MAX', 0, 2 ** 40),
@@ -254,6 +267,16 @@ function readRefresh({ seconds, whole, optional }: SettingReader): RefreshSettin
     graceSeconds: optional('REFRESH_GRACE_SECONDS', numberBetween(0.05, SECONDS_MAX, 'fraction')),
     concurrency: whole('REFRESH_CONCURRENCY', 1, 1000),
   }
+}
+
+function readWebhooks({ optional, required, seconds }: SettingReader): WebhookSettings | undefined {
+  const url = optional('WEBHOOK_URL', endpointUrl)
+  const secrets = (url === undefined ? optional : required)('WEBHOOK_SECRET', webhookSecrets)
+  const times = {
+    timeoutSeconds: seconds('WEBHOOK_TIMEOUT_SECONDS', 0.05, 60),
+    backoffSeconds: seconds('WEBHOOK_BACKOFF_SECONDS', 0.01, 3600),
+  }
+  return url === undefined || secrets === undefined ? undefined : { url, secrets, ...times }
 }
 
 function readReplicaName({ optional }: SettingReader): string {

@@ -37,6 +37,19 @@ export const DEATH_CAUSES = [
 ] as const
 export type DeathCause = (typeof DEATH_CAUSES)[number]
 
+/** State reason of a grant that a late success, or a login, has revived; until its next refresh. */
+export const RECOVERED = 'recovered'
+
+/** What may happen to a grant that an application wants to hear of. */
+export const GRANT_EVENTS = [
+  'grant.connected',
+  'grant.reauthentication_required',
+  'grant.recovered',
+  'grant.expiring',
+  'grant.disconnected',
+] as const
+export type GrantEvent = (typeof GRANT_EVENTS)[number]
+
 /** Why a refresh was begun. */
 export const REFRESH_CAUSES = [
   'expiry',

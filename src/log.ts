@@ -18,6 +18,7 @@ const FIELD_TABLE: Readonly<Record<Exclude<keyof LogFields, 'error'>, true>> = {
   caller: true,
   code: true,
   attemptId: true,
+  eventId: true,
   generation: true,
   cause: true,
   outcome: true,

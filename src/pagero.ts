@@ -11,7 +11,7 @@ import type { TokenOutcome } from './grant.ts'
 import { createKeySet } from './key-set.ts'
 import type { AuthorizationServer, Clock, Log } from './ports.ts'
 import type { Secret } from './secret.ts'
-import { type FormPost, sendOnce, type SendResult } from './send-once.ts'
+import { type Post, sendOnce, type SendResult } from './send-once.ts'
 import { readTokenAnswer } from './token-answer.ts'
 import { createUpstreamLookup } from './upstream-address.ts'
 
@@ -203,8 +203,8 @@ async function compose(
     [oauth.allowInsecureRequests]: boolean
     headers: Record<string, string>
   }) => Promise<Response>,
-): Promise<FormPost> {
-  let post: FormPost | undefined
+): Promise<Post> {
+  let post: Post | undefined
   await request({
     [oauth.customFetch]: async (_url, init) => {
       post = { url, headers: init.headers, body: String(init.body) }

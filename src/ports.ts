@@ -4,6 +4,7 @@
 import type {
   AttemptOutcome,
   Grant,
+  GrantEvent,
   GrantState,
   RefreshCause,
   SealedAccessToken,
@@ -36,6 +37,8 @@ export interface LogFields {
   caller?: string
   code?: string
   attemptId?: string
+  /** Of a webhook's event. */
+  eventId?: string
   generation?: number
   cause?: string
   outcome?: string
@@ -326,6 +329,59 @@ export interface RevocationStore {
   retryLater(revocationId: string, delaySeconds: number): Promise<void>
 }
 
+// ── The outbox: events that the webhook must still be told of ───────────────────────────────────
+
+/** An event of a grant, written with the change of it, and how far its delivery is. */
+export interface WebhookDelivery {
+  /** The same at each attempt: the receiver knows by it what it has heard before. */
+  eventId: string
+  /** Grows with the events of a user; those of one before another are delivered before it. */
+  position: number
+  user: UserKey
+  type: GrantEvent
+  occurredAt: Date
+  grantState: GrantState
+  cause: string | null
+  generation: number
+  expiresAt: Date
+  /** Of `grant.expiring`. */
+  withinDays: number | null
+  /** Dead: given up, and in the way of nothing. */
+  state: 'pending' | 'dead'
+  nextAttemptAt: Date
+  giveUpAt: Date
+  attemptCount: number
+  lastAttemptAt: Date | null
+  /** Null before the first attempt and while one is being made. */
+  lastFailure: string | null
+}
+
+export interface OutboxStore {
+  /**
+   * Takes up to `limit` due events, of each user none but the first, and hides them from others for `leaseSeconds`.
+   * Each counts as an attempt.
+   */
+  take(limit: number, leaseSeconds: number): Promise<WebhookDelivery[]>
+  /** Forgets one that the receiver has confirmed. */
+  done(eventId: string): Promise<void>
+  /** Tells whether there will be a next attempt, or the event is too old for one and dead now. */
+  retryLater(eventId: string, failure: string, delaySeconds: number): Promise<'pending' | 'dead'>
+  giveUp(eventId: string, failure: string): Promise<void>
+  /** A page of events in the order of their positions. `users` are patterns of which one must match. */
+  list(filter: {
+    state: 'pending' | 'dead' | undefined
+    user: UserKey | undefined
+    users: readonly string[]
+    /** Only positions after this one. */
+    after: number | undefined
+    limit: number
+  }): Promise<WebhookDelivery[]>
+  /** Makes an event due now that is dead or waits for its next attempt; undefined when there is none of these users. */
+  deliverAgain(eventId: string, users: readonly string[]): Promise<WebhookDelivery | undefined>
+  /** Gives up what is too old and forgets what was given up a month ago, some of it at a time; returns how much. */
+  sweep(): Promise<number>
+}
+
 // ── Logins and sessions ──────────────────────────────────────────────────────────────────────────
 
 export interface LoginTransaction {
@@ -483,6 +539,7 @@ export interface Ports {
   attempts: AttemptStore
   imports: ImportStore
   revocations: RevocationStore
+  outbox: OutboxStore
   loginTransactions: LoginTransactionStore
   sessions: SessionStore
   replicas: ReplicaStore

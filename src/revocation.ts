@@ -4,6 +4,12 @@
 import { randomUUID } from 'node:crypto'
 import { grantSealContext, PAGERO_USER_PREFIX, type UserKey } from './grant.ts'
 import type { NewRevocation, Ports, Revocation, SealContext, Successor } from './ports.ts'
+import {
+  BACKOFF_LAST_SECONDS,
+  backoffSeconds,
+  createQueueWorker,
+  type QueueWorker,
+} from './queue.ts'
 
 /** Few at a time: revoking is never urgent enough to crowd out refreshes at the authorization server. */
 const CONCURRENCY = 4
@@ -12,7 +18,6 @@ const LEASE_SECONDS = 60
 /** A queue that is empty, or in the hands of others, is looked at again after this. */
 const POLL_MS = 5_000
 const BACKOFF_FIRST_SECONDS = 5
-const BACKOFF_LAST_SECONDS = 3_600
 
 /** Stands for a login that was refused before it was known whose it is. No subject is empty, so no user has this key. */
 const UNKNOWN_USER = PAGERO_USER_PREFIX as UserKey
@@ -69,58 +74,19 @@ export async function revokeSuperseded(
   ports.log.warn('late_answer_revoked', { user, attemptId, generation })
 }
 
-export interface Revoker {
-  start(): void
-  /** Resolves when the revocations in flight have ended. */
-  stop(): Promise<void>
-  /** Looks at the queue at once instead of at the next poll. */
-  kick(): void
-  /** Works on what is due, a handful at most, and returns how many that were. */
-  runOnce(): Promise<number>
-}
+export type Revoker = QueueWorker
 
 /** Makes the loop that empties the queue. Any number of replicas may run one. */
 export function createRevoker(
   ports: Pick<Ports, 'clock' | 'log' | 'sealer' | 'revocations' | 'authorizationServer'>,
 ): Revoker {
-  let running: Promise<void> | undefined
-  let stopped = new AbortController()
-  let wake = new AbortController()
-
-  async function runOnce(): Promise<number> {
-    const due = await ports.revocations.take(CONCURRENCY, LEASE_SECONDS)
-    await Promise.all(due.map((revocation) => revokeOne(ports, revocation)))
-    return due.length
-  }
-
-  async function run(stop: AbortSignal): Promise<void> {
-    while (!stop.aborted) {
-      // Renewed before the work: a kick during it is not lost.
-      wake = new AbortController()
-      const count = await runOnce().catch((error: unknown) => {
-        ports.log.warn('revocations_postponed', { error })
-        return 0
-      })
-      if (count === 0) await ports.clock.sleep(POLL_MS, AbortSignal.any([stop, wake.signal]))
-    }
-  }
-
-  return {
-    start() {
-      if (running !== undefined) return
-      stopped = new AbortController()
-      running = run(stopped.signal)
-    },
-    async stop() {
-      stopped.abort()
-      await running
-      running = undefined
-    },
-    kick() {
-      wake.abort()
-    },
-    runOnce,
-  }
+  return createQueueWorker(ports, {
+    concurrency: CONCURRENCY,
+    pollMs: POLL_MS,
+    event: 'revocations_postponed',
+    take: (limit) => ports.revocations.take(limit, LEASE_SECONDS),
+    work: (revocation) => revokeOne(ports, revocation),
+  })
 }
 
 async function revokeOne(
@@ -142,15 +108,9 @@ async function revokeOne(
     ports.log.info('refresh_token_revoked', { user })
     return
   }
-  const delaySeconds = backoffSeconds(failureCount, ports.clock.random())
+  const delaySeconds = backoffSeconds(BACKOFF_FIRST_SECONDS, failureCount, ports.clock.random())
   ports.log.warn('revocation_failed', { user, retryAfterSeconds: Math.round(delaySeconds) })
   await ports.revocations.retryLater(revocationId, delaySeconds)
-}
-
-/** 5 s, doubling to an hour, less up to half of it, so that what failed together does not return together. */
-function backoffSeconds(failureCount: number, random: number): number {
-  const full = Math.min(BACKOFF_FIRST_SECONDS * 2 ** failureCount, BACKOFF_LAST_SECONDS)
-  return full * (1 - random / 2)
 }
 
 function sealContextOf(revocationId: string): SealContext {

@@ -1,4 +1,4 @@
-// One form post on one fresh connection, never repeated by anything below. It tells three ends apart: answered, surely
+// One POST on one fresh connection, never repeated by anything below. It tells three ends apart: answered, surely
 // not sent, and unknown. What was received before a connection broke is kept, since a successor token may be in it.
 
 import type { LookupFunction } from 'node:net'
@@ -24,20 +24,20 @@ export type SendResult =
   | { kind: 'not_sent'; reason: string }
   | { kind: 'unknown'; reason: string; status: number | undefined; partialBody: string }
 
-export interface FormPost {
+export interface Post {
   url: string
   headers: Readonly<Record<string, string>>
   body: string
 }
 
 /**
- * Posts a form once, over HTTP/1.1 on a connection of its own, and reads the whole answer. Never throws, never follows
+ * Posts once, over HTTP/1.1 on a connection of its own, and reads the whole answer. Never throws, never follows
  * a redirect. Both limits are instants of `clock.monotonicMs()`: nothing is sent after `sendBeforeMs`, nothing is
  * waited for after `deadlineMs`. Without `lookup`, private addresses are refused.
  */
 export async function sendOnce(
   clock: Pick<Clock, 'monotonicMs'>,
-  post: FormPost,
+  post: Post,
   limits: { sendBeforeMs: number; deadlineMs: number },
   lookup: LookupFunction = createUpstreamLookup({ allowPrivate: false }),
 ): Promise<SendResult> {

@@ -205,6 +205,27 @@ export function encryptionKeys(text: string): Reading<EncryptionKey[]> {
   return problems.length > 0 ? { problems } : value(keys)
 }
 
+/** A second secret is there while it replaces the first. */
+const WEBHOOK_SECRETS_MAX = 2
+
+/** Reads the secrets that webhooks are signed with: `whsec_` and base64 of 24 to 64 bytes, as Standard Webhooks has them. */
+export function webhookSecrets(text: string): Reading<Secret[]> {
+  const entries = text.split(/[\s,]+/).filter((entry) => entry !== '')
+  const wellFormed = (entry: string) => {
+    const [, base64 = ''] = /^whsec_([A-Za-z0-9+/]+={0,2})$/.exec(entry) ?? []
+    const bytes = Buffer.from(base64, 'base64')
+    return bytes.length >= 24 && bytes.length <= 64 && new Set(bytes).size > 1
+  }
+  return entries.length > 0 &&
+    entries.length <= WEBHOOK_SECRETS_MAX &&
+    new Set(entries).size === entries.length &&
+    entries.every(wellFormed)
+    ? value(entries.map((entry) => new Secret(entry)))
+    : mustBe(
+        'one secret or two different ones, each whsec_ and the base64 of 24 to 64 random bytes',
+      )
+}
+
 function encryptionKey(entry: string, earlier: readonly EncryptionKey[]): EncryptionKey | string {
   const colon = entry.indexOf(':')
   const keyId = entry.slice(0, Math.max(colon, 0))

@@ -321,6 +321,28 @@ export const SETTINGS = [
     meaning: 'Token requests at a time, for a replica: a hundred users a second at 200 ms each.',
   },
   {
+    name: 'WEBHOOK_URL',
+    default: undefined,
+    meaning: 'Where events of grants are posted to. Unset: nobody is told, and nothing is kept.',
+  },
+  {
+    name: 'WEBHOOK_SECRET',
+    default: undefined,
+    meaning:
+      '`whsec_` and the base64 of 24 to 64 random bytes, to sign with; two, separated by a comma or a space, while one replaces the other. Required with `WEBHOOK_URL`.',
+  },
+  {
+    name: 'WEBHOOK_TIMEOUT_SECONDS',
+    default: '10',
+    meaning:
+      'A delivery without an answer has failed after this: receivers should answer first and work afterwards.',
+  },
+  {
+    name: 'WEBHOOK_BACKOFF_SECONDS',
+    default: '5',
+    meaning: 'First pause after a failed delivery; doubles up to 3600.',
+  },
+  {
     name: 'PROXY_REQUEST_BYTES_MAX',
     default: '2147483648',
     meaning:

@@ -45,7 +45,7 @@ export function readTokenAnswer(sent: SendResult): TokenOutcome {
   }
   if (httpStatus === 401) return { kind: 'rejected_client', httpStatus, error: 'http_401' }
   if (httpStatus === 503 || (httpStatus >= 400 && httpStatus < 500)) {
-    const retryAfterSeconds = readRetryAfter(headers['retry-after'])
+    const retryAfterSeconds = readRetryAfter(headers['retry-after'], RETRY_AFTER_SECONDS_MAX)
     return {
       kind: 'not_processed',
       reason: error ?? `http_${httpStatus}`,
@@ -130,7 +130,10 @@ function nonEmptyString(value: unknown): string | undefined {
 }
 
 /** Seconds only: a date would have to be trusted against a clock that is not ours (RFC 9110 section 10.2.3). */
-function readRetryAfter(value: string | string[] | undefined): number | undefined {
+export function readRetryAfter(
+  value: string | string[] | undefined,
+  secondsMax: number,
+): number | undefined {
   if (typeof value !== 'string' || !/^\d{1,6}$/.test(value)) return undefined
-  return Math.min(Number(value), RETRY_AFTER_SECONDS_MAX)
+  return Math.min(Number(value), secondsMax)
 }

@@ -7,6 +7,7 @@ import type { Forwarder } from '../forward.ts'
 import type { Importer } from '../import.ts'
 import type { Ports } from '../ports.ts'
 import { createRateLimits, type RateLimitSettings } from '../rate-limit.ts'
+import type { QueueWorker } from '../queue.ts'
 import type { Revoker } from '../revocation.ts'
 import { createAccessTokenJson } from './access-token-json.ts'
 import { type App, buildApp, SECURITY_HEADERS } from './app.ts'
@@ -21,9 +22,10 @@ import { CALLER_SECURITY, openApiDocument, registerOpenApi } from './openapi.ts'
 import { registerProxyRoutes } from './proxy-routes.ts'
 import { createReadyTokenAnswers } from './ready-token.ts'
 import { registerTokenRoutes, TOKEN_FIELDS } from './token-routes.ts'
+import { registerWebhookRoutes } from './webhook-routes.ts'
 
 export interface InternalParts {
-  ports: Pick<Ports, 'clock' | 'log' | 'audit' | 'sealer' | 'grants' | 'attempts' | 'sessions'>
+  ports: Pick<Ports, 'clock' | 'log' | 'audit' | 'sealer' | 'grants' | 'attempts' | 'sessions' | 'outbox'>
   callers: Callers
   accessTokens: AccessTokens
   forwarder: Forwarder
@@ -31,6 +33,8 @@ export interface InternalParts {
   /** What `/readyz` asks, by name. */
   checks: Readonly<Record<string, Check>>
   revoker: Pick<Revoker, 'kick'>
+  /** Undefined: nobody is told of events. */
+  webhookSender?: Pick<QueueWorker, 'kick'> | undefined
   /** The other listener's app, whose operations are documented here. */
   publicApp: App
   settings: {
@@ -87,6 +91,7 @@ export function buildInternalApp(parts: InternalParts): Promise<App> {
       })
       registerGrantListRoute(app, { auth, ports })
       registerImportRoute(app, { auth, importer: parts.importer, ports })
+      registerWebhookRoutes(app, { auth, ports, sender: parts.webhookSender })
       registerHealthRoutes(app, {
         clock: ports.clock,
         checks: parts.checks,

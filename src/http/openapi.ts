@@ -16,6 +16,7 @@ export const TAGS = [
     name: 'grants',
     description: 'What each user gave the broker at Pagero: look, disconnect, trace.',
   },
+  { name: 'webhooks', description: 'Events of grants that the webhook has not confirmed yet.' },
   { name: 'proxy', description: "Calls to Pagero's API with the user's access token." },
   { name: 'login', description: 'Login of a person, in the browser.' },
   { name: 'session', description: "The browser's session." },

@@ -2,14 +2,16 @@
 // refresh token is queued for revocation, sessions end, an import is over.
 
 import { sql } from 'kysely'
+import { RECOVERED } from '../grant.ts'
 import type { GrantStore, NewGrant } from '../ports.ts'
 import { type Database, throughDatabase } from './database.ts'
+import { EVENT_COLUMNS, writeEvents } from './outbox-events.ts'
 import { lifetimeFrom, now, seconds } from './time.ts'
 
 /** The part of the store of grants that places and closes them. `refreshTokenLifetime` is an ISO 8601 duration. */
 export function createGrantPlacing(
   { db }: Pick<Database, 'db'>,
-  { refreshTokenLifetime }: { refreshTokenLifetime: string },
+  { refreshTokenLifetime, events = false }: { refreshTokenLifetime: string; events?: boolean },
 ): Pick<GrantStore, 'connect' | 'close'> {
   return {
     connect: (grant) =>
@@ -38,7 +40,8 @@ export function createGrantPlacing(
             from source
             on conflict (user_id) do update set
               login_id = excluded.login_id, generation = excluded.generation, state = 'active',
-              state_reason = null, condemned_at = null,
+              state_reason = case when g.state = 'reauthentication_required' then ${RECOVERED} end,
+              condemned_at = null,
               refresh_token_sealed = excluded.refresh_token_sealed,
               key_id = excluded.key_id, access_token_sealed = excluded.access_token_sealed,
               access_token_requested_at = excluded.access_token_requested_at,
@@ -51,8 +54,11 @@ export function createGrantPlacing(
               rolling_expires_at = excluded.rolling_expires_at,
               absolute_expires_at = excluded.absolute_expires_at, expiry_warned_days = null
             where g.generation = ${grant.replaces}
-            returning 1
-          ), queued as (${queueRevocation(grant.revocation)}),
+            returning ${EVENT_COLUMNS}
+          ), told as (${writeEvents(events, {
+            changed: 'placed',
+            type: sql`case when state_reason = ${RECOVERED} then 'grant.recovered' else 'grant.connected' end`,
+          })}), queued as (${queueRevocation(grant.revocation)}),
           ended as (${moved === undefined ? sql`select 1` : endImport(moved)}),
           removed as (${moved === undefined ? sql`select 1` : removeProven(moved)})
           select 1 from placed`.execute(db)
@@ -69,8 +75,8 @@ export function createGrantPlacing(
               access_token_expires_at = null, access_token_fingerprint = null, phase = 'idle',
               next_retry_at = null
             where user_id = ${user} and generation = ${generation} and state <> 'revoked'
-            returning 1
-          ), ended as (
+            returning ${EVENT_COLUMNS}
+          ), told as (${writeEvents(events, { changed: 'placed', type: sql`'grant.disconnected'` })}), ended as (
             delete from sessions where user_id = ${user} and exists (select 1 from placed)
           ), queued as (${queueRevocation(revocation)})
           select 1 from placed`.execute(db)

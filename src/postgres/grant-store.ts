@@ -2,16 +2,20 @@
 // and leaves nothing half-written. What two replicas must agree on is decided by the database's clock inside that statement.
 
 import { sql } from 'kysely'
+import { RECOVERED } from '../grant.ts'
 import type { Evidence, GrantStore } from '../ports.ts'
 import { type Database, throughDatabase } from './database.ts'
 import { createGrantPlacing } from './grant-placing.ts'
 import { type GrantRow, grantOf, type ServableRow, servableGrantOf } from './grant-rows.ts'
 import { createGrantUpkeep } from './grant-upkeep.ts'
+import { EVENT_COLUMNS, writeEvents } from './outbox-events.ts'
 import { lifetimeFrom, now, seconds } from './time.ts'
 
 export interface GrantStoreSettings {
   /** ISO 8601, in calendar units: P3Y. */
   refreshTokenLifetime: string
+  /** Events of grants are written to the outbox; unset, they are not. */
+  events?: boolean
   /** A replica that has not been seen for this long is taken to be gone. */
   heartbeatStaleSeconds: number
   /** How long a process that neither came back nor drained its spool may still hold an answer. */
@@ -26,6 +30,7 @@ export function createGrantStore(
   settings: GrantStoreSettings,
 ): GrantStore {
   const { db } = database
+  const { events = false } = settings
   /** Not seen for too long; or back as another boot, which for a while may still bring the answer from its spool. */
   const ownerIsGone = sql`not exists (
     select 1 from replicas r
@@ -131,14 +136,17 @@ export function createGrantStore(
               access_token_requested_at = ${access?.requestedAt ?? null},
               access_token_expires_at = ${access?.expiresAt ?? null},
               access_token_fingerprint = ${access?.fingerprint ?? null},
-              scope = ${successor.scope}, state = 'active', state_reason = null,
+              scope = ${successor.scope}, state = 'active',
+              state_reason = case when state = 'reauthentication_required' then ${RECOVERED} end,
               condemned_at = null, phase = 'idle',
               next_retry_at = null, failure_count = 0, rotated_at = ${now},
               rolling_expires_at = ${lifetimeFrom(now, settings.refreshTokenLifetime)}
             where user_id = ${successor.user} and login_id = ${successor.loginId}
               and generation < ${successor.generation} and state <> 'revoked'
-            returning 1
-          ), entry as (
+            returning ${EVENT_COLUMNS}
+          ), recovered as (
+            select * from stored where state_reason = ${RECOVERED}
+          ), told as (${writeEvents(events, { changed: 'recovered', type: sql`'grant.recovered'` })}), entry as (
             update refresh_attempts set
               finished_at = ${now}, outcome = 'granted', http_status = ${successor.httpStatus},
               duration_ms = ${Math.round(successor.durationMs)}
@@ -171,11 +179,17 @@ export function createGrantStore(
     condemn: (user, generation, verdict) =>
       throughDatabase(async () => {
         const { rows } = await sql`
-          update grants set
-            state = ${verdict.state}, state_reason = ${verdict.reason},
-            condemned_at = case when ${verdict.state} <> 'active' then ${now} end, phase = 'idle'
-          where user_id = ${user} and generation = ${generation} and state in ('active', 'suspect')
-          returning 1`.execute(db)
+          with condemned as (
+            update grants set
+              state = ${verdict.state}, state_reason = ${verdict.reason},
+              condemned_at = case when ${verdict.state} <> 'active' then ${now} end, phase = 'idle'
+            where user_id = ${user} and generation = ${generation} and state in ('active', 'suspect')
+            returning ${EVENT_COLUMNS}
+          ), told as (${writeEvents(events && verdict.state === 'reauthentication_required', {
+            changed: 'condemned',
+            type: sql`'grant.reauthentication_required'`,
+          })})
+          select 1 from condemned`.execute(db)
         return rows.length > 0
       }),
 

@@ -6,13 +6,14 @@ import { IMPORT_USERS } from '../grant.ts'
 import type { ExpiryWarning, GrantStore } from '../ports.ts'
 import { type Database, SWEEP_ROWS_MAX, throughDatabase } from './database.ts'
 import { type GrantRow, grantOf } from './grant-rows.ts'
+import { EVENT_COLUMNS, writeEvents } from './outbox-events.ts'
 import { now } from './time.ts'
 import { likePatternOf } from './user-patterns.ts'
 
 /** The part of the store of grants that works on many of them. `refreshTokenLifetime` is an ISO 8601 duration. */
 export function createGrantUpkeep(
   { db }: Pick<Database, 'db'>,
-  { refreshTokenLifetime }: { refreshTokenLifetime: string },
+  { refreshTokenLifetime, events = false }: { refreshTokenLifetime: string; events?: boolean },
 ): Pick<
   GrantStore,
   'touch' | 'findLeftBehind' | 'findKeepAliveDue' | 'takeExpiryWarnings' | 'sweep' | 'list'
@@ -59,7 +60,7 @@ export function createGrantUpkeep(
       throughDatabase(async () => {
         const { rows } = await sql<ExpiryWarning>`
           with near as (
-            select user_id,
+            select user_id as near_user,
               case
                 when least(rolling_expires_at, absolute_expires_at) <= ${now} + interval '7 days' then 7
                 when least(rolling_expires_at, absolute_expires_at) <= ${now} + interval '30 days' then 30
@@ -68,12 +69,18 @@ export function createGrantUpkeep(
             from grants
             where state = 'active'
               and least(rolling_expires_at, absolute_expires_at) <= ${now} + interval '90 days'
-          )
-          update grants g set expiry_warned_days = near.within_days
-          from near
-          where g.user_id = near.user_id
-            and (g.expiry_warned_days is null or g.expiry_warned_days > near.within_days)
-          returning g.user_id as "user", near.within_days as "withinDays"`.execute(db)
+          ), warned as (
+            update grants g set expiry_warned_days = near.within_days
+            from near
+            where g.user_id = near.near_user
+              and (g.expiry_warned_days is null or g.expiry_warned_days > near.within_days)
+            returning ${EVENT_COLUMNS}, expiry_warned_days
+          ), told as (${writeEvents(events, {
+            changed: 'warned',
+            type: sql`'grant.expiring'`,
+            withinDays: sql`expiry_warned_days`,
+          })})
+          select user_id as "user", expiry_warned_days as "withinDays" from warned`.execute(db)
         return rows
       }),
 

@@ -4,7 +4,7 @@
 import type { Generated } from 'kysely'
 
 import type { ActorKind, AuditDetails, AuditOutcome } from '../audit-event.ts'
-import type { AttemptOutcome, GrantState, RefreshCause, UserKey } from '../grant.ts'
+import type { AttemptOutcome, GrantEvent, GrantState, RefreshCause, UserKey } from '../grant.ts'
 
 interface DeploymentTable {
   one: Generated<boolean>
@@ -129,6 +129,25 @@ interface AuditEventsTable {
   hash: Buffer
 }
 
+interface OutboxTable {
+  event_id: Generated<string>
+  position: Generated<number>
+  user_id: UserKey
+  type: GrantEvent
+  occurred_at: Generated<Date>
+  grant_state: GrantState
+  cause: string | null
+  generation: number
+  expires_at: Date
+  within_days: number | null
+  state: Generated<'pending' | 'dead'>
+  next_attempt_at: Generated<Date>
+  give_up_at: Generated<Date>
+  attempt_count: Generated<number>
+  last_attempt_at: Date | null
+  last_failure: string | null
+}
+
 interface SchemaMigrationsTable {
   name: string
   applied_at: Generated<Date>
@@ -145,5 +164,6 @@ export interface Tables {
   login_transactions: LoginTransactionsTable
   sessions: SessionsTable
   audit_events: AuditEventsTable
+  outbox: OutboxTable
   schema_migrations: SchemaMigrationsTable
 }

@@ -25,6 +25,7 @@ import type { Database } from '../../src/postgres/database.ts'
 import { createGrantStore } from '../../src/postgres/grant-store.ts'
 import { createImportStore } from '../../src/postgres/import-store.ts'
 import { createLoginTransactionStore } from '../../src/postgres/login-transaction-store.ts'
+import { createOutboxStore } from '../../src/postgres/outbox-store.ts'
 import { createReplicaStore } from '../../src/postgres/replica-store.ts'
 import { createRevocationStore } from '../../src/postgres/revocation-store.ts'
 import { createSessionStore } from '../../src/postgres/session-store.ts'
@@ -108,6 +109,8 @@ export interface Scene {
     replica?: string
     /** The database is a copy that nobody has accepted. */
     held?: boolean
+    /** Events of grants are written to the outbox. */
+    events?: boolean
     /** 0, the default, asks the database each time. */
     tokenCacheTrustMs?: number
     replace?: Partial<Ports>
@@ -190,10 +193,12 @@ export async function setScene(
         heartbeatStaleSeconds: refresh.heartbeatStaleSeconds,
         databaseSettleSeconds: refresh.databaseSettleSeconds,
         zombieWaitSeconds: refresh.zombieWaitSeconds,
+        events: start.events ?? false,
       }),
       attempts: createAttemptStore(database),
       imports: createImportStore(database, { refreshTokenLifetime: 'P3Y' }),
       revocations: createRevocationStore(database.db),
+      outbox: createOutboxStore(database),
       loginTransactions: createLoginTransactionStore(database.db),
       sessions: createSessionStore(database.db),
       replicas: createReplicaStore(database.db),

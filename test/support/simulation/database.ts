@@ -2,7 +2,7 @@
 // word in its meaning. test/grant-store.test.ts holds both against the same sequences of calls.
 // Statements are atomic here, as row locks and re-evaluated conditions make them there.
 
-import type { AttemptOutcome, Grant, UserKey } from '../../../src/grant.ts'
+import { type AttemptOutcome, type Grant, RECOVERED, type UserKey } from '../../../src/grant.ts'
 import type {
   ArmRequest,
   Evidence,
@@ -140,7 +140,7 @@ export function createSimulatedDatabase(settings: GrantStoreSettings, nowMs: () 
         accessToken: successor.accessToken,
         scope: successor.scope,
         state: 'active',
-        stateReason: null,
+        stateReason: row.state === 'reauthentication_required' ? RECOVERED : null,
         phase: 'idle',
         nextRetryAt: null,
         failureCount: 0,
@@ -166,7 +166,7 @@ export function createSimulatedDatabase(settings: GrantStoreSettings, nowMs: () 
         user: grant.user,
         loginId: grant.loginId,
         state: 'active',
-        stateReason: null,
+        stateReason: row?.state === 'reauthentication_required' ? RECOVERED : null,
         generation: grant.replaces + 1,
         refreshTokenSealed: grant.refreshTokenSealed,
         accessToken: grant.accessToken && {
