@@ -163,9 +163,12 @@ t.test(
       ...PROBLEM_CODES,
       ...DEATH_CAUSES,
       ...SETTINGS.flatMap(({ name }) => [name, `${name}_FILE`]),
-      ...['openapi.yaml', 'migrations/0001_broker.sql', 'src/settings.ts'].flatMap((name) =>
-        readFileSync(join(ROOT, name), 'utf8').split(/[^A-Za-z0-9_]+/),
-      ),
+      ...[
+        'openapi.yaml',
+        'migrations/0001_broker.sql',
+        'migrations/0004_webhooks.sql',
+        'src/settings.ts',
+      ].flatMap((name) => readFileSync(join(ROOT, name), 'utf8').split(/[^A-Za-z0-9_]+/)),
       // Of CALLERS_FILE, of PostgreSQL, of the log.
       ...[
         'proxy_allow',
