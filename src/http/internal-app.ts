@@ -25,7 +25,10 @@ import { registerTokenRoutes, TOKEN_FIELDS } from './token-routes.ts'
 import { registerWebhookRoutes } from './webhook-routes.ts'
 
 export interface InternalParts {
-  ports: Pick<Ports, 'clock' | 'log' | 'audit' | 'sealer' | 'grants' | 'attempts' | 'sessions' | 'outbox'>
+  ports: Pick<
+    Ports,
+    'clock' | 'log' | 'audit' | 'sealer' | 'grants' | 'attempts' | 'sessions' | 'outbox'
+  >
   callers: Callers
   accessTokens: AccessTokens
   forwarder: Forwarder
