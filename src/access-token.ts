@@ -31,7 +31,7 @@ export interface AccessTokens {
    * Returns an access token that lives for at least `minTtlSeconds` (default: the setting, or half its life if that is
    * less). Refreshes when it must, and joins whoever refreshes already.
    * @throws BrokerError `request_invalid` when `minTtlSeconds` is more than half the token's life, `grant_not_found`,
-   *   `reauthentication_required`, `temporarily_unavailable`, `client_rejected_by_pagero`, `integrity_failure`
+   *   `confirmation_pending`, `reauthentication_required`, `temporarily_unavailable`, `client_rejected_by_pagero`, `integrity_failure`
    */
   fresh(user: UserKey, options?: { minTtlSeconds?: number }): Promise<FreshToken>
   /**
@@ -72,7 +72,7 @@ const AHEAD_RETRY_MS = 1_000
 
 /** Makes the way to access tokens. Any number of calls at once. */
 export function createAccessTokens(
-  ports: Pick<Ports, 'clock' | 'log' | 'sealer' | 'grants'>,
+  ports: Pick<Ports, 'clock' | 'log' | 'sealer' | 'grants' | 'pendingGrants'>,
   refresher: Refresher,
   settings: AccessTokenSettings,
 ): AccessTokens {
@@ -146,18 +146,18 @@ export function createAccessTokens(
     try {
       return await cache.read(user)
     } catch (error) {
-      throw withReconnectUrl(error, user)
+      throw await explained(error, user)
     }
   }
 
   async function readRow(user: UserKey): Promise<{ known: KnownGrant; phase: Grant['phase'] }> {
     const readAtMs = clock.monotonicMs()
     const grant = await grants.find(user)
-    if (grant === undefined) throw grantNotFound()
     try {
+      if (grant === undefined) throw grantNotFound()
       return { known: cache.keepRow(grant, readAtMs), phase: grant.phase }
     } catch (error) {
-      throw withReconnectUrl(error, user)
+      throw await explained(error, user)
     }
   }
 
@@ -179,7 +179,7 @@ export function createAccessTokens(
       if (secondsLeft(token) <= 0) throw stillRefreshing()
       return answerOf(token)
     } catch (error) {
-      throw withReconnectUrl(error, user)
+      throw await explained(error, user)
     } finally {
       patience.abort(DONE)
     }
@@ -236,17 +236,35 @@ export function createAccessTokens(
     }
   }
 
-  function withReconnectUrl(error: unknown, user: UserKey): unknown {
-    if (!(error instanceof BrokerError) || error.code !== 'reauthentication_required') return error
-    // A login makes keys of this kind alone; for another it would connect somebody else.
-    if (!user.startsWith(PAGERO_USER_PREFIX)) return error
-    return new BrokerError(error.code, error.detail, {
-      ...error.extensions,
-      reconnectUrl: `${settings.publicUrl}/auth/login`,
-    })
+  /** What helps, for errors that say that there is no token to be had. */
+  async function explained(error: unknown, user: UserKey): Promise<unknown> {
+    if (!(error instanceof BrokerError)) return error
+    if (error.code === 'grant_not_found') {
+      const waiting = await ports.pendingGrants.findWaiting(user)
+      return waiting === undefined ? error : confirmationPending()
+    }
+    if (error.code !== 'reauthentication_required') return error
+    // A login makes keys of one kind alone; for another it would connect somebody else.
+    return user.startsWith(PAGERO_USER_PREFIX)
+      ? new BrokerError(error.code, error.detail, {
+          ...error.extensions,
+          reconnectUrl: `${settings.publicUrl}/auth/login`,
+        })
+      : new BrokerError(
+          error.code,
+          'Pagero refuses the refresh token of this user for good. Make a connect link and send the user there.',
+          error.extensions,
+        )
   }
 
   return { fresh, ready, replaceRejected, forget: (user) => cache.forget(user) }
+}
+
+function confirmationPending(): BrokerError {
+  return new BrokerError(
+    'confirmation_pending',
+    'This user has come back from Pagero, and the application has not confirmed it yet.',
+  )
 }
 
 function askedTooMuch(halfLifeSeconds: number): BrokerError {

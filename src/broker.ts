@@ -18,12 +18,14 @@ import { startPeriodic } from './periodic.ts'
 import type { Log, Ports } from './ports.ts'
 import { createAttemptStore } from './postgres/attempt-store.ts'
 import { createAuditStore } from './postgres/audit-store.ts'
+import { createConnectLinkStore } from './postgres/connect-link-store.ts'
 import { type Database, openDatabase, SWEEP_ROWS_MAX } from './postgres/database.ts'
 import {
   claimDatabase,
   findUnsafeSettings,
   readDeploymentId,
   readSampleGrants,
+  readSamplePendingGrants,
 } from './postgres/deployment.ts'
 import { startEmbeddedPostgres } from './postgres/embedded.ts'
 import { createGrantStore } from './postgres/grant-store.ts'
@@ -31,11 +33,14 @@ import { createImportStore } from './postgres/import-store.ts'
 import { createLoginTransactionStore } from './postgres/login-transaction-store.ts'
 import { migrate, readSchemaState } from './postgres/migrate.ts'
 import { createOutboxStore } from './postgres/outbox-store.ts'
+import { createPendingGrantStore } from './postgres/pending-grant-store.ts'
 import { createReplicaStore } from './postgres/replica-store.ts'
 import { createRevocationStore } from './postgres/revocation-store.ts'
 import { createSessionStore } from './postgres/session-store.ts'
+import { createSessionTicketStore } from './postgres/session-ticket-store.ts'
 import { createImporter } from './import.ts'
 import { keepAlive } from './keep-alive.ts'
+import { pendingSealContext } from './pending-grant.ts'
 import { startRecovery } from './recovery.ts'
 import { createRefresher } from './refresh.ts'
 import { createRevoker } from './revocation.ts'
@@ -122,6 +127,9 @@ export async function startBroker(
       revocations: createRevocationStore(database.db),
       outbox: createOutboxStore(database),
       loginTransactions: createLoginTransactionStore(database.db),
+      connectLinks: createConnectLinkStore(database.db),
+      pendingGrants: createPendingGrantStore(database.db),
+      sessionTickets: createSessionTicketStore(database.db),
       sessions: createSessionStore(database.db),
       replicas: createReplicaStore(database.db, config.refresh),
       authorizationServer: createAuthorizationServer(config.pagero, { clock, log, lookup }),
@@ -154,6 +162,9 @@ export async function startBroker(
         sweepAll([
           () => ports.sessions.sweep(),
           () => ports.loginTransactions.sweep(),
+          () => ports.connectLinks.sweep(),
+          () => ports.pendingGrants.sweep(),
+          () => ports.sessionTickets.sweep(),
           () => ports.imports.sweep(),
           () => ports.replicas.sweep(),
           () => ports.grants.sweep(),
@@ -233,6 +244,7 @@ export async function startBroker(
       publicApp,
       settings: {
         publicUrl: config.publicUrl,
+        allowedOrigins: config.allowedOrigins,
         requestTimeoutMs: config.proxy.totalTimeoutMs,
         trustedProxies: config.trustedProxies,
         rateLimits: config.rateLimits,
@@ -342,16 +354,22 @@ async function findUnusableKeys(
   database: Database,
   { sealer, log }: Pick<Ports, 'sealer' | 'log'>,
 ): Promise<string | undefined> {
+  const samples = [
+    ...(await readSampleGrants(database)).map((grant) => ({
+      ...grant,
+      context: grantSealContext('refresh_token_sealed', grant),
+    })),
+    ...(await readSamplePendingGrants(database)).map((pending) => ({
+      ...pending,
+      context: pendingSealContext('refresh_token_sealed', pending),
+    })),
+  ]
   let unusable: string | undefined
-  for (const sample of await readSampleGrants(database)) {
+  for (const { keyId, context, refreshTokenSealed } of samples) {
     try {
-      sealer.open(grantSealContext('refresh_token_sealed', sample), sample.refreshTokenSealed)
+      sealer.open(context, refreshTokenSealed)
     } catch (error) {
-      log.error('encryption_key_unusable', {
-        keyId: sample.keyId,
-        setting: 'ENCRYPTION_KEYS',
-        error,
-      })
+      log.error('encryption_key_unusable', { keyId, setting: 'ENCRYPTION_KEYS', error })
       unusable = 'a key that stored grants are sealed with is missing or wrong'
     }
   }

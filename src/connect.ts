@@ -10,8 +10,8 @@ import {
   type TokenSet,
   type UserKey,
 } from './grant.ts'
-import type { PageroAccount } from './identity.ts'
-import type { NewGrant, Ports } from './ports.ts'
+import type { PageroAccount, UnknownAccount } from './identity.ts'
+import type { Clock, NewGrant, Ports } from './ports.ts'
 import { discardRefreshToken, sealRevocation } from './revocation.ts'
 
 /**
@@ -28,7 +28,7 @@ export interface GrantConnection {
   tokens: TokenSet & { refreshToken: string }
   /** Monotonic instant before the token request was sent: the access token's life is counted from here. */
   requestedAtMonotonicMs: number
-  pagero: PageroAccount
+  pagero: PageroAccount | UnknownAccount
   /** False: a user connected to one Pagero account stays with it. */
   allowAccountChange: boolean
 }
@@ -47,10 +47,9 @@ export async function connectGrant(
 ): Promise<void> {
   const { user, tokens } = connection
   const loginId = randomUUID()
-  const patientUntilMs = ports.clock.monotonicMs() + PATIENCE_MS
   let inDoubt = false
-  for (;;) {
-    try {
+  try {
+    await patiently(ports.clock, async () => {
       const row = await ports.grants.find(user)
       // An earlier round was stored, and only its answer was lost.
       if (row?.loginId === loginId) return
@@ -60,31 +59,47 @@ export async function connectGrant(
       if (await ports.grants.connect(grant)) return
       inDoubt = false
       throw movedOn()
+    })
+  } catch (error) {
+    if (inDoubt) ports.log.error('login_in_doubt', { user, error })
+    else await discardRefreshToken(ports, tokens.refreshToken, user)
+    throw error
+  }
+}
+
+/** Does work for a login, and again while it fails for a passing reason, for as long as any caller is kept waiting. */
+export async function patiently(clock: Clock, work: () => Promise<void>): Promise<void> {
+  const patientUntilMs = clock.monotonicMs() + PATIENCE_MS
+  for (;;) {
+    try {
+      await work()
+      return
     } catch (error) {
       const passing = error instanceof BrokerError && error.code === 'temporarily_unavailable'
-      if (!passing || ports.clock.monotonicMs() >= patientUntilMs) {
-        if (inDoubt) ports.log.error('login_in_doubt', { user, error })
-        else await discardRefreshToken(ports, tokens.refreshToken, user)
-        throw error
-      }
-      await ports.clock.sleep(PAUSE_MS)
+      if (!passing || clock.monotonicMs() >= patientUntilMs) throw error
+      await clock.sleep(PAUSE_MS)
     }
   }
 }
 
 /**
- * Closes the user's grant, ends the sessions and queues the revocation. It is over here at once, whatever
- * Pagero says. Returns false when there is no grant, or it was closed before.
+ * Closes the user's grant, ends the sessions and queues the revocation; what waits for confirmation goes the same way.
+ * It is over here at once, whatever Pagero says. Returns false when there is nothing to end.
  *
  * @throws BrokerError `temporarily_unavailable`
  */
 export async function disconnectGrant(
-  ports: Pick<Ports, 'log' | 'sealer' | 'grants'>,
+  ports: Pick<Ports, 'log' | 'sealer' | 'grants' | 'pendingGrants'>,
   user: UserKey,
 ): Promise<boolean> {
+  // First, so that what is being confirmed at this moment is either gone by this, or seen below.
+  const wasWaiting = await ports.pendingGrants.drop(user)
   for (let tries = 1; tries <= CLOSE_TRIES_MAX; tries += 1) {
     const row = await ports.grants.find(user)
-    if (row === undefined || row.state === 'revoked') return false
+    if (row === undefined || row.state === 'revoked') {
+      if (wasWaiting) ports.log.info('pending_grant_dropped', { user })
+      return wasWaiting
+    }
     const refreshToken = openRefreshToken(ports, row)
     const revocation =
       refreshToken === undefined ? undefined : sealRevocation(ports, user, refreshToken)
@@ -96,7 +111,14 @@ export async function disconnectGrant(
   throw movedOn()
 }
 
-function refuseOtherAccount(row: Grant | undefined, connection: GrantConnection): void {
+/**
+ * Keeps a user with the Pagero account that is connected, unless another one is allowed.
+ * @throws BrokerError `account_mismatch`
+ */
+export function refuseOtherAccount(
+  row: Grant | undefined,
+  connection: Pick<GrantConnection, 'pagero' | 'allowAccountChange'>,
+): void {
   if (row === undefined || row.state === 'revoked' || connection.allowAccountChange) return
   const { issuer, subject } = connection.pagero
   const sameSubject = row.pageroSubject === null || row.pageroSubject === subject
@@ -105,16 +127,16 @@ function refuseOtherAccount(row: Grant | undefined, connection: GrantConnection)
   if (sameSubject && sameIssuer) return
   throw new BrokerError(
     'account_mismatch',
-    'This user is connected to another Pagero account, which is kept. Log in with that one, or disconnect it first.',
+    subject === null
+      ? 'Pagero did not say which account has logged in, so it may be another than the one that this user is connected to, which is kept.'
+      : 'This user is connected to another Pagero account, which is kept. Log in with that one, or disconnect it first.',
   )
 }
 
 /** Seals the tokens for the generation after the row's, and the row's own refresh token for its revocation. */
 export function sealNewGrant(
   ports: Pick<Ports, 'clock' | 'log' | 'sealer'>,
-  connection: Pick<GrantConnection, 'user' | 'tokens' | 'requestedAtMonotonicMs'> & {
-    pagero: { issuer: string | null; subject: string | null }
-  },
+  connection: Omit<GrantConnection, 'allowAccountChange'>,
   loginId: string,
   row: Grant | undefined,
 ): NewGrant {
@@ -165,7 +187,8 @@ function openRefreshToken(ports: Pick<Ports, 'log' | 'sealer'>, row: Grant): str
   }
 }
 
-function movedOn(): BrokerError {
+/** Somebody else was faster, again and again. */
+export function movedOn(): BrokerError {
   return new BrokerError(
     'temporarily_unavailable',
     'The grant of this user is being changed at this moment. Try again.',

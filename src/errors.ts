@@ -48,6 +48,8 @@ export interface ProblemExtensions {
   receivedStatus?: number
   /** A credential was sent and is not good (`caller_unauthenticated`); told in WWW-Authenticate, not in the body. */
   credentialRefused?: true
+  /** Where the application waits that has sent the person here: the page of the problem leads back. Not in a document. */
+  returnTo?: string
   /** What is wrong with the request, one entry for each place (`request_invalid`). */
   errors?: ReadonlyArray<{ pointer: string; detail: string }>
 }

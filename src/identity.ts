@@ -9,6 +9,10 @@ export interface PageroAccount {
   subject: string
 }
 
+/** Of tokens that do not say whose they are: a connect link needs no more. */
+export const UNKNOWN_ACCOUNT = { issuer: null, subject: null } as const
+export type UnknownAccount = typeof UNKNOWN_ACCOUNT
+
 /** Longest user key, in characters; see `parseUserKey`. */
 const USER_KEY_CHARACTERS_MAX = 255
 

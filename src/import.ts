@@ -6,7 +6,7 @@ import { createHash, randomUUID } from 'node:crypto'
 import { sealNewGrant } from './connect.ts'
 import { BrokerError, grantNotFound } from './errors.ts'
 import { type Grant, grantSealContext, importUserKey, type UserKey } from './grant.ts'
-import { accessTokenClaims, accountOfClaims } from './identity.ts'
+import { accessTokenClaims, accountOfClaims, UNKNOWN_ACCOUNT } from './identity.ts'
 import type { GrantImport, Ports } from './ports.ts'
 import { openLiveToken, refuseDead } from './live-token.ts'
 import type { Refresher } from './refresh.ts'
@@ -123,7 +123,7 @@ export function createImporter(
           },
           requestedAtMonotonicMs:
             token === undefined ? readAtMs : token.expiresAtMs - token.lifeSeconds * 1000,
-          pagero: account ?? { issuer: null, subject: null },
+          pagero: account ?? UNKNOWN_ACCOUNT,
         },
         randomUUID(),
         await grants.find(entry.user),

@@ -2,17 +2,19 @@
 // belongs to one browser and is consumed before the code is presented, so a code is presented once at most.
 
 import { BrokerError } from './errors.ts'
-import { connectGrant } from './connect.ts'
+import { connectGrant, type GrantConnection } from './connect.ts'
 import type { TokenOutcome, TokenSet, UserKey } from './grant.ts'
 import {
   accessTokenClaims,
   accountOfClaims,
   type PageroAccount,
+  UNKNOWN_ACCOUNT,
   userKeyOfSubject,
 } from './identity.ts'
 import { hashOpaqueToken, isOpaqueToken, newOpaqueToken } from './opaque-token.ts'
-import type { LoginTransaction, Ports, SealContext } from './ports.ts'
-import { safeReturnTo } from './return-to.ts'
+import { holdGrant } from './pending-grant.ts'
+import type { LoginTransaction, Ports, SealContext, StartedLogin } from './ports.ts'
+import { safeReturnTo, withParameter } from './return-to.ts'
 import { discardRefreshToken } from './revocation.ts'
 import { issueSession, type SessionSettings } from './session.ts'
 
@@ -20,6 +22,10 @@ import { issueSession, type SessionSettings } from './session.ts'
 export const LOGIN_LIFETIME_SECONDS = 600
 /** Tabs of one browser that may be on their way at once; the oldest beyond this is dropped. */
 const PENDING_LOGINS_MAX = 5
+export const LOGIN_LIMITS = {
+  lifetimeSeconds: LOGIN_LIFETIME_SECONDS,
+  pendingMax: PENDING_LOGINS_MAX,
+}
 /** For a person who looks at a page, when Pagero names no time. */
 const UNREACHABLE_RETRY_SECONDS = 5
 
@@ -33,6 +39,19 @@ export interface LoginSettings {
   sessions: SessionSettings
 }
 
+/** What a browser brings along when it begins a login. */
+export interface LoginRequest {
+  prompt: string | undefined
+  browserBinding: string | undefined
+  sessionToken: string | undefined
+}
+
+/** Where to send the browser, and the value of its login cookie. */
+export interface BegunLogin {
+  location: string
+  browserBinding: string
+}
+
 /**
  * Begins a login: stores the transaction and returns where to send the browser, and the value of its login
  * cookie. A browser that has one keeps it, so that its tabs do not undo each other.
@@ -44,13 +63,20 @@ export interface LoginSettings {
 export async function beginLogin(
   ports: Pick<Ports, 'sealer' | 'loginTransactions' | 'authorizationServer'>,
   settings: LoginSettings,
-  request: {
-    returnTo: string | undefined
-    prompt: string | undefined
-    browserBinding: string | undefined
-    sessionToken: string | undefined
-  },
-): Promise<{ location: string; browserBinding: string }> {
+  request: LoginRequest & { returnTo: string | undefined },
+): Promise<BegunLogin> {
+  const { login, ...begun } = startLogin(ports, settings, request)
+  const returnTo = safeReturnTo(request.returnTo, settings)
+  await ports.loginTransactions.create({ ...login, returnTo }, LOGIN_LIMITS)
+  return begun
+}
+
+/** Makes the secrets of a login: what goes to Pagero with the browser, and what is to be stored of it. */
+export function startLogin(
+  ports: Pick<Ports, 'sealer' | 'authorizationServer'>,
+  settings: Pick<LoginSettings, 'pkce' | 'scope'>,
+  request: LoginRequest,
+): BegunLogin & { login: StartedLogin } {
   const browserBinding = isOpaqueToken(request.browserBinding)
     ? request.browserBinding
     : newOpaqueToken()
@@ -58,22 +84,18 @@ export async function beginLogin(
   const stateHash = hashOpaqueToken(state)
   const nonce = settings.scope.split(' ').includes('openid') ? newOpaqueToken() : undefined
   const codeVerifier = settings.pkce === 'S256' ? newOpaqueToken() : undefined
-  await ports.loginTransactions.create(
-    {
-      stateHash,
-      browserBindingHash: hashOpaqueToken(browserBinding),
-      codeVerifierSealed:
-        codeVerifier === undefined
-          ? null
-          : ports.sealer.seal(codeVerifierContext(stateHash), codeVerifier),
-      nonceHash: nonce === undefined ? null : hashOpaqueToken(nonce),
-      returnTo: safeReturnTo(request.returnTo, settings),
-      replacesSessionHash: isOpaqueToken(request.sessionToken)
-        ? hashOpaqueToken(request.sessionToken)
-        : null,
-    },
-    { lifetimeSeconds: LOGIN_LIFETIME_SECONDS, pendingMax: PENDING_LOGINS_MAX },
-  )
+  const login = {
+    stateHash,
+    browserBindingHash: hashOpaqueToken(browserBinding),
+    codeVerifierSealed:
+      codeVerifier === undefined
+        ? null
+        : ports.sealer.seal(codeVerifierContext(stateHash), codeVerifier),
+    nonceHash: nonce === undefined ? null : hashOpaqueToken(nonce),
+    replacesSessionHash: isOpaqueToken(request.sessionToken)
+      ? hashOpaqueToken(request.sessionToken)
+      : null,
+  }
   const location = ports.authorizationServer.authorizationUrl({
     state,
     nonce,
@@ -83,45 +105,79 @@ export async function beginLogin(
     // The only value that Pagero documents.
     prompt: request.prompt === 'login' ? 'login' : undefined,
   })
-  return { location, browserBinding }
+  return { login, location, browserBinding }
 }
 
+export interface CompletedLogin {
+  user: UserKey
+  /** Where the browser goes now, with the confirmation if one is needed. */
+  returnTo: string
+  /** Undefined when no session begins. */
+  sessionToken: string | undefined
+  /** The application has to confirm it. */
+  isPending: boolean
+}
+
+type CallbackPorts = Pick<
+  Ports,
+  | 'clock'
+  | 'log'
+  | 'sealer'
+  | 'grants'
+  | 'pendingGrants'
+  | 'revocations'
+  | 'loginTransactions'
+  | 'sessions'
+  | 'authorizationServer'
+>
+
 /**
- * Completes a login: consumes the transaction, presents the code once, stores the grant, begins a session.
+ * Completes a login: consumes the transaction, presents the code once, stores the grant, begins a session. One that
+ * a connect link began does as the link says: its grant may have to wait for the application, and its session too.
  * Called twice with one callback, at once or on two replicas, the second is refused and costs no token request.
  *
  * Whatever is refused after tokens came has its refresh token revoked.
  *
- * @throws BrokerError `login_transaction_invalid`, `authorization_denied`, `authorization_failed`,
+ * @throws BrokerError `login_transaction_invalid`, `authorization_denied`, `authorization_failed`, `account_mismatch`,
  *   `client_rejected_by_pagero`, `temporarily_unavailable`
  * @see {@link https://www.rfc-editor.org/rfc/rfc6749#section-4.1.2 RFC 6749 §4.1.2}
  * @see {@link https://www.rfc-editor.org/rfc/rfc9207#section-2.4 RFC 9207 §2.4}
  */
 export async function completeLogin(
-  ports: Pick<
-    Ports,
-    | 'clock'
-    | 'log'
-    | 'sealer'
-    | 'grants'
-    | 'revocations'
-    | 'loginTransactions'
-    | 'sessions'
-    | 'authorizationServer'
-  >,
+  ports: CallbackPorts,
   settings: LoginSettings,
   callback: { parameters: URLSearchParams; browserBinding: string | undefined },
-): Promise<{ user: UserKey; returnTo: string; sessionToken: string }> {
+): Promise<CompletedLogin> {
   const { parameters, browserBinding } = callback
   const state = readState(parameters)
   if (!isOpaqueToken(browserBinding)) throw transactionInvalid()
-  const stateHash = hashOpaqueToken(state)
   const transaction = await ports.loginTransactions.consume(
-    stateHash,
+    hashOpaqueToken(state),
     hashOpaqueToken(browserBinding),
   )
   if (transaction === undefined) throw transactionInvalid()
+  try {
+    return await completeTransaction(ports, settings, transaction, { parameters, state })
+  } catch (error) {
+    // Another login would not help: the application has to make another link.
+    if (transaction.connect === null || !(error instanceof BrokerError)) throw error
+    const { code, detail, extensions, cause } = error
+    throw new BrokerError(
+      code,
+      detail,
+      { ...extensions, returnTo: transaction.returnTo },
+      { cause: cause ?? error },
+    )
+  }
+}
 
+async function completeTransaction(
+  ports: CallbackPorts,
+  settings: LoginSettings,
+  transaction: LoginTransaction,
+  { parameters, state }: { parameters: URLSearchParams; state: string },
+): Promise<CompletedLogin> {
+  const { connect, returnTo, stateHash } = transaction
   const response = ports.authorizationServer.readAuthorizationResponse(parameters, state)
   if ('error' in response) throw errorOfResponse(response.error)
   const codeVerifier =
@@ -137,23 +193,39 @@ export async function completeLogin(
   }
   const identified = await identify(ports, settings, tokens, transaction)
   if ('refusal' in identified) {
-    await discardRefreshToken(ports, refreshToken)
+    await discardRefreshToken(ports, refreshToken, connect?.user)
     throw failed(identified.refusal)
   }
   const { user, pagero } = identified
-  await connectGrant(ports, {
+  const connection: GrantConnection = {
     user,
     tokens: { ...tokens, refreshToken },
     requestedAtMonotonicMs,
     pagero,
-    // The key is made of the subject, so another account is another user.
-    allowAccountChange: true,
-  })
+    // After a plain login the key is made of the subject, so another account is another user.
+    allowAccountChange: connect?.allowAccountChange ?? true,
+  }
+  if (connect?.confirm === true) {
+    const confirmation = await holdGrant(ports, connection, {
+      ...transaction,
+      startSession: connect.startSession,
+    })
+    return {
+      user,
+      returnTo: withParameter(returnTo, 'confirmation', confirmation),
+      sessionToken: undefined,
+      isPending: true,
+    }
+  }
+  await connectGrant(ports, connection)
+  if (connect?.startSession === false) {
+    return { user, returnTo, sessionToken: undefined, isPending: false }
+  }
   const { token } = await issueSession(ports, user, {
     settings: settings.sessions,
     replacesHash: transaction.replacesSessionHash,
   })
-  return { user, returnTo: transaction.returnTo, sessionToken: token }
+  return { user, returnTo, sessionToken: token, isPending: false }
 }
 
 /** Parameters that must not occur twice (RFC 6749 section 3.1); a doubled one is refused before anything is spent. */
@@ -221,13 +293,16 @@ function errorOfOutcome(outcome: Exclude<TokenOutcome, { kind: 'granted' }>): Br
   return failed('The answer from Pagero was lost on its way.')
 }
 
-/** Whose tokens these are. A refusal is a sentence for the person who logged in. */
+/**
+ * Whose tokens these are: by name of the application where a link was made for a user, else by name of Pagero. A refusal
+ * is a sentence for the person who logged in.
+ */
 async function identify(
   ports: Pick<Ports, 'authorizationServer' | 'log'>,
   settings: Pick<LoginSettings, 'subjectClaim'>,
   tokens: TokenSet,
-  transaction: Pick<LoginTransaction, 'nonceHash'>,
-): Promise<{ user: UserKey; pagero: PageroAccount } | { refusal: string }> {
+  transaction: Pick<LoginTransaction, 'nonceHash' | 'connect'>,
+): Promise<Pick<GrantConnection, 'user' | 'pagero'> | { refusal: string }> {
   let claims: Readonly<Record<string, unknown>> | undefined
   if (tokens.idToken === undefined) {
     // Asked for and not given, the nonce protects nothing; PKCE does, where it is on (RFC 9700 section 4.5.3). Not refused,
@@ -239,7 +314,10 @@ async function identify(
     if ('invalid' in read) return { refusal: `The ID token is not to be trusted: ${read.invalid}.` }
     claims = read.claims
   }
-  const pagero = claims && accountOfClaims(claims, settings.subjectClaim)
+  const pagero: PageroAccount | undefined = claims && accountOfClaims(claims, settings.subjectClaim)
+  if (transaction.connect !== null) {
+    return { user: transaction.connect.user, pagero: pagero ?? UNKNOWN_ACCOUNT }
+  }
   const user = pagero && userKeyOfSubject(pagero.subject)
   if (pagero === undefined || user === undefined) {
     return {

@@ -153,6 +153,8 @@ export interface NewGrant {
   authenticatedAt?: Date
   /** The proven import that this grant is moved from; it is ended in the same transaction. */
   movedFrom?: { importId: string; user: UserKey; generation: number }
+  /** The pending grant that this one was; it is marked as confirmed in the same transaction, and kept for so long. */
+  confirmedFrom?: { confirmationHash: Buffer; keptSeconds: number }
   /** The refresh token that this replaces, to be revoked at Pagero; written in the same transaction. */
   revocation: NewRevocation | undefined
 }
@@ -200,7 +202,7 @@ export interface GrantStore {
   store(successor: Successor): Promise<StoreResult>
   /** Ends the ledger entry of a superseded successor, once its revocation is queued. */
   finishSuperseded(successor: Successor): Promise<void>
-  /** Puts a login's grant in place of the row at `replaces`; false when the row has moved on. */
+  /** Puts a grant in place of the row at `replaces`; false when that has moved on, or what it is taken from. */
   connect(grant: NewGrant): Promise<boolean>
   /** Closes the grant at `generation`, ends its sessions, queues the revocation; false when the row has moved on. */
   close(user: UserKey, generation: number, revocation: NewRevocation | undefined): Promise<boolean>
@@ -392,14 +394,22 @@ export interface LoginTransaction {
   returnTo: string
   /** Session whose cookie came with the request that began the login; it ends when the login succeeds. */
   replacesSessionHash: Buffer | null
+  /** What the connect link asked for that began it; null for a plain login. */
+  connect: ConnectRequest | null
+}
+
+/** What every login has of its own, whatever began it. */
+export type StartedLogin = Omit<LoginTransaction, 'returnTo' | 'connect'>
+
+export interface LoginLimits {
+  lifetimeSeconds: number
+  /** Of one browser; the oldest beyond it is dropped. */
+  pendingMax: number
 }
 
 export interface LoginTransactionStore {
-  /** Stores it and drops the oldest of this browser beyond `pendingMax`. */
-  create(
-    transaction: LoginTransaction,
-    limits: { lifetimeSeconds: number; pendingMax: number },
-  ): Promise<void>
+  /** Stores a plain login; those of connect links are stored by opening one. */
+  create(login: StartedLogin & { returnTo: string }, limits: LoginLimits): Promise<void>
   /** Takes the transaction out, once: one DELETE … RETURNING that matches state and browser and has not expired. */
   consume(stateHash: Buffer, browserBindingHash: Buffer): Promise<LoginTransaction | undefined>
   sweep(): Promise<number>
@@ -429,6 +439,100 @@ export interface SessionStore {
   /** Returns whose session it was; undefined when there was none. */
   end(tokenHash: Buffer): Promise<UserKey | undefined>
   endAll(user: UserKey): Promise<number>
+  sweep(): Promise<number>
+}
+
+// ── Connect links: an application's user and a Pagero account ───────────────────────────────────
+
+/** What an application wants of the browser that it sends to Pagero. */
+export interface ConnectRequest {
+  user: UserKey
+  /** The grant waits until the application has confirmed whose browser came back. */
+  confirm: boolean
+  startSession: boolean
+  allowAccountChange: boolean
+}
+
+export interface ConnectLinkStore {
+  /** Stores a link that may be opened once within `ttlSeconds`. */
+  create(
+    link: ConnectRequest & { ticketHash: Buffer; returnTo: string },
+    ttlSeconds: number,
+  ): Promise<{ expiresAt: Date }>
+  /** Uses the link up and stores the login that it begins, in one statement; undefined when it is none to be opened. */
+  open(
+    ticketHash: Buffer,
+    login: StartedLogin,
+    limits: LoginLimits,
+  ): Promise<{ user: UserKey } | undefined>
+  /** Why a link does nothing, for a day after its expiry. */
+  find(ticketHash: Buffer): Promise<{ returnTo: string; isUsed: boolean } | undefined>
+  sweep(): Promise<number>
+}
+
+/** What a connect link brought, sealed, on its way into the table of those that wait. */
+export interface NewPendingGrant {
+  confirmationHash: Buffer
+  user: UserKey
+  refreshTokenSealed: Buffer
+  accessTokenSealed: Buffer | null
+  /** As in {@link NewGrant}. */
+  requestedSecondsAgo: number
+  expiresInSeconds: number
+  scope: string
+  keyId: string
+  pageroIssuer: string | null
+  pageroSubject: string | null
+  returnTo: string
+  startSession: boolean
+  allowAccountChange: boolean
+  browserBindingHash: Buffer
+  replacesSessionHash: Buffer | null
+  /** What it becomes when nobody confirms it. */
+  revocation: NewRevocation
+}
+
+export interface PendingGrant {
+  confirmationHash: Buffer
+  user: UserKey
+  /** Null once it is confirmed. */
+  refreshTokenSealed: Buffer | null
+  accessToken: { sealed: Buffer; requestedAt: Date; expiresAt: Date } | null
+  scope: string
+  keyId: string | null
+  pageroIssuer: string | null
+  pageroSubject: string | null
+  startSession: boolean
+  allowAccountChange: boolean
+  /** When its user came back from Pagero. */
+  createdAt: Date
+  expiresAt: Date
+  confirmedAt: Date | null
+  readAt: Date
+}
+
+/** Whichever way one ends without being confirmed, the same statement queues its refresh token for revocation. */
+export interface PendingGrantStore {
+  /** Stores it in place of the one that waits for this user. Storing one a second time changes nothing. */
+  place(pending: NewPendingGrant, lifetimeSeconds: number): Promise<void>
+  /** The one of this confirmation, waiting or confirmed lately. */
+  find(confirmationHash: Buffer): Promise<PendingGrant | undefined>
+  /** The one that waits for this user. */
+  findWaiting(user: UserKey): Promise<PendingGrant | undefined>
+  /** Drops those of the user, or the one of this confirmation; tells whether one was waiting. */
+  drop(user: UserKey, confirmationHash?: Buffer): Promise<boolean>
+  /** Drops those whose time is over. */
+  sweep(): Promise<number>
+}
+
+export interface SessionTicketStore {
+  /** Stores a ticket for the browser that brought a grant which is confirmed; false when that is known no more. */
+  create(ticketHash: Buffer, confirmationHash: Buffer, lifetimeSeconds: number): Promise<boolean>
+  /** Takes it out, once: one DELETE … RETURNING that matches ticket and browser, while the user has a grant. */
+  consume(
+    ticketHash: Buffer,
+    browserBindingHash: Buffer,
+  ): Promise<{ user: UserKey; returnTo: string; replacesSessionHash: Buffer | null } | undefined>
   sweep(): Promise<number>
 }
 
@@ -541,6 +645,9 @@ export interface Ports {
   revocations: RevocationStore
   outbox: OutboxStore
   loginTransactions: LoginTransactionStore
+  connectLinks: ConnectLinkStore
+  pendingGrants: PendingGrantStore
+  sessionTickets: SessionTicketStore
   sessions: SessionStore
   replicas: ReplicaStore
   authorizationServer: AuthorizationServer

@@ -11,29 +11,47 @@ const FORBIDDEN = /[\u0000-\u001f\u007f-\u009f\\]/
 /** A second slash in front, also escaped, is a host to somebody along the way. */
 const LEADS_ELSEWHERE = /^\/(?:\/|%2f|%5c)/i
 
+export interface ReturnOrigins {
+  publicUrl: string
+  allowedOrigins: readonly string[]
+}
+
 /**
  * Returns where to go after the login: a path of the broker's own origin as a path, an address on one of
  * `allowedOrigins` in full, and `/` for everything else. What is returned is ASCII and fits a header.
  */
-export function safeReturnTo(
-  text: string | undefined,
-  origins: { publicUrl: string; allowedOrigins: readonly string[] },
-): string {
-  const fallback = '/'
-  if (text === undefined || text.length > CHARACTERS_MAX || FORBIDDEN.test(text)) return fallback
+export function safeReturnTo(text: string | undefined, origins: ReturnOrigins): string {
+  return (text === undefined ? undefined : parseReturnTo(text, origins)) ?? '/'
+}
+
+/** The same, but undefined for what leads elsewhere. */
+export function parseReturnTo(text: string, origins: ReturnOrigins): string | undefined {
+  if (text.length > CHARACTERS_MAX || FORBIDDEN.test(text)) return undefined
   if (text.startsWith('/')) {
-    if (LEADS_ELSEWHERE.test(text)) return fallback
+    if (LEADS_ELSEWHERE.test(text)) return undefined
     const resolved = URL.parse(text, origins.publicUrl)
-    if (resolved?.origin !== new URL(origins.publicUrl).origin) return fallback
+    if (resolved?.origin !== new URL(origins.publicUrl).origin) return undefined
     const path = `${resolved.pathname}${resolved.search}${resolved.hash}`
     // `/..//elsewhere` turns into `//elsewhere` only when its dots are resolved.
-    return LEADS_ELSEWHERE.test(path) || path.length > CHARACTERS_MAX ? fallback : path
+    return LEADS_ELSEWHERE.test(path) || path.length > CHARACTERS_MAX ? undefined : path
   }
   const origin = [origins.publicUrl, ...origins.allowedOrigins].find(
     (known) => text === known || text.startsWith(`${known}/`),
   )
-  if (origin === undefined) return fallback
+  if (origin === undefined) return undefined
   const resolved = URL.parse(text)
-  if (resolved?.origin !== origin || resolved.href.length > CHARACTERS_MAX) return fallback
+  if (resolved?.origin !== origin || resolved.href.length > CHARACTERS_MAX) return undefined
   return resolved.href
+}
+
+/**
+ * Returns the address with this parameter in its query, before a fragment, and in place of any of that name: an
+ * application may well send as `return_to` the address that an earlier connection came back to. Name and value need no
+ * escaping.
+ */
+export function withParameter(returnTo: string, name: string, value: string): string {
+  const [, path = '', query = '', fragment = ''] =
+    /^([^?#]*)(?:\?([^#]*))?(#.*)?$/.exec(returnTo) ?? []
+  const kept = query.split('&').filter((pair) => pair !== '' && pair.split('=', 1)[0] !== name)
+  return `${path}?${[...kept, `${name}=${value}`].join('&')}${fragment}`
 }

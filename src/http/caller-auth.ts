@@ -16,7 +16,7 @@ export const CALLER = 'caller'
 export interface CallerAuth {
   callers: Callers
   limits: RateLimits
-  ports: Pick<Ports, 'audit' | 'grants' | 'log'>
+  ports: Pick<Ports, 'audit' | 'grants' | 'pendingGrants' | 'log'>
 }
 
 /**
@@ -136,6 +136,7 @@ async function refuseInvisibleUser(
     requestId,
   })
   await ports.grants.find(user)
+  await ports.pendingGrants.findWaiting(user)
   throw grantNotFound()
 }
 

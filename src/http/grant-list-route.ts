@@ -32,7 +32,7 @@ export function registerGrantListRoute(
         operationId: 'listGrants',
         summary: 'List grants',
         description:
-          'Grants in the order of their user keys, of the users that this caller may see. `expires_within` finds those whose earlier expiry lies within the duration, or is past.',
+          'Grants in the order of their user keys, of the users that this caller may see. `expires_within` finds those whose earlier expiry lies within the duration, or is past. A connection that waits for confirmation is no grant yet and is not listed: it lasts a quarter of an hour.',
         tags: ['grants'],
         security: CALLER_SECURITY,
         querystring: Type.Object(

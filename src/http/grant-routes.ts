@@ -15,6 +15,7 @@ import {
   EXAMPLE_GRANT,
   grantBody,
   GrantSchema,
+  pendingGrantBody,
   RefreshAttempt,
   RefreshAttemptList,
 } from './grant-schemas.ts'
@@ -28,7 +29,10 @@ const PAGE_SIZE_MAX = 500
 
 export interface GrantRouteParts {
   auth: CallerAuth
-  ports: Pick<Ports, 'log' | 'audit' | 'sealer' | 'grants' | 'attempts' | 'sessions'>
+  ports: Pick<
+    Ports,
+    'log' | 'audit' | 'sealer' | 'grants' | 'pendingGrants' | 'attempts' | 'sessions'
+  >
   revoker: Pick<Revoker, 'kick'>
   accessTokens: Pick<AccessTokens, 'forget'>
 }
@@ -53,7 +57,7 @@ export function registerGrantRoutes(app: App, parts: GrantRouteParts): void {
         operationId: 'getGrant',
         summary: "Look at a user's grant",
         description:
-          'State and dates of the grant. A disconnected one is shown with the state `revoked` until the user logs in again.',
+          'State and dates of the grant. A disconnected one is shown with the state `revoked` until the user logs in again. Where nothing is in use and a connection waits for confirmation, that is shown, with the state `pending_confirmation`; an older grant that is in use is shown as it is.',
         tags: ['grants'],
         security: CALLER_SECURITY,
         params: UserParameters,
@@ -64,7 +68,11 @@ export function registerGrantRoutes(app: App, parts: GrantRouteParts): void {
       },
     },
     async (request) => {
-      const grant = await ports.grants.find(readUserKey(request))
+      const user = readUserKey(request)
+      const grant = await ports.grants.find(user)
+      if (grant !== undefined && grant.state !== 'revoked') return grantBody(grant)
+      const pending = await ports.pendingGrants.findWaiting(user)
+      if (pending !== undefined) return pendingGrantBody(pending)
       if (grant === undefined) throw grantNotFound()
       return grantBody(grant)
     },
@@ -78,7 +86,7 @@ export function registerGrantRoutes(app: App, parts: GrantRouteParts): void {
         operationId: 'disconnectGrant',
         summary: 'Disconnect a user',
         description:
-          'Closes the grant at once, ends the sessions of the user, and has the refresh token revoked at Pagero in the background, for as long as that takes. A second call answers 404.',
+          'Closes the grant at once, ends the sessions of the user, and has the refresh token revoked at Pagero in the background, for as long as that takes. A connection that waits for confirmation ends likewise. A second call answers 404.',
         tags: ['grants'],
         security: CALLER_SECURITY,
         params: UserParameters,

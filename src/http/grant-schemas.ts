@@ -8,7 +8,7 @@ import {
   grantExpiresAt,
   REFRESH_CAUSES,
 } from '../grant.ts'
-import type { Attempt } from '../ports.ts'
+import type { Attempt, PendingGrant } from '../ports.ts'
 
 const DateTime = (description: string) => Type.String({ format: 'date-time', description })
 // One `type` of two names reads better in the document than a union of two schemas.
@@ -17,20 +17,25 @@ const OrNull = (type: 'string' | 'integer', description: string) =>
 const DateTimeOrNull = (description: string) =>
   Type.Unsafe<unknown>({ type: ['string', 'null'], format: 'date-time', description })
 
+/** No state of a stored grant: there is none yet. */
+const PENDING_STATE = 'pending_confirmation'
+
 export const GrantSchema = Type.Object(
   {
     user: Type.String(),
-    state: Type.Enum([...GRANT_STATES], {
+    state: Type.Enum([...GRANT_STATES, PENDING_STATE], {
       type: 'string',
       description:
-        '`active`: in use. `suspect`: refused by Pagero, being confirmed. `reauthentication_required`: the user must log in again. `revoked`: disconnected.',
+        '`active`: in use. `suspect`: refused by Pagero, being confirmed. `reauthentication_required`: the user must log in again. `revoked`: disconnected. `pending_confirmation`: nothing is in use, and what a connect link brought waits for the application; every expiry is then the moment at which it is given up, a quarter of an hour after the login.',
     }),
     cause: OrNull(
       'string',
       'Why the grant is in a state other than `active`, as far as the broker knows.',
     ),
     scope: Type.String({ description: 'As Pagero granted it; empty is normal there.' }),
-    generation: Type.Integer({ description: 'Grows by one with each renewal and each login.' }),
+    generation: Type.Integer({
+      description: 'Grows by one with each renewal and each login; 0 while it waits.',
+    }),
     key_id: OrNull('string', 'Id of the key that seals the refresh token.'),
     rolling_expires_at: DateTime('Three years from the last renewal.'),
     absolute_expires_at: DateTime('Three years from the last login.'),
@@ -126,7 +131,7 @@ export const EXAMPLE_ATTEMPTS = {
 export function grantBody(grant: Grant) {
   return {
     user: grant.user,
-    state: grant.state,
+    state: grant.state as Grant['state'] | typeof PENDING_STATE,
     cause: grant.state === 'active' ? null : grant.stateReason,
     scope: grant.scope,
     generation: grant.generation,
@@ -139,6 +144,28 @@ export function grantBody(grant: Grant) {
     last_used_at: grant.lastUsedAt?.toISOString() ?? null,
     next_retry_at: grant.nextRetryAt?.toISOString() ?? null,
     pagero: { issuer: grant.pageroIssuer, subject: grant.pageroSubject },
+  }
+}
+
+/** What waits for confirmation, as the API shows it: as a grant that is not there yet, and gives up at `expires_at`. */
+export function pendingGrantBody(pending: PendingGrant): ReturnType<typeof grantBody> {
+  const createdAt = pending.createdAt.toISOString()
+  const expiresAt = pending.expiresAt.toISOString()
+  return {
+    user: pending.user,
+    state: PENDING_STATE,
+    cause: null,
+    scope: pending.scope,
+    generation: 0,
+    key_id: pending.keyId,
+    rolling_expires_at: expiresAt,
+    absolute_expires_at: expiresAt,
+    expires_at: expiresAt,
+    authenticated_at: createdAt,
+    rotated_at: createdAt,
+    last_used_at: null,
+    next_retry_at: null,
+    pagero: { issuer: pending.pageroIssuer, subject: pending.pageroSubject },
   }
 }
 

@@ -2,7 +2,6 @@
 
 import Type from 'typebox'
 import { BrokerError } from '../errors.ts'
-import { PAGERO_USER_PREFIX } from '../grant.ts'
 import type { Importer } from '../import.ts'
 import type { Ports } from '../ports.ts'
 import type { App } from './app.ts'
@@ -10,7 +9,7 @@ import { type CallerAuth, callerOf, requireCaller } from './caller-auth.ts'
 import { EXAMPLE_GRANT, grantBody } from './grant-schemas.ts'
 import { CALLER_SECURITY, jsonAnswer } from './openapi.ts'
 import { problemResponses } from './problem.ts'
-import { readUserKey, UserParameters } from './user-parameter.ts'
+import { readApplicationUserKey, UserParameters } from './user-parameter.ts'
 
 /** `PUT /v1/users/{user}/grant`. */
 export function registerImportRoute(
@@ -73,18 +72,7 @@ export function registerImportRoute(
       },
     },
     async (request) => {
-      const user = readUserKey(request)
-      if (user.startsWith(PAGERO_USER_PREFIX)) {
-        throw new BrokerError(
-          'request_invalid',
-          `User keys that begin with ${PAGERO_USER_PREFIX} are made by logins alone.`,
-          {
-            errors: [
-              { pointer: 'params/user', detail: `must not begin with ${PAGERO_USER_PREFIX}` },
-            ],
-          },
-        )
-      }
+      const user = readApplicationUserKey(request)
       const { refresh_token: refreshToken } = request.body
       // The schema's format lets leap seconds and offsets without minutes through, which no Date takes.
       const obtainedAt = new Date(request.body.obtained_at)

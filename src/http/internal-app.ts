@@ -12,6 +12,7 @@ import type { Revoker } from '../revocation.ts'
 import { createAccessTokenJson } from './access-token-json.ts'
 import { type App, buildApp, SECURITY_HEADERS } from './app.ts'
 import { authorizeProxiedCall, CALLER, type CallerAuth } from './caller-auth.ts'
+import { registerConnectLinkRoutes } from './connect-link-routes.ts'
 import { registerDocsRoutes } from './docs-routes.ts'
 import { registerForwardAuthRoutes } from './forward-auth-routes.ts'
 import { registerGrantListRoute } from './grant-list-route.ts'
@@ -27,7 +28,17 @@ import { registerWebhookRoutes } from './webhook-routes.ts'
 export interface InternalParts {
   ports: Pick<
     Ports,
-    'clock' | 'log' | 'audit' | 'sealer' | 'grants' | 'attempts' | 'sessions' | 'outbox'
+    | 'clock'
+    | 'log'
+    | 'audit'
+    | 'sealer'
+    | 'grants'
+    | 'pendingGrants'
+    | 'attempts'
+    | 'connectLinks'
+    | 'sessionTickets'
+    | 'sessions'
+    | 'outbox'
   >
   callers: Callers
   accessTokens: AccessTokens
@@ -41,8 +52,10 @@ export interface InternalParts {
   /** The other listener's app, whose operations are documented here. */
   publicApp: App
   settings: {
-    /** What browsers see; named in the documentation. */
+    /** What browsers see; named in the documentation, and in connect links. */
     publicUrl: string
+    /** Where a connect link may lead back to, besides. */
+    allowedOrigins: readonly string[]
     /** Longest time for receiving one request, uploads included. */
     requestTimeoutMs: number
     trustedProxies: readonly string[]
@@ -91,6 +104,13 @@ export function buildInternalApp(parts: InternalParts): Promise<App> {
           const { caller, user } = await authorizeProxiedCall(auth, request, call)
           return { user, actor: 'caller', name: caller.name }
         },
+      })
+      registerConnectLinkRoutes(app, {
+        auth,
+        ports,
+        settings,
+        accessTokens,
+        revoker: parts.revoker,
       })
       registerGrantListRoute(app, { auth, ports })
       registerImportRoute(app, { auth, importer: parts.importer, ports })

@@ -1,18 +1,20 @@
 // The two navigations of a login. They answer a person: a redirect, or a page that says what went wrong.
 // What is not a person's navigation (prefetch, image, frame, script) is refused before anything is spent.
 
-import type { FastifyError, FastifyReply, FastifyRequest } from 'fastify'
 import Type from 'typebox'
 import type { AccessTokens } from '../access-token.ts'
-import { BrokerError, type ProblemCode } from '../errors.ts'
-import { beginLogin, completeLogin, type LoginSettings } from '../login.ts'
+import { beginLogin, completeLogin, LOGIN_LIFETIME_SECONDS, type LoginSettings } from '../login.ts'
+import { CONFIRMABLE_SECONDS } from '../pending-grant.ts'
 import type { Ports } from '../ports.ts'
 import type { Revoker } from '../revocation.ts'
 import type { App } from './app.ts'
-import { refuseNonNavigation } from './csrf.ts'
-import { pageResponses, sendProblemPage } from './page.ts'
-import { asBrokerError, problemResponses } from './problem.ts'
-import { sendProblem } from './problem-answers.ts'
+import {
+  navigationResponses,
+  navigationRoute,
+  queryOf,
+  redirectAnswer,
+  single,
+} from './navigation.ts'
 import {
   LOGIN_COOKIE,
   readCookie,
@@ -29,6 +31,7 @@ export interface LoginRouteParts {
     | 'audit'
     | 'sealer'
     | 'grants'
+    | 'pendingGrants'
     | 'revocations'
     | 'loginTransactions'
     | 'sessions'
@@ -42,34 +45,11 @@ export interface LoginRouteParts {
 /** `GET /auth/login`, and the callback at the path of the redirect URI. */
 export function registerLoginRoutes(app: App, parts: LoginRouteParts): void {
   const { ports, settings, accessTokens, revoker } = parts
-  const navigation = {
-    // HEAD is answered 405: it must neither begin a login nor spend a code.
-    exposeHeadRoute: false,
-    // Parameters are read from the raw query. The schemas tell what is expected, and refuse nothing.
-    validatorCompiler: () => () => true,
-    onRequest: refuseOthers,
-    errorHandler: (
-      error: FastifyError | BrokerError,
-      request: FastifyRequest,
-      reply: FastifyReply,
-    ) => {
-      const known = asBrokerError(error)
-      const fields = { requestId: request.id, code: known.code, error: known.cause ?? known }
-      if (known.code === 'internal_error' || known.code === 'integrity_failure') {
-        ports.log.error('login_refused', fields)
-      } else ports.log.warn('login_refused', fields)
-      ports.audit.record({
-        action: 'login_refused',
-        actor: 'anyone',
-        outcome: 'refused',
-        requestId: request.id,
-        details: { reason: known.code },
-      })
-      // A login that was refused after its tokens came has left one to revoke.
-      if (known.code === 'authorization_failed') revoker.kick()
-      return sendProblemPage(reply, request, known)
-    },
-  }
+  const navigation = navigationRoute({
+    ports,
+    revoker,
+    link: { text: 'Log in again', path: '/auth/login' },
+  })
 
   app.get('/auth/login', { ...navigation, schema: LOGIN_SCHEMA }, async (request, reply) => {
     const query = queryOf(request)
@@ -79,76 +59,43 @@ export function registerLoginRoutes(app: App, parts: LoginRouteParts): void {
       browserBinding: readCookie(request.headers, LOGIN_COOKIE),
       sessionToken: readCookie(request.headers, SESSION_COOKIE),
     })
-    setLoginCookie(reply, begun.browserBinding)
+    setLoginCookie(reply, begun.browserBinding, LOGIN_LIFETIME_SECONDS)
     return reply.header('cache-control', 'no-store').redirect(begun.location, 302)
   })
 
   const callbackPath = routeOf(settings.redirectUri)
   app.get(callbackPath, { ...navigation, schema: CALLBACK_SCHEMA }, async (request, reply) => {
+    const browserBinding = readCookie(request.headers, LOGIN_COOKIE)
     const login = await completeLogin(ports, settings, {
       parameters: queryOf(request),
-      browserBinding: readCookie(request.headers, LOGIN_COOKIE),
+      browserBinding,
     })
     const { user } = login
     const requestId = request.id
-    ports.log.info('login_completed', { requestId, user })
-    ports.audit.record({ action: 'login_completed', actor: 'session', name: user, user, requestId })
-    // Of a login that this one replaces: its access token, and its refresh token that waits to be revoked.
-    accessTokens.forget(user)
+    // Of a grant that this one replaces: its access token, and its refresh token that waits to be revoked.
     revoker.kick()
-    setSessionCookie(reply, login.sessionToken)
+    if (login.isPending) {
+      // The browser has to be known again when the application has confirmed.
+      setLoginCookie(reply, browserBinding ?? '', CONFIRMABLE_SECONDS)
+    } else {
+      ports.log.info('login_completed', { requestId, user })
+      ports.audit.record({
+        action: 'login_completed',
+        actor: 'session',
+        name: user,
+        user,
+        requestId,
+      })
+      accessTokens.forget(user)
+    }
+    if (login.sessionToken !== undefined) setSessionCookie(reply, login.sessionToken)
     return reply.header('cache-control', 'no-store').redirect(login.returnTo, 303)
   })
-}
-
-/** No person sees the answer, so it is a problem document. */
-async function refuseOthers(request: FastifyRequest, reply: FastifyReply): Promise<void> {
-  const refusal = refuseNonNavigation(request.headers)
-  if (refusal !== undefined) {
-    await sendProblem(reply, request, 'public', new BrokerError('csrf_refused', refusal))
-  }
 }
 
 /** The path of the redirect URI as a route; without a path the callback arrives at `/`. A colon is no parameter there. */
 function routeOf(redirectUri: string): string {
   return new URL(redirectUri).pathname.replaceAll(':', '::')
-}
-
-function queryOf(request: FastifyRequest): URLSearchParams {
-  const { url = '' } = request.raw
-  const mark = url.indexOf('?')
-  return new URLSearchParams(mark === -1 ? '' : url.slice(mark + 1))
-}
-
-/** The value of a parameter that occurs once; of a doubled one none is believed. */
-function single(query: URLSearchParams, name: string): string | undefined {
-  const values = query.getAll(name)
-  return values.length === 1 ? values[0] : undefined
-}
-
-function redirectAnswer(description: string, location: string, cookie: string): object {
-  return {
-    description,
-    type: 'null',
-    headers: {
-      Location: { type: 'string', description: 'Where to.', example: location },
-      'Set-Cookie': { type: 'string', description: cookie },
-    },
-  }
-}
-
-/** A person gets a page for everything but what no person opened, which gets a problem document. */
-function navigationResponses(codes: readonly ProblemCode[]): Record<number, object> {
-  const pages = pageResponses(codes)
-  const { 403: refused } = problemResponses('public', ['csrf_refused']) as typeof pages
-  const descriptions = [pages[403]?.description, refused?.description]
-  return {
-    ...pages,
-    403: {
-      description: descriptions.filter((text) => text !== undefined).join('\n\n'),
-      content: { ...pages[403]?.content, ...refused?.content },
-    },
-  }
 }
 
 const LOGIN_SCHEMA = {
@@ -214,9 +161,9 @@ const CALLBACK_SCHEMA = {
   }),
   response: {
     303: redirectAnswer(
-      'Logged in; to `return_to`.',
+      'Logged in; to `return_to`. After a connect link `confirmation` is added to its query, unless the link wants none.',
       '/invoices?status=new',
-      'The session cookie, `__Host-broker-session`.',
+      'The session cookie, `__Host-broker-session`, when a session begins.',
     ),
     ...navigationResponses([
       'login_transaction_invalid',
@@ -224,6 +171,7 @@ const CALLBACK_SCHEMA = {
       'request_invalid',
       'authorization_denied',
       'authorization_failed',
+      'account_mismatch',
       'client_rejected_by_pagero',
       'temporarily_unavailable',
       'integrity_failure',

@@ -1,5 +1,5 @@
 // The one page that the broker shows to a person: what went wrong with a login, and what to do now.
-// Plain HTML without a script or a reference. Every text is escaped, and none comes from the request.
+// Plain HTML without a script or a reference. Every text is escaped, and none comes from the request: an address to go back to was given by an application.
 
 import type { FastifyReply, FastifyRequest } from 'fastify'
 import Type from 'typebox'
@@ -23,6 +23,7 @@ export function sendProblemPage(
   reply: FastifyReply,
   request: FastifyRequest,
   error: BrokerError,
+  link: Page['link'] | undefined,
 ): FastifyReply {
   const { status, retryAfterSeconds } = problemDocument(error, {
     listener: 'public',
@@ -39,7 +40,7 @@ export function sendProblemPage(
       renderPage({
         title: PROBLEM_KINDS[error.code].title,
         text: error.detail,
-        link: { text: 'Log in again', path: '/auth/login' },
+        link,
         requestId: request.id,
       }),
     )
@@ -48,7 +49,8 @@ export function sendProblemPage(
 export interface Page {
   title: string
   text: string
-  link: { text: string; path: string }
+  /** What the person can do here; undefined when that is elsewhere. */
+  link: { text: string; path: string } | undefined
   requestId: string
 }
 
@@ -58,7 +60,7 @@ export function renderPage({ title, text, link, requestId }: Page): string {
     title,
     style: STYLE,
     body: `<p>${escapeHtml(text)}</p>
-<p><a href="${escapeHtml(link.path)}">${escapeHtml(link.text)}</a></p>
+${link === undefined ? '' : `<p><a href="${escapeHtml(link.path)}">${escapeHtml(link.text)}</a></p>`}
 <small>If this happens again, give this number to the operator: ${escapeHtml(requestId)}</small>`,
   })
 }

@@ -39,8 +39,8 @@ export const PROBLEM_KINDS: Readonly<Record<ProblemCode, ProblemKind>> = {
     status: 400,
     title: 'Login is not valid any more',
     meaning:
-      'The answer from Pagero belongs to no login that this browser has begun: it was used already, is older than ten minutes, or was begun in another browser.',
-    remedy: 'Begin the login again.',
+      'The answer from Pagero belongs to no login that this browser has begun: it was used already, is older than ten minutes, or was begun in another browser. Or a connect link, a confirmation or the start of a session is used up, too old, or somebody else’s.',
+    remedy: 'Begin the login again, or make a new connect link.',
   },
   authorization_denied: {
     status: 403,
@@ -60,7 +60,7 @@ export const PROBLEM_KINDS: Readonly<Record<ProblemCode, ProblemKind>> = {
     meaning:
       'This user is connected to one Pagero account, and the login came back with a different one. The older connection is kept.',
     remedy:
-      'Log in at Pagero with the account that is connected, or disconnect first. A shared computer may still be logged in as somebody else: use prompt=login.',
+      'Log in at Pagero with the account that is connected, or disconnect first. A shared computer may still be logged in as somebody else: add prompt=login to the address of the login or the connect link.',
   },
   caller_unauthenticated: {
     status: 401,
@@ -80,13 +80,15 @@ export const PROBLEM_KINDS: Readonly<Record<ProblemCode, ProblemKind>> = {
     publicStatus: 401,
     title: 'No grant for this user',
     meaning: 'This user has not connected Pagero, or this caller may not see the user.',
-    remedy: 'Let the user log in, or take over a refresh token with PUT /v1/users/{user}/grant.',
+    remedy:
+      'Let the user log in; for a user of your own make a connect link with POST /v1/users/{user}/connect-links, or take over a refresh token with PUT /v1/users/{user}/grant.',
   },
   confirmation_pending: {
     status: 409,
     title: 'Connection awaits confirmation',
     meaning: 'The user has come back from Pagero, and the application has not confirmed it yet.',
-    remedy: 'The application confirms that the browser which came back is that user’s.',
+    remedy:
+      'The application’s backend confirms that the browser which came back is that user’s: POST /v1/users/{user}/grant/confirm.',
   },
   reauthentication_required: {
     status: 409,
@@ -95,7 +97,7 @@ export const PROBLEM_KINDS: Readonly<Record<ProblemCode, ProblemKind>> = {
     meaning:
       'Pagero refuses the refresh token of this user for good. The member cause says why, as far as the broker knows.',
     remedy:
-      'Send the user to reconnect_url. Without one, the grant came from another system: take over a new refresh token with PUT /v1/users/{user}/grant.',
+      'Send the user to reconnect_url. Without one, the user is of your own: make a connect link with POST /v1/users/{user}/connect-links, and send the user there.',
   },
   temporarily_unavailable: {
     status: 503,

@@ -54,6 +54,7 @@ const PROBLEMS: readonly ProblemCode[] = [
   'request_invalid',
   'grant_not_found',
   'confirmation_pending',
+  'confirmation_pending',
   'reauthentication_required',
   'payload_too_large',
   'uri_too_long',

@@ -9,6 +9,7 @@ import { createRateLimits, networkOf, type RateLimits } from '../rate-limit.ts'
 import type { Revoker } from '../revocation.ts'
 import { createSessionReader } from '../session.ts'
 import { type App, buildApp } from './app.ts'
+import { registerConnectRoutes } from './connect-routes.ts'
 import { corsHeaders, type OriginRules } from './csrf.ts'
 import { registerLivenessRoute } from './health-routes.ts'
 import { registerLoginRoutes } from './login-routes.ts'
@@ -28,8 +29,11 @@ export interface PublicParts {
     | 'audit'
     | 'sealer'
     | 'grants'
+    | 'pendingGrants'
     | 'revocations'
     | 'loginTransactions'
+    | 'connectLinks'
+    | 'sessionTickets'
     | 'sessions'
     | 'authorizationServer'
   >
@@ -82,20 +86,17 @@ export async function buildPublicApp(parts: PublicParts): Promise<App> {
       limitAddresses(app, limits)
 
       registerLivenessRoute(app)
-      registerLoginRoutes(app, {
-        ports,
-        settings: {
-          pkce: pagero.pkce,
-          scope: pagero.scope,
-          redirectUri: pagero.redirectUri,
-          subjectClaim: config.subjectClaim,
-          publicUrl,
-          allowedOrigins,
-          sessions: config.sessions,
-        },
-        accessTokens,
-        revoker,
-      })
+      const loginSettings = {
+        pkce: pagero.pkce,
+        scope: pagero.scope,
+        redirectUri: pagero.redirectUri,
+        subjectClaim: config.subjectClaim,
+        publicUrl,
+        allowedOrigins,
+        sessions: config.sessions,
+      }
+      registerLoginRoutes(app, { ports, settings: loginSettings, accessTokens, revoker })
+      registerConnectRoutes(app, { ports, settings: loginSettings, revoker })
       registerSessionRoutes(app, { ports, auth, sessions, accessTokens, revoker })
       registerProxyRoutes(app, {
         listener: 'public',

@@ -74,6 +74,7 @@ export async function renderOpenApi(): Promise<string> {
     ports: PORTS,
     settings: {
       publicUrl: PUBLIC_URL,
+      allowedOrigins: [],
       requestTimeoutMs: CONFIG.proxy.totalTimeoutMs,
       trustedProxies: [],
       rateLimits: CONFIG.rateLimits,

@@ -5,7 +5,6 @@ import type { IncomingHttpHeaders } from 'node:http'
 import type { CookieSerializeOptions } from '@fastify/cookie'
 import type { FastifyReply, FastifyRequest } from 'fastify'
 import { BrokerError } from '../errors.ts'
-import { LOGIN_LIFETIME_SECONDS } from '../login.ts'
 import type { Audit, Session } from '../ports.ts'
 import { networkOf, type RateLimits } from '../rate-limit.ts'
 import type { SessionReader } from '../session.ts'
@@ -31,7 +30,6 @@ const LOGIN_OPTIONS = {
   secure: true,
   path: '/',
   sameSite: 'lax',
-  maxAge: LOGIN_LIFETIME_SECONDS,
 } as const satisfies CookieSerializeOptions
 
 /** RFC 6265 section 4.2.1: around a pair is blank space of these two kinds and no other. */
@@ -70,11 +68,15 @@ export function clearSessionCookie(reply: FastifyReply): void {
 }
 
 /**
- * Sets the login cookie, or renews it. It is never cleared: other tabs of the browser may still be on their
+ * Sets the login cookie, or renews it, for the time until which the browser must be known again. It is never cleared: other tabs of the browser may still be on their
  * way, and alone it is worth nothing, since each login has a state of its own that is used up.
  */
-export function setLoginCookie(reply: FastifyReply, browserBinding: string): void {
-  reply.setCookie(LOGIN_COOKIE, browserBinding, LOGIN_OPTIONS)
+export function setLoginCookie(
+  reply: FastifyReply,
+  browserBinding: string,
+  lifetimeSeconds: number,
+): void {
+  reply.setCookie(LOGIN_COOKIE, browserBinding, { ...LOGIN_OPTIONS, maxAge: lifetimeSeconds })
 }
 
 /** Tells whose request it is, or refuses it. */

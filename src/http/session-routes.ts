@@ -112,7 +112,7 @@ const LOGOUT_ROUTE = {
 } as const
 
 export interface SessionRouteParts {
-  ports: Pick<Ports, 'log' | 'audit' | 'sealer' | 'grants' | 'sessions'>
+  ports: Pick<Ports, 'log' | 'audit' | 'sealer' | 'grants' | 'pendingGrants' | 'sessions'>
   auth: SessionAuth
   sessions: SessionReader
   accessTokens: Pick<AccessTokens, 'forget'>

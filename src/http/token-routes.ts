@@ -50,6 +50,7 @@ const PROBLEMS: readonly ProblemCode[] = [
   'caller_unauthenticated',
   'caller_forbidden',
   'grant_not_found',
+  'confirmation_pending',
   'reauthentication_required',
   'integrity_failure',
   'temporarily_unavailable',

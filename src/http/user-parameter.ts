@@ -4,7 +4,7 @@
 import type { FastifyRequest } from 'fastify'
 import Type from 'typebox'
 import { BrokerError } from '../errors.ts'
-import { parseUserKey, type UserKey } from '../grant.ts'
+import { PAGERO_USER_PREFIX, parseUserKey, type UserKey } from '../grant.ts'
 
 /** Path parameters of every route under `/v1/users/{user}`. */
 export const UserParameters = Type.Object({
@@ -34,4 +34,19 @@ export function readUserKey(request: FastifyRequest): UserKey {
       },
     ],
   })
+}
+
+/**
+ * Returns the user that the path names, if an application may name it: nobody can log in as such a user by having a
+ * Pagero account with the right name.
+ * @throws BrokerError `request_invalid`
+ */
+export function readApplicationUserKey(request: FastifyRequest): UserKey {
+  const user = readUserKey(request)
+  if (!user.startsWith(PAGERO_USER_PREFIX)) return user
+  throw new BrokerError(
+    'request_invalid',
+    `User keys that begin with ${PAGERO_USER_PREFIX} are made by logins alone.`,
+    { errors: [{ pointer: 'params/user', detail: `must not begin with ${PAGERO_USER_PREFIX}` }] },
+  )
 }

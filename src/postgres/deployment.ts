@@ -29,6 +29,26 @@ export function readSampleGrants({ db }: Pick<Database, 'db'>): Promise<SampleGr
   })
 }
 
+/** The same of those that wait for confirmation. */
+export function readSamplePendingGrants({
+  db,
+}: Pick<Database, 'db'>): Promise<SamplePendingGrant[]> {
+  return throughDatabase(async () => {
+    const { rows } = await sql<SamplePendingGrant>`
+      select distinct on (key_id) key_id as "keyId", user_id as "user",
+        confirmation_hash as "confirmationHash", refresh_token_sealed as "refreshTokenSealed"
+      from pending_grants where key_id is not null order by key_id, created_at desc`.execute(db)
+    return rows
+  })
+}
+
+export interface SamplePendingGrant {
+  keyId: string
+  user: UserKey
+  confirmationHash: Buffer
+  refreshTokenSealed: Buffer
+}
+
 export interface SampleGrant {
   keyId: string
   user: UserKey

@@ -1,5 +1,5 @@
 // Putting a grant in place and taking it away: what changes besides the row changes in the same statement. The older
-// refresh token is queued for revocation, sessions end, an import is over.
+// refresh token is queued for revocation, sessions end, an import is over, a pending grant is confirmed.
 
 import { sql } from 'kysely'
 import { RECOVERED } from '../grant.ts'
@@ -20,9 +20,8 @@ export function createGrantPlacing(
         const requestedAt = sql`${now} - ${seconds(grant.requestedSecondsAgo)}`
         const expiresAt = sql`${requestedAt} + ${seconds(grant.expiresInSeconds)}`
         const authenticatedAt = sql`coalesce(${grant.authenticatedAt ?? null}::timestamptz, ${now})`
-        const moved = grant.movedFrom
         const { rows } = await sql`
-          with source as (${moved === undefined ? sql`select 1` : lockProven(moved)}),
+          with source as (${lockSource(grant)}),
           placed as (
             insert into grants as g (
               user_id, login_id, generation, refresh_token_sealed, key_id, access_token_sealed,
@@ -59,8 +58,8 @@ export function createGrantPlacing(
             changed: 'placed',
             type: sql`case when state_reason = ${RECOVERED} then 'grant.recovered' else 'grant.connected' end`,
           })}), queued as (${queueRevocation(grant.revocation)}),
-          ended as (${moved === undefined ? sql`select 1` : endImport(moved)}),
-          removed as (${moved === undefined ? sql`select 1` : removeProven(moved)})
+          ended as (${endSource(grant)}),
+          removed as (${removeProven(grant)})
           select 1 from placed`.execute(db)
         return rows.length > 0
       }),
@@ -85,23 +84,48 @@ export function createGrantPlacing(
   }
 }
 
-type Proven = NonNullable<NewGrant['movedFrom']>
-
-/** Locks the grant that proved an import, so that it cannot rotate while it is moved. */
-function lockProven({ user, generation }: Proven) {
-  return sql`
-    select 1 from grants
-    where user_id = ${user} and generation = ${generation} and phase = 'idle' for update`
+/** Locks what the grant is taken from, so that it cannot change meanwhile; no row means that it has changed already. */
+function lockSource({ user, movedFrom, confirmedFrom }: NewGrant) {
+  if (movedFrom !== undefined) {
+    return sql`
+      select 1 from grants
+      where user_id = ${movedFrom.user} and generation = ${movedFrom.generation} and phase = 'idle'
+      for update`
+  }
+  if (confirmedFrom !== undefined) {
+    return sql`
+      select 1 from pending_grants
+      where confirmation_hash = ${confirmedFrom.confirmationHash} and user_id = ${user}
+        and confirmed_at is null and expires_at > ${now}
+      for update`
+  }
+  return sql`select 1`
 }
 
-function endImport({ importId }: Proven) {
-  return sql`
-    update imports set finished_at = clock_timestamp(), outcome = 'imported'
-    where import_id = ${importId} and exists (select 1 from placed)`
+/** Ends what the grant was taken from, if it was placed. */
+function endSource({ movedFrom, confirmedFrom }: NewGrant) {
+  if (movedFrom !== undefined) {
+    return sql`
+      update imports set finished_at = ${now}, outcome = 'imported'
+      where import_id = ${movedFrom.importId} and exists (select 1 from placed)`
+  }
+  if (confirmedFrom !== undefined) {
+    return sql`
+      update pending_grants set
+        confirmed_at = ${now}, expires_at = ${now} + ${seconds(confirmedFrom.keptSeconds)},
+        refresh_token_sealed = null, access_token_sealed = null, access_token_requested_at = null,
+        access_token_expires_at = null, key_id = null, revocation_id = null,
+        revocation_token_sealed = null
+      where confirmation_hash = ${confirmedFrom.confirmationHash} and exists (select 1 from placed)`
+  }
+  return sql`select 1`
 }
 
-function removeProven({ user }: Proven) {
-  return sql`delete from grants where user_id = ${user} and exists (select 1 from placed)`
+/** Removes the grant that proved an import. */
+function removeProven({ movedFrom }: NewGrant) {
+  return movedFrom === undefined
+    ? sql`select 1`
+    : sql`delete from grants where user_id = ${movedFrom.user} and exists (select 1 from placed)`
 }
 
 /** Queues the revocation in the transaction that took the token out of use, and only if that happened. */

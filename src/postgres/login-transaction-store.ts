@@ -2,9 +2,9 @@
 // One is taken out once, by its own browser alone; that is decided by a single DELETE and nowhere else.
 
 import { sql } from 'kysely'
-import type { Kysely, Selectable } from 'kysely'
+import type { Kysely, RawBuilder, Selectable } from 'kysely'
 
-import type { LoginTransaction, LoginTransactionStore } from '../ports.ts'
+import type { ConnectRequest, LoginTransaction, LoginTransactionStore } from '../ports.ts'
 import { SWEEP_ROWS_MAX, throughDatabase } from './database.ts'
 import type { Tables } from './database.ts'
 
@@ -17,11 +17,8 @@ export function createLoginTransactionStore(db: Kysely<Tables>): LoginTransactio
         // than the cap until the next one.
         await sql`
           with dropped as (
-            delete from login_transactions where state_hash in (
-              select state_hash from login_transactions
-              where browser_binding_hash = ${transaction.browserBindingHash}
-              order by created_at desc, state_hash
-              offset ${Math.max(0, pendingMax - 1)})
+            delete from login_transactions
+            where state_hash in (${surplusLogins(transaction.browserBindingHash, pendingMax)})
           )
           insert into login_transactions
             (state_hash, browser_binding_hash, code_verifier_sealed, nonce_hash, return_to,
@@ -61,6 +58,13 @@ export function createLoginTransactionStore(db: Kysely<Tables>): LoginTransactio
   }
 }
 
+/** The logins of a browser that make room for one more: the oldest, beyond the cap less this one. */
+export function surplusLogins(browserBindingHash: Buffer, pendingMax: number): RawBuilder<unknown> {
+  return sql`
+    select state_hash from login_transactions where browser_binding_hash = ${browserBindingHash}
+    order by created_at desc, state_hash offset ${Math.max(0, pendingMax - 1)}`
+}
+
 function transactionOf(row: Selectable<Tables['login_transactions']>): LoginTransaction {
   return {
     stateHash: row.state_hash,
@@ -69,5 +73,17 @@ function transactionOf(row: Selectable<Tables['login_transactions']>): LoginTran
     nonceHash: row.nonce_hash,
     returnTo: row.return_to,
     replacesSessionHash: row.replaces_session_hash,
+    connect: connectRequestOf(row),
+  }
+}
+
+function connectRequestOf(row: Selectable<Tables['login_transactions']>): ConnectRequest | null {
+  if (row.user_id === null) return null
+  return {
+    user: row.user_id,
+    // Nothing but false lets a grant in unconfirmed, or another account.
+    confirm: row.confirm !== false,
+    startSession: row.start_session === true,
+    allowAccountChange: row.allow_account_change === true,
   }
 }

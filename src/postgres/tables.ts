@@ -99,6 +99,54 @@ interface LoginTransactionsTable {
   replaces_session_hash: Buffer | null
   created_at: Generated<Date>
   expires_at: Date
+  user_id: UserKey | null
+  confirm: boolean | null
+  start_session: boolean | null
+  allow_account_change: boolean | null
+}
+
+interface ConnectLinksTable {
+  ticket_hash: Buffer
+  user_id: UserKey
+  return_to: string
+  confirm: boolean
+  start_session: boolean
+  allow_account_change: boolean
+  created_at: Generated<Date>
+  expires_at: Date
+  used_at: Date | null
+}
+
+interface PendingGrantsTable {
+  confirmation_hash: Buffer
+  user_id: UserKey
+  refresh_token_sealed: Buffer | null
+  access_token_sealed: Buffer | null
+  access_token_requested_at: Date | null
+  access_token_expires_at: Date | null
+  scope: Generated<string>
+  key_id: string | null
+  pagero_issuer: string | null
+  pagero_subject: string | null
+  return_to: string
+  start_session: boolean
+  allow_account_change: boolean
+  browser_binding_hash: Buffer
+  replaces_session_hash: Buffer | null
+  revocation_id: string | null
+  revocation_token_sealed: Buffer | null
+  created_at: Generated<Date>
+  expires_at: Date
+  confirmed_at: Date | null
+}
+
+interface SessionTicketsTable {
+  ticket_hash: Buffer
+  user_id: UserKey
+  return_to: string
+  browser_binding_hash: Buffer
+  replaces_session_hash: Buffer | null
+  expires_at: Date
 }
 
 interface SessionsTable {
@@ -162,6 +210,9 @@ export interface Tables {
   revocations: RevocationsTable
   imports: ImportsTable
   login_transactions: LoginTransactionsTable
+  connect_links: ConnectLinksTable
+  pending_grants: PendingGrantsTable
+  session_tickets: SessionTicketsTable
   sessions: SessionsTable
   audit_events: AuditEventsTable
   outbox: OutboxTable

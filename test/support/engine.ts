@@ -21,14 +21,17 @@ import { createAuthorizationServer } from '../../src/pagero.ts'
 import type { Log, LogFields, Ports } from '../../src/ports.ts'
 import { createAttemptStore } from '../../src/postgres/attempt-store.ts'
 import { createAuditStore } from '../../src/postgres/audit-store.ts'
+import { createConnectLinkStore } from '../../src/postgres/connect-link-store.ts'
 import type { Database } from '../../src/postgres/database.ts'
 import { createGrantStore } from '../../src/postgres/grant-store.ts'
 import { createImportStore } from '../../src/postgres/import-store.ts'
 import { createLoginTransactionStore } from '../../src/postgres/login-transaction-store.ts'
 import { createOutboxStore } from '../../src/postgres/outbox-store.ts'
+import { createPendingGrantStore } from '../../src/postgres/pending-grant-store.ts'
 import { createReplicaStore } from '../../src/postgres/replica-store.ts'
 import { createRevocationStore } from '../../src/postgres/revocation-store.ts'
 import { createSessionStore } from '../../src/postgres/session-store.ts'
+import { createSessionTicketStore } from '../../src/postgres/session-ticket-store.ts'
 import { createRefresher, type Refresher } from '../../src/refresh.ts'
 import { createChainKeys, createSealer } from '../../src/seal.ts'
 import { Secret } from '../../src/secret.ts'
@@ -200,6 +203,9 @@ export async function setScene(
       revocations: createRevocationStore(database.db),
       outbox: createOutboxStore(database),
       loginTransactions: createLoginTransactionStore(database.db),
+      connectLinks: createConnectLinkStore(database.db),
+      pendingGrants: createPendingGrantStore(database.db),
+      sessionTickets: createSessionTicketStore(database.db),
       sessions: createSessionStore(database.db),
       replicas: createReplicaStore(database.db),
       authorizationServer: createAuthorizationServer(pagero, { clock: systemClock, log }),

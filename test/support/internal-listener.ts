@@ -50,6 +50,10 @@ const PROXY: Config['proxy'] = {
   connections: 8,
 }
 
+/** Origin of an application on another site. */
+export const APPLICATION = 'https://app.example'
+const ALLOWED_ORIGINS = [APPLICATION]
+
 /** Builds both listeners' apps for a test; requests are injected, or sent to a port that the test opens. */
 export async function buildListeners(
   test: Test,
@@ -85,7 +89,7 @@ export async function buildListeners(
     config: {
       pagero: scene.pagero,
       publicUrl,
-      allowedOrigins: [],
+      allowedOrigins: ALLOWED_ORIGINS,
       trustedProxies: options.trustedProxies ?? [],
       rateLimits: options.rateLimits ?? NO_LIMITS,
       sessions: { idleSeconds: 3_600, absoluteSeconds: 43_200, perUserMax: 20 },
@@ -111,6 +115,7 @@ export async function buildListeners(
     publicApp,
     settings: {
       publicUrl,
+      allowedOrigins: ALLOWED_ORIGINS,
       requestTimeoutMs: PROXY.totalTimeoutMs,
       trustedProxies: options.trustedProxies ?? [],
       rateLimits: options.rateLimits ?? NO_LIMITS,

@@ -30,6 +30,7 @@ export type SimulatedPorts = Pick<
   | 'log'
   | 'sealer'
   | 'grants'
+  | 'pendingGrants'
   | 'replicas'
   | 'revocations'
   | 'authorizationServer'
@@ -38,6 +39,12 @@ export type SimulatedPorts = Pick<
 
 /** The revoker's own poll costs an event each five seconds; a round as often as this finds the same work. */
 const REVOKE_SECONDS = 15
+
+/** Grants come by logins alone here, so none ever waits for a confirmation. */
+const NOTHING_PENDING: Partial<Ports['pendingGrants']> = {
+  findWaiting: async () => undefined,
+  drop: async () => false,
+}
 
 /** Starts the broker's core in a process. */
 export function startReplica(
@@ -55,6 +62,7 @@ export function startReplica(
       witness.note(life, `log ${event} ${JSON.stringify(fields)}${code}`)
     }),
     sealer: createSimulatedSealer(),
+    pendingGrants: NOTHING_PENDING as Ports['pendingGrants'],
     authorizationServer: world.server.connect(life, world.step) as Ports['authorizationServer'],
     spool: createSimulatedSpool(world, life, disk),
   }
