@@ -47,7 +47,7 @@ place, and nothing else: a credential in a query, a body or a cookie does not co
 | \`token:read\` | to be given access tokens |
 | \`proxy:call\` | calls to Pagero through the broker |
 | \`grant:read\` | to look at a grant |
-| \`grant:manage\` | to disconnect a user, and to take over a refresh token |
+| \`grant:manage\` | to connect and disconnect a user, and to take over a refresh token |
 | \`ops:read\` | to list grants, and to read the ledger of refreshes |
 
 A user that does not exist and a user that the caller may not see are the same answer, \`grant_not_found\`.
@@ -58,7 +58,8 @@ must come from a page of the same origin, or of one that the operator has listed
 ## Users
 
 \`{user}\` is a key of 1 to 255 characters of \`A-Z a-z 0-9 . _ ~ @ : + -\`, compared byte for byte. After a login it is
-\`pagero:<sub>\`, with the subject that Pagero gives the user.
+\`pagero:<sub>\`, with the subject that Pagero gives the user. A user of your own, under a key of your own, connects with a connect
+link: \`POST /v1/users/{user}/connect-links\`, and \`POST /v1/users/{user}/grant/confirm\` when the browser has come back.
 
 ## The life of a token
 
@@ -81,7 +82,8 @@ the internal listener that explains the code, and \`instance\` names the request
 | --- | --- |
 | 503 or 429 | try again after \`Retry-After\` seconds; nothing is lost |
 | 409 \`reauthentication_required\` | let the user log in again |
-| 404 \`grant_not_found\` | let the user log in for the first time |
+| 404 \`grant_not_found\` | let the user log in or connect for the first time |
+| 409 \`confirmation_pending\` | confirm what the user's connect link brought |
 | 401, 403 on the internal listener | correct the key, or ask the operator for the right |
 | other 4xx | correct the request; it fails again as it is |
 | 502, 504 | Pagero did not answer a proxied call; before you repeat a POST, see whether it was carried out |
