@@ -172,7 +172,7 @@ t.test(
     const started = await browser.open(session, 'cross-site')
     t.equal(started.status, 303)
     t.equal(started.headers.location, RETURN_TO)
-    t.match(await (await browser.fetch('/auth/session')).json(), {
+    t.match((await browser.fetch('/auth/session')).json(), {
       user: 'acme-1',
       grant: { state: 'active' },
     })
