@@ -31,8 +31,15 @@ export async function startBroker(
   const tokenOrigin = `http://127.0.0.1:${settings.tokenPort}`
   const program = await startProgram({
     place: 'measured',
-    parameters: ['src/main.ts', 'serve'],
+    // As `npm start` and the image do.
+    parameters: ['--max-semi-space-size=8', 'src/main.ts', 'serve'],
     env: {
+      MALLOC_ARENA_MAX: '1',
+      MALLOC_TRIM_THRESHOLD_: '1048576',
+      MALLOC_MMAP_THRESHOLD_: '65536',
+      // One caller asks for all there is.
+      RATE_LIMIT_PER_CALLER: '1000000',
+      RATE_LIMIT_PER_USER: '1000000',
       DATABASE_URL: settings.databaseUrl,
       ENCRYPTION_KEYS: `${encryptionKey.keyId}:${encryptionKey.key.toString('base64')}`,
       PAGERO_CLIENT_ID: 'bench',
