@@ -18,7 +18,7 @@ const run = promisify(execFile)
 
 /** Packages of the image, from the registry or npm's cache. */
 const INSTALL_LIMIT_MS = 60_000
-const READY_LIMIT_MS = 15_000
+const READY_LIMIT_MS = 60_000
 const WORKDIR = '/broker'
 
 interface Instruction {
