@@ -634,3 +634,28 @@ t.test('a number that could not be read breaks no relation besides', async (t) =
   t.equal(problemsOf({ REFRESH_DEADLINE_SECONDS: 'x' }).length, 1)
   t.equal(problemsOf({ PAGERO_REDIRECT_URI: 'x', PUBLIC_URL: 'https://x.example' }).length, 1)
 })
+
+t.test('webhooks need a secret of their own kind, or two', (t) => {
+  const url = { WEBHOOK_URL: 'https://app.example.com/hooks' }
+  const secret = (bytes: number) => `whsec_${randomBytes(bytes).toString('base64')}`
+  t.equal(read().webhooks, undefined)
+  t.equal(read({ WEBHOOK_SECRET: secret(32) }).webhooks, undefined)
+  t.match(problemsOf(url), [/^WEBHOOK_SECRET is required/])
+  accepts(
+    t,
+    'WEBHOOK_SECRET',
+    [secret(24), secret(64), `${secret(32)},${secret(32)}`, `${secret(32)} ${secret(32)}`],
+    url,
+  )
+  const twice = secret(32)
+  refuses(t, 'WEBHOOK_SECRET', [
+    secret(23),
+    secret(65),
+    secret(32).slice('whsec_'.length),
+    `${secret(32)},${secret(32)},${secret(32)}`,
+    `${twice},${twice}`,
+    `whsec_${Buffer.alloc(32).toString('base64')}`,
+  ])
+  refuses(t, 'WEBHOOK_URL', ['http://app.example.com/hooks', 'ftp://localhost/', 'https://a:b@c/'])
+  t.end()
+})
