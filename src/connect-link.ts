@@ -9,6 +9,7 @@ import {
   type LoginSettings,
   startLogin,
 } from './login.ts'
+import type { UserKey } from './grant.ts'
 import { hashOpaqueToken, isOpaqueToken, newOpaqueToken } from './opaque-token.ts'
 import type { ConnectRequest, Ports } from './ports.ts'
 import { parseReturnTo, type ReturnOrigins } from './return-to.ts'
@@ -49,10 +50,10 @@ export async function createConnectLink(
  * @throws BrokerError `login_transaction_invalid`, with a sentence for the person who opened it; `temporarily_unavailable`
  */
 export async function openConnectLink(
-  ports: Pick<Ports, 'log' | 'sealer' | 'connectLinks' | 'authorizationServer'>,
+  ports: Pick<Ports, 'sealer' | 'connectLinks' | 'authorizationServer'>,
   settings: Pick<LoginSettings, 'pkce' | 'scope'>,
   request: LoginRequest & { ticket: string },
-): Promise<BegunLogin> {
+): Promise<BegunLogin & { user: UserKey }> {
   if (!isOpaqueToken(request.ticket)) throw linkInvalid('This is no link that the broker has made.')
   const ticketHash = hashOpaqueToken(request.ticket)
   const { login, ...begun } = startLogin(ports, settings, request)
@@ -67,8 +68,7 @@ export async function openConnectLink(
       link.returnTo,
     )
   }
-  ports.log.info('connect_link_opened', opened)
-  return begun
+  return { ...begun, ...opened }
 }
 
 function linkInvalid(reason: string, returnTo?: string): BrokerError {

@@ -113,7 +113,10 @@ export interface Confirmation {
  *   has ended since, `integrity_failure`, `temporarily_unavailable`
  */
 export async function confirmGrant(
-  ports: Pick<Ports, 'clock' | 'log' | 'sealer' | 'grants' | 'pendingGrants' | 'sessionTickets'>,
+  ports: Pick<
+    Ports,
+    'clock' | 'log' | 'audit' | 'sealer' | 'grants' | 'pendingGrants' | 'sessionTickets'
+  >,
   settings: { publicUrl: string },
   request: Confirmation,
 ): Promise<{ grant: Grant; sessionUrl: string | undefined }> {
@@ -144,10 +147,10 @@ export async function confirmGrant(
 
 /** Puts a pending grant in place; false when the grant or this one has changed since it was read. */
 async function placePending(
-  ports: Pick<Ports, 'clock' | 'log' | 'sealer' | 'grants' | 'pendingGrants'>,
+  ports: Pick<Ports, 'clock' | 'log' | 'audit' | 'sealer' | 'grants' | 'pendingGrants'>,
   pending: PendingGrant,
   readAtMs: number,
-  { caller, requestId }: Confirmation,
+  request: Confirmation,
 ): Promise<boolean> {
   const { user, confirmationHash, createdAt } = pending
   const connection = openPending(ports.sealer, pending, readAtMs)
@@ -156,12 +159,7 @@ async function placePending(
     refuseOtherAccount(row, connection)
   } catch (error) {
     await ports.pendingGrants.drop(user, confirmationHash)
-    ports.log.warn('confirmation_refused', {
-      requestId,
-      user,
-      caller,
-      reason: 'another Pagero account',
-    })
+    noteRefusal(ports, request, 'another Pagero account')
     throw error
   }
   const grant = sealNewGrant(ports, connection, randomUUID(), row)
@@ -171,7 +169,17 @@ async function placePending(
     confirmedFrom: { confirmationHash, keptSeconds: CONFIRMED_KEPT_SECONDS },
   })
   if (placed) {
-    ports.log.info('grant_confirmed', { requestId, user, caller, generation: grant.replaces + 1 })
+    const { caller, requestId } = request
+    const generation = grant.replaces + 1
+    ports.log.info('grant_confirmed', { requestId, user, caller, generation })
+    ports.audit.record({
+      action: 'grant_confirmed',
+      actor: 'caller',
+      name: caller,
+      user,
+      requestId,
+      details: { generation },
+    })
   }
   return placed
 }
@@ -206,7 +214,7 @@ function openPending(sealer: Sealer, pending: PendingGrant, readAtMs: number): G
  * @throws BrokerError `login_transaction_invalid`, `temporarily_unavailable`
  */
 export async function startSession(
-  ports: Pick<Ports, 'log' | 'sessions' | 'sessionTickets'>,
+  ports: Pick<Ports, 'sessions' | 'sessionTickets'>,
   settings: SessionSettings,
   request: {
     ticket: string
@@ -231,21 +239,37 @@ export async function startSession(
     // The one that the browser has now; one that it had when it opened the link may have been replaced since.
     replacesHash: isOpaqueToken(sessionToken) ? hashOpaqueToken(sessionToken) : replacesSessionHash,
   })
-  ports.log.info('session_started_by_confirmation', { user })
   return { user, returnTo, sessionToken: token }
 }
 
 function refuseConfirmation(
-  { log }: Pick<Ports, 'log'>,
-  { user, caller, requestId }: Confirmation,
+  ports: Pick<Ports, 'log' | 'audit'>,
+  request: Confirmation,
   reason: string,
 ): BrokerError {
-  log.warn('confirmation_refused', { requestId, user, caller, reason })
+  noteRefusal(ports, request, reason)
   // One answer for all reasons: a confirmation of somebody else is as good as none.
   return new BrokerError(
     'login_transaction_invalid',
     'No connection of this user waits for this confirmation: it is too old, a newer one has taken its place, or it belongs to somebody else. Make a new connect link.',
   )
+}
+
+function noteRefusal(
+  { log, audit }: Pick<Ports, 'log' | 'audit'>,
+  { user, caller, requestId }: Confirmation,
+  reason: string,
+): void {
+  log.warn('confirmation_refused', { requestId, user, caller, reason })
+  audit.record({
+    action: 'confirmation_refused',
+    actor: 'caller',
+    name: caller,
+    user,
+    outcome: 'refused',
+    requestId,
+    details: { reason },
+  })
 }
 
 type PendingColumn = 'refresh_token_sealed' | 'access_token_sealed'

@@ -7,11 +7,14 @@ import { logIn } from '../demo/look-alike/log-in.ts'
 import { BrokerError } from '../src/errors.ts'
 import type { UserKey } from '../src/grant.ts'
 import { withParameter } from '../src/return-to.ts'
+import { EVERY_EVENT } from './support/audit.ts'
 import { type Browser, createBrowser } from './support/browser.ts'
 import { APPLICATION, buildListeners, type InternalListener } from './support/internal-listener.ts'
 
 const RETURN_TO = `${APPLICATION}/settings?tab=pagero#top`
 const RIGHTS = ['grant:manage', 'grant:read', 'token:read', 'proxy:call', 'ops:read']
+
+const CONNECTING = /^(?:connect_link_|grant_confirmed|confirmation_refused|login_completed)/
 
 interface Application extends InternalListener {
   browser(): Browser
@@ -25,6 +28,8 @@ interface Application extends InternalListener {
   /** Whose access token the user is served. */
   servedSubject(user: string): Promise<string | undefined>
   events(name: string): object[]
+  /** What is on record of connecting this user: action, kind and name of the actor, outcome; the oldest first. */
+  recorded(user: string): Promise<Array<readonly [string, string, string | null, string]>>
   countOf(table: string): Promise<number>
 }
 interface Answered {
@@ -94,6 +99,14 @@ async function start(
     async servedSubject(user) {
       const { body } = await call('GET', `${user}/access-token`)
       return (await scene.lookAlike.isActive(String(body['access_token'])))?.subject
+    },
+    async recorded(user) {
+      await engine.audit.flush()
+      const rows = await engine.ports.auditEvents.list({ ...EVERY_EVENT, user: user as UserKey })
+      return rows
+        .filter(({ action }) => CONNECTING.test(action))
+        .toReversed()
+        .map((row) => [row.action, row.actorKind, row.actorName, row.outcome] as const)
     },
     events: (name) => engine.log.events.filter(({ event }) => event === name),
     async countOf(table) {
@@ -236,6 +249,10 @@ t.test('a confirmation of another user is refused, logged, and not used up', asy
     caller: 'other',
     reason: 'it is of another user',
   })
+  t.strictSame(await app.recorded('eve-1'), [
+    ['confirmation_refused', 'caller', 'other', 'refused'],
+    ['confirmation_refused', 'caller', 'erp', 'refused'],
+  ])
   t.equal(await scene.storedRefreshToken(engine, 'acme-1' as UserKey), kept)
   t.equal(await app.servedSubject('acme-1'), 'alice')
 

@@ -5,9 +5,21 @@ import fc from 'fast-check'
 import type { BrowserContext, Page } from 'playwright-core'
 import t from 'tap'
 import type { LookAlike } from '../demo/look-alike/authorization-server.ts'
+import { createConnectLink } from '../src/connect-link.ts'
+import type { UserKey } from '../src/grant.ts'
+import { confirmGrant } from '../src/pending-grant.ts'
 import { safeReturnTo } from '../src/return-to.ts'
 import { withoutChromium } from './support/chromium.ts'
-import { APP, BROKER, EVIL, logInAs, SIBLING, sessionOf, startSites } from './support/sites.ts'
+import {
+  APP,
+  BROKER,
+  EVIL,
+  logInAs,
+  PARTNER,
+  SIBLING,
+  sessionOf,
+  startSites,
+} from './support/sites.ts'
 import { answer, startUpstream } from './support/upstream.ts'
 
 const skip = withoutChromium
@@ -289,3 +301,45 @@ t.test('where a login returns to, Chromium reads as the broker does', { skip }, 
     t.equal(page.url(), `${BROKER}/`, JSON.stringify(returnTo))
   }
 })
+
+t.test(
+  'an application on another site connects its user, confirms, and begins the session',
+  { skip },
+  async (t) => {
+    const { listener, context } = await startSites(t)
+    const { ports, accessTokens } = listener.engine
+    const settings = { publicUrl: BROKER, allowedOrigins: [PARTNER] }
+    const user = 'acme-42' as UserKey
+    const page = await context.newPage()
+    const link = await createConnectLink(ports, settings, {
+      user,
+      returnTo: `${PARTNER}/connected?tab=1#top`,
+      confirm: true,
+      startSession: true,
+      allowAccountChange: false,
+      ttlSeconds: 600,
+    })
+    await page.goto(`${PARTNER}/settings`)
+    await page.evaluate(`location.href = '${link.url}'`)
+    await page.getByRole('button', { name: 'Alice Andersson' }).click()
+    await page.waitForURL(/^https:\/\/partner\.test\/connected\?tab=1&confirmation=[\w-]{43}#top$/)
+    await t.rejects(accessTokens.fresh(user), { code: 'confirmation_pending' })
+    const confirmation = new URL(page.url()).searchParams.get('confirmation') ?? ''
+    const { sessionUrl } = await confirmGrant(ports, settings, {
+      user,
+      confirmation,
+      caller: 'erp',
+      requestId: 'in Chromium',
+    })
+    await page.evaluate(`location.href = '${sessionUrl}'`)
+    await page.waitForURL(`${PARTNER}/connected?tab=1#top`)
+    t.match(await ports.grants.find(user), { state: 'active', pageroSubject: 'alice' })
+
+    await page.goto(link.url)
+    t.match(await page.textContent('body'), /opened before, and works once/)
+    await page.getByRole('link', { name: 'Back to the application' }).click()
+    await page.waitForURL(`${PARTNER}/connected?tab=1#top`)
+    await page.goto(`${BROKER}/app`)
+    t.same(await sessionOf(page), { status: 200, user })
+  },
+)

@@ -131,7 +131,14 @@ export interface ConnectLinkRouteParts {
   auth: CallerAuth
   ports: Pick<
     Ports,
-    'clock' | 'log' | 'sealer' | 'grants' | 'pendingGrants' | 'connectLinks' | 'sessionTickets'
+    | 'clock'
+    | 'log'
+    | 'audit'
+    | 'sealer'
+    | 'grants'
+    | 'pendingGrants'
+    | 'connectLinks'
+    | 'sessionTickets'
   >
   settings: ReturnOrigins
   accessTokens: Pick<AccessTokens, 'forget'>
@@ -190,11 +197,10 @@ export function registerConnectLinkRoutes(app: App, parts: ConnectLinkRouteParts
         allowAccountChange: body.allow_account_change ?? false,
         ttlSeconds: body.ttl ?? TTL_SECONDS,
       })
-      ports.log.info('connect_link_made', {
-        requestId: request.id,
-        user,
-        caller: callerOf(request).name,
-      })
+      const { name } = callerOf(request)
+      const requestId = request.id
+      ports.log.info('connect_link_made', { requestId, user, caller: name })
+      ports.audit.record({ action: 'connect_link_made', actor: 'caller', name, user, requestId })
       return reply.code(201).send({ url: link.url, expires_at: link.expiresAt.toISOString() })
     },
   )

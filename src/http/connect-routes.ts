@@ -54,6 +54,10 @@ export function registerConnectRoutes(app: App, parts: ConnectRouteParts): void 
         browserBinding: readCookie(request.headers, LOGIN_COOKIE),
         sessionToken: readCookie(request.headers, SESSION_COOKIE),
       })
+      const { user } = begun
+      const requestId = request.id
+      ports.log.info('connect_link_opened', { requestId, user })
+      ports.audit.record({ action: 'connect_link_used', actor: 'anyone', user, requestId })
       setLoginCookie(reply, begun.browserBinding, LOGIN_LIFETIME_SECONDS)
       return reply.header('cache-control', 'no-store').redirect(begun.location, 302)
     },
@@ -63,10 +67,19 @@ export function registerConnectRoutes(app: App, parts: ConnectRouteParts): void 
     '/auth/session-start/:ticket',
     { ...navigation, schema: SESSION_START_SCHEMA },
     async (request, reply) => {
-      const { returnTo, sessionToken } = await startSession(ports, settings.sessions, {
+      const { user, returnTo, sessionToken } = await startSession(ports, settings.sessions, {
         ticket: request.params.ticket,
         browserBinding: readCookie(request.headers, LOGIN_COOKIE),
         sessionToken: readCookie(request.headers, SESSION_COOKIE),
+      })
+      const requestId = request.id
+      ports.log.info('session_started_by_confirmation', { requestId, user })
+      ports.audit.record({
+        action: 'login_completed',
+        actor: 'session',
+        name: user,
+        user,
+        requestId,
       })
       setSessionCookie(reply, sessionToken)
       return reply.header('cache-control', 'no-store').redirect(returnTo, 303)
