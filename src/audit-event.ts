@@ -91,6 +91,8 @@ export interface AuditDetails {
   id?: string
   chain?: string
   sequence?: number
+  /** Of retention: rows are kept from this instant on. */
+  before?: string
   /** `chain:sequence:hash`, the hash in hex. */
   heads?: readonly string[]
 }

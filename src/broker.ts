@@ -5,6 +5,7 @@ import { randomUUID } from 'node:crypto'
 import { createAccessTokens } from './access-token.ts'
 import { createAntiEntropy } from './anti-entropy.ts'
 import { createAudit } from './audit.ts'
+import { expireEvents, noteHeads } from './audit-upkeep.ts'
 import { createCallers } from './callers.ts'
 import { systemClock } from './clock.ts'
 import type { Config, ListenerSettings } from './config.ts'
@@ -58,6 +59,10 @@ const EMBEDDED_DIRECTORY = './data/postgres'
 const SWEEP_SECONDS = 60
 /** Warnings are of days. */
 const EXPIRY_WARNING_SECONDS = 3_600
+/** How late the cut end of a chain is missed at most; one row an hour. */
+const HEADS_SECONDS = 3_600
+/** The retention is of days; each round leaves a row for each chain that it cuts. */
+const AUDIT_RETENTION_SECONDS = 6 * 3_600
 /** A round of keep-alive is a query that finds nothing, nearly always. */
 const KEEP_ALIVE_SECONDS = 60
 /** Names the broker in Via and Proxy-Status: the same on every replica, no version, no host. */
@@ -101,11 +106,8 @@ export async function startBroker(
     const deploymentId = await readDeploymentId(database)
     const sealer = createSealer(config.encryptionKeys, deploymentId)
     const auditEvents = createAuditStore(database)
-    const audit = createAudit(
-      { clock, log, auditEvents },
-      createChainKeys(config.encryptionKeys, deploymentId),
-      identity,
-    )
+    const chainKeys = createChainKeys(config.encryptionKeys, deploymentId)
+    const audit = createAudit({ clock, log, auditEvents }, chainKeys, identity)
     // Before the database alone: whatever ends after it may still have something to say.
     closing.push(() => audit.close())
     const lookup = createUpstreamLookup({ allowPrivate: config.allowPrivateUpstreams })
@@ -172,6 +174,21 @@ export async function startBroker(
         ]),
     })
     closing.push(() => sweep.stop())
+    const headNotes = startPeriodic(ports, {
+      intervalSeconds: HEADS_SECONDS,
+      event: 'heads_not_noted',
+      work: () => noteHeads(ports),
+    })
+    closing.push(() => headNotes.stop())
+    const auditRetention = startPeriodic(ports, {
+      intervalSeconds: AUDIT_RETENTION_SECONDS,
+      event: 'audit_retention_failed',
+      work: async () =>
+        config.auditRetentionDays === 0
+          ? 0
+          : expireEvents({ audit, auditEvents, log }, chainKeys, config.auditRetentionDays),
+    })
+    closing.push(() => auditRetention.stop())
     const revoker = createRevoker(ports)
     if (!held) revoker.start()
     closing.push(() => revoker.stop())

@@ -115,6 +115,8 @@ export interface Config {
   staleLimitSeconds: number
   replicaName: string
   logLevel: 'trace' | 'debug' | 'info' | 'warn' | 'error'
+  /** 0: the audit record is kept for good. */
+  auditRetentionDays: number
   shutdownListenSeconds: number
   /** Undefined: nobody is told of events. */
   webhooks: WebhookSettings | undefined
@@ -200,6 +202,7 @@ export function readConfig(
     staleLimitSeconds: seconds('STALE_LIMIT_SECONDS', 0, SECONDS_MAX),
     replicaName: readReplicaName(reader),
     logLevel: withDefault('LOG_LEVEL', oneOf('trace', 'debug', 'info', 'warn', 'error')),
+    auditRetentionDays: whole('AUDIT_RETENTION_DAYS', 0, 36_500),
     shutdownListenSeconds: seconds('SHUTDOWN_LISTEN_SECONDS', 0, 300),
     webhooks: readWebhooks(reader),
     proxy: {

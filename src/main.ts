@@ -10,20 +10,27 @@ import { BrokerError } from './errors.ts'
 import { addCaller, addKey } from './add-caller.ts'
 import { type CallerEntry, parseCallers } from './callers-file.ts'
 import { checkCaller } from './check-caller.ts'
-import { ConfigError, readConfig } from './config.ts'
+import { verifyAudit } from './audit-check.ts'
+import { type Config, ConfigError, readConfig } from './config.ts'
 import { CRASH_POINTS, withCrashPoint } from './crash-points.ts'
+import { describeUse, findToken } from './find-token.ts'
 import { renderOpenApi } from './http/render-openapi.ts'
 import { createLog } from './log.ts'
 import { type Database, openDatabase } from './postgres/database.ts'
-import { acceptDatabase } from './postgres/deployment.ts'
+import { createAuditStore } from './postgres/audit-store.ts'
+import { acceptDatabase, readDeploymentId } from './postgres/deployment.ts'
 import { migrate } from './postgres/migrate.ts'
+import { createChainKeys } from './seal.ts'
 import { readFile } from 'node:fs/promises'
+import { text as readText } from 'node:stream/consumers'
 
 const USAGE = `broker <command>
 
   serve                     run the broker (settings come from the environment; see README.md)
   migrate                   bring the database's schema up to this version, and exit
   accept-database           after a restore, or in a copy: confirm that nothing else uses its tokens
+  audit verify              check that the audit record is whole: no row changed, moved or missing
+  tokens find               read an access token, or its SHA-256, from standard input, and print who had it
   keys generate [ID]        print a new entry for ENCRYPTION_KEYS
   callers add NAME          add a caller to CALLERS_FILE and print its API key, once
       --rights a,b          token:read, proxy:call, grant:read, grant:manage, ops:read
@@ -90,7 +97,32 @@ async function acceptDatabaseOnce(): Promise<void> {
   })
 }
 
-async function withDatabase(work: (database: Database) => Promise<void>): Promise<void> {
+async function verifyAuditRecord(): Promise<void> {
+  await withDatabase(async (database, config) => {
+    const keys = createChainKeys(config.encryptionKeys, await readDeploymentId(database))
+    const { events, chains, faults, remarks } = await verifyAudit(createAuditStore(database), keys)
+    for (const remark of remarks) print(`note: ${remark}`)
+    for (const fault of faults) print(`broken: ${fault}`)
+    const size = `${events} events in ${chains} ${chains === 1 ? 'chain' : 'chains'}`
+    print(faults.length === 0 ? `${size}, unbroken` : `${size}, ${faults.length} broken`)
+    if (faults.length > 0) process.exitCode = 1
+  })
+}
+
+async function findTokenUses(): Promise<void> {
+  const input = await readText(process.stdin)
+  await withDatabase(async (database) => {
+    const uses = await findToken(createAuditStore(database), input)
+    for (const use of uses) print(describeUse(use))
+    if (uses.length > 0) return
+    print('The audit record has nothing of it.')
+    process.exitCode = 1
+  })
+}
+
+async function withDatabase(
+  work: (database: Database, config: Config) => Promise<void>,
+): Promise<void> {
   const config = readConfig(process.env)
   if (config.databaseUrl === undefined) throw new Error('Set DATABASE_URL to the database.')
   const log = createLog({ level: config.logLevel, replica: config.replicaName })
@@ -99,7 +131,7 @@ async function withDatabase(work: (database: Database) => Promise<void>): Promis
     log,
   )
   try {
-    await work(database)
+    await work(database, config)
   } finally {
     await database.close()
   }
@@ -247,6 +279,13 @@ async function run([command, ...rest]: string[]): Promise<void> {
       return migrateOnce()
     case 'accept-database':
       return acceptDatabaseOnce()
+    case 'audit':
+      if (rest.length !== 1 || rest[0] !== 'verify') throw new UsageError()
+      return verifyAuditRecord()
+    case 'tokens':
+      // Nothing more: an argument can be read by everybody on the machine.
+      if (rest.length !== 1 || rest[0] !== 'find') throw new UsageError()
+      return findTokenUses()
     case 'keys':
       if (rest[0] !== 'generate') throw new UsageError()
       return generateKey(rest.slice(1))

@@ -12,7 +12,7 @@ import type {
   TokenOutcome,
   UserKey,
 } from './grant.ts'
-import type { AuditAction, AuditEvent, AuditRow } from './audit-event.ts'
+import type { ActorKind, AuditAction, AuditEvent, AuditOutcome, AuditRow } from './audit-event.ts'
 
 export interface Clock {
   /** Wall clock of this process: for texts and cookies, never for what two replicas must agree on. */
@@ -556,11 +556,8 @@ export interface Audit {
 /** The last row that a chain has. */
 export interface ChainHead {
   chainId: string
-  replica: string
   sequence: number
   hash: Buffer
-  at: Date
-  isClosed: boolean
 }
 
 export interface AuditStore {
@@ -568,10 +565,47 @@ export interface AuditStore {
   now(): Promise<Date>
   /** Adds the rows, in one statement. Those that are there already are left alone, so a batch may be given again. */
   append(rows: readonly AuditRow[]): Promise<void>
-  /** The heads of the chains that were written to within so many seconds, newest first. */
-  findHeads(withinSeconds: number, limit: number): Promise<ChainHead[]>
+  /** The heads of the chains that were written to last, newest first. */
+  findHeads(limit: number): Promise<ChainHead[]>
   /** A page of events, newest first. */
   list(filter: AuditFilter): Promise<AuditRow[]>
+  /** The chains whose first row is older than so many days, and the instant from which rows are kept. */
+  findDue(days: number): Promise<{ before: Date; chainIds: string[] }>
+  /** The rows of a chain in their order, from `sequence` on. */
+  readChain(chainId: string, sequence: number, limit: number): Promise<AuditRow[]>
+  /** Takes away the rows of a chain that come before `sequence`. */
+  expire(chainId: string, sequence: number): Promise<void>
+  /** Reads the whole record as it is at one moment, whatever is written or expires meanwhile. */
+  atOneMoment<T>(work: (snapshot: AuditSnapshot) => Promise<T>): Promise<T>
+  /** What is on record of the access tokens with these fingerprints, added up, in the order of time. */
+  findUses(fingerprints: readonly string[]): Promise<TokenUse[]>
+}
+
+/** A place in the record, in the order of chains and of their rows. */
+export interface AuditPlace {
+  chainId: string
+  sequence: number
+}
+
+export interface AuditSnapshot {
+  /** The rows from which one can tell what is missing: heads that were noted, and what retention took. */
+  anchors(after: AuditPlace | undefined, limit: number): Promise<AuditRow[]>
+  /** All rows, chain by chain. */
+  rows(after: AuditPlace | undefined, limit: number): Promise<AuditRow[]>
+  /** Chains of the processes that have been seen in the last minute. */
+  liveChains(): Promise<string[]>
+}
+
+/** What one caller or session did with an access token. */
+export interface TokenUse {
+  actorKind: ActorKind
+  actorName: string | null
+  action: string
+  user: UserKey | null
+  outcome: AuditOutcome
+  firstAt: Date
+  lastAt: Date
+  count: number
 }
 
 export interface AuditFilter {

@@ -182,6 +182,11 @@ export const SETTINGS = [
   },
   { name: 'LOG_LEVEL', default: 'info', meaning: '`trace`, `debug`, `info`, `warn` or `error`.' },
   {
+    name: 'AUDIT_RETENTION_DAYS',
+    default: '400',
+    meaning: 'How long the audit record is kept: a year, and a month to look into it. 0: for good.',
+  },
+  {
     name: 'SHUTDOWN_LISTEN_SECONDS',
     default: '5',
     meaning: 'After SIGTERM, how long requests are still accepted, for a balancer to notice.',

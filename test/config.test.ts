@@ -98,6 +98,7 @@ t.test('four settings are enough, and the others have the documented defaults', 
     staleLimitSeconds: 60,
     replicaName: hostname(),
     logLevel: 'info',
+    auditRetentionDays: 400,
     shutdownListenSeconds: 5,
     proxy: { connectTimeoutMs: 3000, headersTimeoutMs: 60_000, connections: 64 },
   })

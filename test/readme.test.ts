@@ -167,6 +167,7 @@ t.test(
         'openapi.yaml',
         'migrations/0001_broker.sql',
         'migrations/0002_connect.sql',
+        'migrations/0003_audit.sql',
         'migrations/0004_webhooks.sql',
         'src/settings.ts',
       ].flatMap((name) => readFileSync(join(ROOT, name), 'utf8').split(/[^A-Za-z0-9_]+/)),

@@ -1,11 +1,11 @@
 // The audit record in the database. Rows are added in batches and never changed; what they hang together by is computed
 // in audit-chain.ts, and nothing here looks at it.
 
-import { sql } from 'kysely'
+import { type Kysely, sql } from 'kysely'
 import type { AuditRow } from '../audit-event.ts'
-import type { AuditStore, ChainHead } from '../ports.ts'
-import { type Database, throughDatabase } from './database.ts'
-import { now, seconds } from './time.ts'
+import type { AuditPlace, AuditSnapshot, AuditStore, ChainHead } from '../ports.ts'
+import { type Database, type Tables, throughDatabase } from './database.ts'
+import { now } from './time.ts'
 import { likePatternOf } from './user-patterns.ts'
 
 /** Makes the store of audit events. */
@@ -33,26 +33,89 @@ export function createAuditStore({ db }: Pick<Database, 'db'>): AuditStore {
           on conflict (chain_id, sequence) do nothing`.execute(db)
       }),
 
-    // One look-up in the primary key for each chain, however many rows there are.
-    findHeads: (withinSeconds, limit) =>
+    // The recursion makes one look-up in the primary key for each chain, however many rows there are.
+    findHeads: (limit) =>
       throughDatabase(async () => {
         const { rows } = await sql<ChainHead>`
-          with recursive chains (chain_id) as (
-            (select chain_id from audit_events order by chain_id limit 1)
-            union all
-            select (select e.chain_id from audit_events e where e.chain_id > c.chain_id
-              order by e.chain_id limit 1)
-            from chains c where c.chain_id is not null
-          )
-          select h.chain_id as "chainId", h.replica, h.sequence, h.hash, h.at,
-            h.action = 'chain_closed' as "isClosed"
+          with recursive ${CHAINS}
+          select h.chain_id as "chainId", h.sequence, h.hash
           from chains c, lateral (
             select * from audit_events e where e.chain_id = c.chain_id order by e.sequence desc limit 1
           ) h
-          where h.at > ${now} - ${seconds(withinSeconds)}
           order by h.at desc, h.chain_id limit ${limit}`.execute(db)
         return rows
       }),
+
+    findDue: (days) =>
+      throughDatabase(async () => {
+        const { rows } = await sql<{ before: Date; chainIds: string[] }>`
+          with recursive ${CHAINS}, bound as (
+            select date_trunc('milliseconds', ${now}) - make_interval(days => ${days}) as before
+          )
+          select before, array(
+            select c.chain_id::text from chains c, lateral (
+              select at from audit_events e where e.chain_id = c.chain_id order by e.sequence limit 1
+            ) f
+            where f.at < before) as "chainIds"
+          from bound`.execute(db)
+        return rows[0] as { before: Date; chainIds: string[] }
+      }),
+
+    readChain: (chainId, sequence, limit) =>
+      throughDatabase(() =>
+        db
+          .selectFrom('audit_events')
+          .select(COLUMNS)
+          .where('chain_id', '=', chainId)
+          .where('sequence', '>=', sequence)
+          .orderBy('sequence')
+          .limit(limit)
+          .execute(),
+      ),
+
+    // Two statements, because the trigger looks before the statement that it guards begins.
+    expire: (chainId, sequence) =>
+      throughDatabase(() =>
+        db.transaction().execute(async (transaction) => {
+          await sql`select set_config('pagero_broker.audit_retention', 'on', true)`.execute(
+            transaction,
+          )
+          await transaction
+            .deleteFrom('audit_events')
+            .where('chain_id', '=', chainId)
+            .where('sequence', '<', sequence)
+            .execute()
+        }),
+      ),
+
+    atOneMoment: (work) =>
+      throughDatabase(() =>
+        db
+          .transaction()
+          .setIsolationLevel('repeatable read')
+          .setAccessMode('read only')
+          .execute((transaction) => work(snapshotOf(transaction))),
+      ),
+
+    findUses: (fingerprints) =>
+      throughDatabase(() =>
+        db
+          .selectFrom('audit_events')
+          .select((fields) => [
+            'actor_kind as actorKind',
+            'actor_name as actorName',
+            'action',
+            'user_id as user',
+            'outcome',
+            fields.fn.min('at').as('firstAt'),
+            fields.fn.max('at').as('lastAt'),
+            fields.fn.sum<number>('count').as('count'),
+          ])
+          .where('fingerprint', 'in', fingerprints)
+          .groupBy(['actor_kind', 'actor_name', 'action', 'user_id', 'outcome'])
+          .orderBy('firstAt')
+          .execute(),
+      ),
 
     list: ({ users, user, action, after, limit }) =>
       throughDatabase(async () => {
@@ -77,6 +140,45 @@ export function createAuditStore({ db }: Pick<Database, 'db'>): AuditStore {
         }
         return events.execute()
       }),
+  }
+}
+
+/** The ids of all chains: one step in the primary key from each to the next. */
+const CHAINS = sql`chains (chain_id) as (
+  (select chain_id from audit_events order by chain_id limit 1)
+  union all
+  select (select e.chain_id from audit_events e where e.chain_id > c.chain_id order by e.chain_id limit 1)
+  from chains c where c.chain_id is not null
+)`
+
+function snapshotOf(db: Kysely<Tables>): AuditSnapshot {
+  const from = (after: AuditPlace | undefined, limit: number) => {
+    const rows = db
+      .selectFrom('audit_events')
+      .select(COLUMNS)
+      .orderBy('chain_id')
+      .orderBy('sequence')
+      .limit(limit)
+    if (after === undefined) return rows
+    return rows.where(
+      sql<boolean>`(chain_id, sequence) > (${after.chainId}::uuid, ${after.sequence}::bigint)`,
+    )
+  }
+  return {
+    anchors: (after, limit) =>
+      from(after, limit)
+        // As the index has it.
+        .where(sql<boolean>`action in ('heads_noted', 'events_expired')`)
+        .execute(),
+    rows: (after, limit) => from(after, limit).execute(),
+    async liveChains() {
+      const rows = await db
+        .selectFrom('replicas')
+        .select('boot')
+        .where(sql<boolean>`seen_at > ${now} - interval '1 minute'`)
+        .execute()
+      return rows.map(({ boot }) => boot)
+    },
   }
 }
 
