@@ -55,8 +55,9 @@ export function createAntiEntropy(
     for (const attemptId of appliedAtMs.keys()) {
       if (!present.has(attemptId)) appliedAtMs.delete(attemptId)
     }
+    // Again with each pass: a late heartbeat of the boot before may have undone it.
+    if (complete) await ports.replicas.spoolDrained(identity.replica, identity.boot)
     if (complete && !drained) {
-      await ports.replicas.spoolDrained(identity.replica, identity.boot)
       drained = true
       firstPass.resolve()
       log.info('spool_drained', { count: entries.length })

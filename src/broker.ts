@@ -9,6 +9,7 @@ import { expireEvents, noteHeads } from './audit-upkeep.ts'
 import { createCallers } from './callers.ts'
 import { systemClock } from './clock.ts'
 import type { Config, ListenerSettings } from './config.ts'
+import { createHeartbeat } from './failover.ts'
 import { createForwarder } from './forward.ts'
 import { grantSealContext } from './grant.ts'
 import type { App } from './http/app.ts'
@@ -42,7 +43,7 @@ import { createSessionTicketStore } from './postgres/session-ticket-store.ts'
 import { createImporter } from './import.ts'
 import { keepAlive } from './keep-alive.ts'
 import { pendingSealContext } from './pending-grant.ts'
-import { startRecovery } from './recovery.ts'
+import { createRecovery } from './recovery.ts'
 import { createRefresher } from './refresh.ts'
 import { createRevoker } from './revocation.ts'
 import { createChainKeys, createSealer } from './seal.ts'
@@ -55,6 +56,8 @@ import { createWebhookSender } from './webhook.ts'
 const POOL_MAX = 10
 /** Where the embedded PostgreSQL keeps its files when DATABASE_URL is not set. */
 const EMBEDDED_DIRECTORY = './data/postgres'
+/** Nothing is refreshed on a new database server before a heartbeat has met it. */
+const HEARTBEAT_RETRY_SECONDS = 1
 /** Ended sessions and logins that nobody finished are cleared away this often. */
 const SWEEP_SECONDS = 60
 /** Warnings are of days. */
@@ -146,16 +149,24 @@ export async function startBroker(
 
     const callers = await createCallers(config.callersFile, ports)
     closing.push(async () => callers.close())
-    const beat = () => ports.replicas.heartbeat(identity.replica, identity.boot)
+    const antiEntropy = createAntiEntropy(ports, config.refresh, identity)
+    const refresher = createRefresher(ports, config.refresh, { ...identity, held })
+    const recovery = createRecovery(ports, refresher, identity)
+    // With a held one nothing is brought back: its spool may belong to the original.
+    const beat = held
+      ? () => ports.replicas.heartbeat(identity.replica, identity.boot)
+      : createHeartbeat(ports, { antiEntropy, refresher, recovery }, identity)
     await beat()
     const heartbeat = startPeriodic(ports, {
       intervalSeconds: config.refresh.heartbeatSeconds,
+      retrySeconds: Math.min(HEARTBEAT_RETRY_SECONDS, config.refresh.heartbeatSeconds),
       event: 'heartbeat_failed',
       work: beat,
     })
     closing.push(() => heartbeat.stop())
-    const antiEntropy = createAntiEntropy(ports, config.refresh, identity)
     if (!held) antiEntropy.start()
+    void antiEntropy.untilDrained.then(() => recovery.run())
+    closing.push(() => recovery.stop())
     closing.push(() => antiEntropy.stop())
     const sweep = startPeriodic(ports, {
       intervalSeconds: SWEEP_SECONDS,
@@ -197,10 +208,7 @@ export async function startBroker(
       createWebhookSender(ports, { ...config.webhooks, publicUrl: config.publicUrl })
     if (!held) webhookSender?.start()
     closing.push(async () => webhookSender?.stop())
-    const refresher = createRefresher(ports, config.refresh, { ...identity, held })
     closing.push(() => refresher.stop())
-    const recovery = startRecovery(ports, refresher, identity, antiEntropy.untilDrained)
-    closing.push(() => recovery.stop())
     const keepingAlive = startPeriodic(ports, {
       intervalSeconds: KEEP_ALIVE_SECONDS,
       event: 'keep_alive_failed',

@@ -7,20 +7,30 @@ export interface Periodic {
   stop(): Promise<void>
 }
 
-/** Runs `work` at once and then every `intervalSeconds`. An error is logged as `event` and ends nothing. */
+/**
+ * Runs `work` at once and then every `intervalSeconds`. An error is logged as `event` and ends nothing; the next round
+ * comes after `retrySeconds` then, if that is given.
+ */
 export function startPeriodic(
   ports: { clock: Clock; log: Log },
-  periodic: { intervalSeconds: number; event: string; work: () => Promise<unknown> },
+  periodic: {
+    intervalSeconds: number
+    retrySeconds?: number
+    event: string
+    work: () => Promise<unknown>
+  },
 ): Periodic {
   const stopping = new AbortController()
   const run = async () => {
     while (!stopping.signal.aborted) {
+      let pauseSeconds = periodic.intervalSeconds
       try {
         await periodic.work()
       } catch (error) {
         ports.log.warn(periodic.event, { error })
+        pauseSeconds = periodic.retrySeconds ?? pauseSeconds
       }
-      await ports.clock.sleep(periodic.intervalSeconds * 1000, stopping.signal)
+      await ports.clock.sleep(pauseSeconds * 1000, stopping.signal)
     }
   }
   const ended = run()

@@ -182,6 +182,11 @@ export interface GrantStore {
   findMany(users: readonly UserKey[]): Promise<ServableGrant[]>
   /** Returns the database's instant of arming, or undefined when the row is not ours to arm. One autocommit statement. */
   arm(request: ArmRequest): Promise<{ armedAt: Date } | undefined>
+  /**
+   * Arms the row again for an attempt that is under way, if a failover has taken its arming back. Never over an attempt
+   * that was armed since the server changed.
+   */
+  rearm(request: ArmRequest, armedAt: Date): Promise<void>
   /** Closes an attempt that brought no successor and lets the row be armed again after the back-off. */
   disarm(end: {
     user: UserKey
@@ -222,15 +227,10 @@ export interface GrantStore {
   /** Notes that the grants were used, in one statement that waits for no other. */
   touch(users: readonly UserKey[]): Promise<void>
   /**
-   * Grants that an earlier boot of this replica left armed or suspect, in the order of their keys from behind `after`:
-   * nobody knows whether their tokens are spent.
+   * Grants that this replica has armed, or that wait for a word of it, in the order of their keys from behind `after`:
+   * unless their attempts are under way, nobody knows whether their tokens are spent.
    */
-  findLeftBehind(page: {
-    replica: string
-    boot: string
-    after: UserKey | undefined
-    limit: number
-  }): Promise<Grant[]>
+  findArmed(page: { replica: string; after: UserKey | undefined; limit: number }): Promise<Grant[]>
   /** Grants that were not rotated for half their lifetime and are not being refreshed, in no order. */
   findKeepAliveDue(limit: number): Promise<Grant[]>
   /** Grants whose earlier expiry has come within 90, 30 or 7 days since it was last asked; each is told of once. */
@@ -537,7 +537,13 @@ export interface SessionTicketStore {
 }
 
 export interface ReplicaStore {
-  heartbeat(replica: string, boot: string): Promise<void>
+  /**
+   * Says that this boot lives. Returns the database server onto which it has yet to bring back what it holds, because
+   * that server has taken another's place; undefined when there is nothing to do.
+   */
+  heartbeat(replica: string, boot: string): Promise<string | undefined>
+  /** Notes that this boot has brought back everything it holds onto `server`, as the heartbeat named it. */
+  restored(replica: string, boot: string, server: string): Promise<void>
   spoolDrained(replica: string, boot: string): Promise<void>
   /** Forgets replicas that have not been seen for a month. */
   sweep(): Promise<number>

@@ -20,7 +20,7 @@ import {
   reauthenticationRequired,
   refuseDead,
 } from './live-token.ts'
-import type { Evidence, Ports, Successor } from './ports.ts'
+import type { ArmRequest, Evidence, Ports, Successor } from './ports.ts'
 import { revokeSuperseded } from './revocation.ts'
 import { createSlots } from './slots.ts'
 import { sealSuccessor, type SpentAttempt } from './successor.ts'
@@ -39,6 +39,11 @@ export interface Refresher {
    * rule like any other attempt.
    */
   recover(grant: Grant): void
+  /**
+   * Tells a database server that has taken another's place of the attempts that are under way, and of answers that are
+   * not in the spool; attempts that were being armed meanwhile are given up unsent. Resolves when it knows of all.
+   */
+  restore(): Promise<void>
   /** The rotation of this user in flight in this process, if there is one. */
   join(user: UserKey): Promise<LiveToken> | undefined
   /** Number of rotations that are not yet stored. */
@@ -86,8 +91,18 @@ export function createRefresher(
   const breaker = createBreaker({ clock, log }, settings)
   const slots = createSlots(settings.concurrency)
   const stopping = new AbortController()
-  /** What this process got for a user while the spool keeps it: a row behind that has lost a commit. Oldest first. */
-  const newest = new Map<UserKey, { loginId: string; generation: number; untilMs: number }>()
+  /**
+   * What this process got for a user while the spool keeps it: a row behind that has lost a commit. Oldest first.
+   * `unspooled` is there when the spool could not be written.
+   */
+  const newest = new Map<
+    UserKey,
+    { loginId: string; generation: number; untilMs: number; unspooled?: Successor }
+  >()
+  /** Attempts that are armed and have no end yet in the database. */
+  const underWay = new Map<string, { request: ArmRequest; armedAt: Date }>()
+  /** How often the database server has been replaced by another. */
+  let servers = 0
   /** After a write into the spool has failed, nothing is armed until one succeeds. */
   let spoolBroken = false
 
@@ -162,7 +177,8 @@ export function createRefresher(
     throw unavailable('The database has lost the newest token; it is being put back.', 5)
   }
 
-  function remember({ user, loginId, generation }: Successor): void {
+  function remember(successor: Successor, isSpooled: boolean): void {
+    const { user, loginId, generation } = successor
     const nowMs = clock.monotonicMs()
     for (const [past, { untilMs }] of newest) {
       if (untilMs >= nowMs) break
@@ -170,7 +186,8 @@ export function createRefresher(
     }
     newest.delete(user)
     const untilMs = nowMs + settings.spoolRetentionSeconds * 1000
-    newest.set(user, { loginId, generation, untilMs })
+    const place = { loginId, generation, untilMs }
+    newest.set(user, isSpooled ? place : { ...place, unspooled: successor })
   }
 
   /** Write-ahead intent: undefined when the row is not ours to arm now. */
@@ -181,19 +198,26 @@ export function createRefresher(
     await requireSpool()
     const attemptId = randomUUID()
     const armingAtMs = clock.monotonicMs()
+    const request: ArmRequest = {
+      user: grant.user,
+      loginId: grant.loginId,
+      generation: grant.generation,
+      attemptId,
+      tokenDigest: sealer.digest(context, refreshToken),
+      cause,
+      replica: identity.replica,
+      boot: identity.boot,
+      leaseSeconds: settings.leaseSeconds,
+    }
+    const server = servers
     try {
-      const armed = await grants.arm({
-        user: grant.user,
-        loginId: grant.loginId,
-        generation: grant.generation,
-        attemptId,
-        tokenDigest: sealer.digest(context, refreshToken),
-        cause,
-        replica: identity.replica,
-        boot: identity.boot,
-        leaseSeconds: settings.leaseSeconds,
-      })
-      return armed && { attemptId, refreshToken, armedAt: armed.armedAt, armingAtMs, cause }
+      const armed = await grants.arm(request)
+      if (armed === undefined) return undefined
+      // The row may have been armed on the server that is gone.
+      if (server !== servers) throw unavailable('The database has just been replaced.', 1)
+      const { armedAt } = armed
+      underWay.set(attemptId, { request, armedAt })
+      return { attemptId, refreshToken, armedAt, armingAtMs, cause }
     } catch (error) {
       // It may have been written all the same, or be written yet.
       void takeBack(grant.user, attemptId)
@@ -228,6 +252,19 @@ export function createRefresher(
    * are on their way to a disk at most.
    */
   async function spend(
+    grant: Grant,
+    attempt: Attempt,
+    answer: Answer,
+    release: () => void,
+  ): Promise<void> {
+    try {
+      await present(grant, attempt, answer, release)
+    } finally {
+      underWay.delete(attempt.attemptId)
+    }
+  }
+
+  async function present(
     grant: Grant,
     attempt: Attempt,
     answer: Answer,
@@ -271,7 +308,7 @@ export function createRefresher(
     release: () => void,
   ): Promise<void> {
     const { successor, token } = sealSuccessor(sealer, grant, attempt, outcome, durationMs)
-    remember(successor)
+    remember(successor, false)
     const serve = () =>
       token === undefined
         ? answer.fail(unavailable('Pagero answered without an access token. Try again.', 1))
@@ -280,6 +317,7 @@ export function createRefresher(
     try {
       await spool.write(successor)
       spooled = true
+      remember(successor, true)
     } catch (error) {
       spoolBroken = true
       log.error('spool_write_failed', { user: grant.user, attemptId: attempt.attemptId, error })
@@ -324,6 +362,7 @@ export function createRefresher(
         counts: false,
       }),
     )
+    underWay.delete(attempt.attemptId)
     // If the verdict is not reached here, for want of a database, this process must come back to it.
     void comeBack(grant, settings.leaseSeconds)
     const readAtMs = clock.monotonicMs()
@@ -461,6 +500,16 @@ export function createRefresher(
     }
   }
 
+  async function restore(): Promise<void> {
+    servers += 1
+    await Promise.all([
+      ...[...underWay.values()].map(({ request, armedAt }) => grants.rearm(request, armedAt)),
+      ...[...newest.values()].map(
+        async ({ unspooled }) => unspooled && (await grants.store(unspooled)),
+      ),
+    ])
+  }
+
   async function mustFind(user: UserKey): Promise<Grant> {
     const grant = await grants.find(user)
     if (grant === undefined) throw grantNotFound()
@@ -478,6 +527,7 @@ export function createRefresher(
   return {
     refresh,
     recover: (grant) => void comeBack(grant, 0),
+    restore,
     join: (user) => inFlight.get(user)?.answer,
     inFlight: () => inFlight.size,
     async stop() {

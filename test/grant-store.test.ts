@@ -98,11 +98,17 @@ t.test('every sequence of calls leaves both stores alike', async (t) => {
     const trail: string[] = []
 
     await client.query(`update server_start set at = clock_timestamp() - interval '1000 s'`)
+    await client.query('delete from replicas')
+    await client.query('update deployment set server_started_at = null')
     model.startedAtMs = Date.now() - SHIFT_SECONDS * 1000
+    for (const name of names) {
+      model.heartbeat(name, boots[0] ?? '')
+      await realReplicas.heartbeat(name, boots[0] ?? '')
+    }
 
     for (let call = 0; call < CALLS; call += 1) {
       const row = model.grants.get(user)
-      const [name, work] = drawCall(row)
+      const [name, work] = await drawCall(row)
       trail.push(name)
       const [expected, found] = await work()
       const kind = name === 'arm' && row?.phase === 'armed' ? 'take over' : name
@@ -113,9 +119,9 @@ t.test('every sequence of calls leaves both stores alike', async (t) => {
       if (!(await rowsAgree(told))) return
     }
 
-    function drawCall(
+    async function drawCall(
       row: GrantRow | undefined,
-    ): [name: string, work: () => Promise<[expected: unknown, found: unknown]>] {
+    ): Promise<[name: string, work: () => Promise<[expected: unknown, found: unknown]>]> {
       const generation = oldest(row) + random.pick([0, 0, 0, 0, 0, 0, 0, -1, 1])
       const loginId = random.chance(0.9)
         ? (row?.loginId ?? random.pick(logins))
@@ -128,10 +134,7 @@ t.test('every sequence of calls leaves both stores alike', async (t) => {
       switch (
         random.pick([
           ...[
-            'arm',
-            'arm',
-            'arm',
-            'arm',
+            ...['arm', 'arm', 'arm', 'arm', 'arm', 'arm', 'arm', 'arm'],
             'disarm',
             'disarm',
             'store',
@@ -140,7 +143,15 @@ t.test('every sequence of calls leaves both stores alike', async (t) => {
             'connect',
           ],
           ...['close', 'condemn', 'evidence', 'evidence', 'heartbeat', 'drained', 'age replica'],
-          'left behind',
+          ...[
+            'left behind',
+            'left behind',
+            'left behind',
+            'heartbeat',
+            'restored',
+            'restored',
+            'rearm',
+          ],
           ...[
             'age attempt',
             'age retry',
@@ -219,13 +230,13 @@ t.test('every sequence of calls leaves both stores alike', async (t) => {
           ]
         }
         case 'left behind': {
-          const page = { replica, boot, after: undefined, limit: 10 }
+          const page = { replica, after: undefined, limit: 10 }
           const usersOf = (left: ReadonlyArray<{ user: UserKey }>) => left.map((one) => one.user)
           return [
             'left behind',
             async () => [
-              usersOf(model.findLeftBehind(page)).length > 0,
-              usersOf(await real.findLeftBehind(page)).includes(user),
+              usersOf(model.findArmed(page)).length > 0,
+              usersOf(await real.findArmed(page)).includes(user),
             ],
           ]
         }
@@ -233,10 +244,35 @@ t.test('every sequence of calls leaves both stores alike', async (t) => {
           return [
             'heartbeat',
             async () => [
-              model.heartbeat(replica, boot),
-              await realReplicas.heartbeat(replica, boot),
+              model.heartbeat(replica, boot) === undefined,
+              (await realReplicas.heartbeat(replica, boot)) === undefined,
             ],
           ]
+        case 'restored': {
+          const { rows } = await client.query<{ server: string }>(
+            'select public.pg_postmaster_start_time()::text as server',
+          )
+          const server = rows[0]?.server ?? ''
+          return [
+            'restored',
+            async () => [
+              model.restored(replica, boot, String(model.startedAtMs)),
+              await realReplicas.restored(replica, boot, server),
+            ],
+          ]
+        }
+        case 'rearm': {
+          const attempt = model.attempts.get(attemptId)
+          const request: ArmRequest = {
+            ...{ user, loginId, generation, attemptId, replica, boot },
+            ...{ tokenDigest: secret('digest'), cause: 'recovery', leaseSeconds: SHIFT_SECONDS },
+          }
+          const armedAt = new Date(attempt?.armedAtMs ?? Date.now())
+          return [
+            'rearm',
+            async () => [model.rearm(request, armedAt), await real.rearm(request, armedAt)],
+          ]
+        }
         case 'drained':
           return [
             'drained',
@@ -259,6 +295,7 @@ t.test('every sequence of calls leaves both stores alike', async (t) => {
           if (random.chance(0.9)) return ['nothing', async () => [1, 1]]
           return ['age lifetime', lifetimeEnded]
         case 'restart': {
+          if (random.chance(0.7)) return ['nothing', async () => [1, 1]]
           const agoSeconds = random.pick([0, SHIFT_SECONDS, SHIFT_SECONDS])
           return ['restart', () => restarted(agoSeconds)]
         }

@@ -45,6 +45,9 @@ const COLUMNS: Described = {
     deployment_id: 'uuid',
     created_at: INSTANT,
     database_identity: 'text null',
+    server_started_at: INSTANT_OR_NULL,
+    server_noticed_at: INSTANT_OR_NULL,
+    server_left_at: INSTANT_OR_NULL,
   },
   imports: {
     import_id: 'uuid',
@@ -108,6 +111,7 @@ const COLUMNS: Described = {
     seen_at: INSTANT,
     steady_since: INSTANT,
     spool_drained_at: INSTANT_OR_NULL,
+    restored_on: INSTANT_OR_NULL,
   },
   revocations: {
     revocation_id: 'uuid',

@@ -33,7 +33,7 @@ const range = (from: number, count: number) => Array.from({ length: count }, (_,
 
 const NO_FAULTS: Partial<Profile> = {
   ...{ graceSeconds: 0, punishesReuse: true, kills: 0, pauses: 0, serverFaults: 0, lies: 0 },
-  ...{ statementFaults: 0, outages: 0, cuts: 0, spoolFaults: 0 },
+  ...{ statementFaults: 0, outages: 0, cuts: 0, failovers: 0, spoolFaults: 0 },
   ...{ logins: 0, disconnects: 0, revocations: 0 },
 }
 
@@ -64,6 +64,7 @@ const NEVER_LOST: ReadonlyArray<readonly [name: string, profile: Partial<Profile
     { kills: 3, graceSeconds: 3_600 },
   ],
   ['statements fail, are slow, or run without being confirmed', { statementFaults: 0.2 }],
+  ['the database fails over and loses its last commits', { failovers: 2, replicas: 3, users: 2 }],
   ['users log in again and disconnect', { logins: 3, disconnects: 2 }],
 ]
 for (const [name, profile] of NEVER_LOST) {

@@ -10,6 +10,7 @@ import { Pool } from 'pg'
 import type { UserKey } from '../../src/grant.ts'
 import type { Database, Tables } from '../../src/postgres/database.ts'
 import { createGrantStore } from '../../src/postgres/grant-store.ts'
+import { createReplicaStore } from '../../src/postgres/replica-store.ts'
 import { TOKEN_CHARACTERS } from './grants.ts'
 import { has, placed } from './processes.ts'
 
@@ -47,6 +48,9 @@ async function catchStatements(url: string): Promise<Statement[]> {
     dialect: new PostgresDialect({ pool: new Pool({ connectionString: url, max: 1 }) }),
     log: ({ query: { sql, parameters } }) => void caught.push({ sql, parameters }),
   })
+  // Nobody arms on a database server that no heartbeat has met.
+  await createReplicaStore(db).heartbeat('bench', randomUUID())
+  caught.length = 0
   const grants = createGrantStore(
     { db },
     {

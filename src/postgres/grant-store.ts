@@ -56,6 +56,20 @@ export function createGrantStore(
       or (g.lease_until < ${now} and ${ownerIsGone} and ${isSteady(replica, boot)})))
   )`
 
+  /**
+   * A server that has taken another's place may lack the last commits: the row a successor, or an attempt that is under
+   * way. So nobody arms until all who may hold such a thing have brought it back, or are gone.
+   */
+  const nothingIsMissing = sql`exists (
+    select 1 from deployment d
+    where d.server_started_at = pg_postmaster_start_time()
+      and (d.server_noticed_at < ${now} - ${seconds(settings.zombieWaitSeconds)} or not exists (
+        select 1 from replicas r
+        where r.restored_on <> d.server_started_at
+          and r.seen_at > ${seconds(-settings.heartbeatStaleSeconds)} + case
+            when d.server_noticed_at > ${now} - ${seconds(settings.heartbeatStaleSeconds)}
+            then d.server_left_at else ${now} end)))`
+
   return {
     ...createGrantPlacing(database, settings),
     ...createGrantUpkeep(database, settings),
@@ -92,6 +106,7 @@ export function createGrantStore(
               and g.generation = ${request.generation} and g.state = 'active'
               and (g.next_retry_at is null or g.next_retry_at <= ${now})
               and (g.phase = 'idle' or ${takeOverAllowed(request.replica, request.boot)})
+              and ${nothingIsMissing}
             returning g.armed_at
           ), entry as (
             insert into refresh_attempts
@@ -104,6 +119,29 @@ export function createGrantStore(
           select armed_at from armed`.execute(db)
         const [row] = rows
         return row === undefined ? undefined : { armedAt: row.armed_at }
+      }),
+
+    rearm: (request, armedAt) =>
+      throughDatabase(async () => {
+        await sql`
+          with armed as (
+            update grants g set
+              phase = 'armed', attempt_id = ${request.attemptId}, owner = ${request.replica},
+              owner_boot = ${request.boot}, armed_at = ${now},
+              lease_until = ${now} + ${seconds(request.leaseSeconds)}
+            where g.user_id = ${request.user} and g.login_id = ${request.loginId}
+              and g.generation = ${request.generation} and g.state = 'active'
+              and g.attempt_id is distinct from ${request.attemptId}
+              and (g.phase = 'idle' or g.armed_at < (select server_noticed_at from deployment))
+            returning 1
+          )
+          insert into refresh_attempts
+            (attempt_id, user_id, login_id, generation, token_digest, replica, boot, cause, armed_at)
+          select ${request.attemptId}::uuid, ${request.user}, ${request.loginId}::uuid,
+            ${request.generation}::bigint, ${request.tokenDigest}::bytea, ${request.replica},
+            ${request.boot}::uuid, ${request.cause}, ${armedAt}
+          from armed
+          on conflict do nothing`.execute(db)
       }),
 
     disarm: (end) =>

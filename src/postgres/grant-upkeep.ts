@@ -16,7 +16,7 @@ export function createGrantUpkeep(
   { refreshTokenLifetime, events = false }: { refreshTokenLifetime: string; events?: boolean },
 ): Pick<
   GrantStore,
-  'touch' | 'findLeftBehind' | 'findKeepAliveDue' | 'takeExpiryWarnings' | 'sweep' | 'list'
+  'touch' | 'findArmed' | 'findKeepAliveDue' | 'takeExpiryWarnings' | 'sweep' | 'list'
 > {
   return {
     touch: (users) =>
@@ -29,12 +29,13 @@ export function createGrantUpkeep(
             order by user_id for update skip locked)`.execute(db)
       }),
 
-    findLeftBehind: ({ replica, boot, after, limit }) =>
+    findArmed: ({ replica, after, limit }) =>
       throughDatabase(async () => {
-        // It may read the whole table, once a start: an index would cost each refresh more than that.
+        // It may read the whole table, at the start of a process or of the database: an index would cost each refresh
+        // more than that.
         const { rows } = await sql<GrantRow>`
           select g.*, ${now} as read_at from grants g
-          where g.owner = ${replica} and g.owner_boot <> ${boot}
+          where g.owner = ${replica}
             and ((g.phase = 'armed' and g.state = 'active') or g.state = 'suspect')
             and g.user_id > ${after ?? ''}
           order by g.user_id limit ${limit}`.execute(db)

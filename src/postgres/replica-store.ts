@@ -6,7 +6,11 @@ import type { Kysely } from 'kysely'
 
 import type { ReplicaStore } from '../ports.ts'
 import { throughDatabase } from './database.ts'
+import { now } from './time.ts'
 import type { Tables } from './database.ts'
+
+/** A server is told by its start: one that was promoted began at another instant than the one it follows. */
+const server = sql`pg_postmaster_start_time()`
 
 /** Makes the store of replicas. Two processes must never run under one name at the same time. */
 export function createReplicaStore(
@@ -23,9 +27,17 @@ export function createReplicaStore(
    */
   const announce = (replica: string, boot: string, drained: boolean) =>
     throughDatabase(async () => {
-      await sql`
-        insert into replicas as r (name, boot, spool_drained_at)
-        values (${replica}, ${boot}, case when ${drained} then clock_timestamp() end)
+      // What an earlier boot owes a new server, the present one owes: it has the same disk.
+      const { rows } = await sql<{ owed: string | null }>`
+        with noticed as (
+          update deployment set
+            server_started_at = ${server}, server_noticed_at = ${now},
+            server_left_at = coalesce((select max(seen_at) from replicas), ${now})
+          where server_started_at is distinct from ${server}
+        )
+        insert into replicas as r (name, boot, spool_drained_at, restored_on)
+        values (
+          ${replica}, ${boot}, case when ${drained} then ${now} end, ${server})
         on conflict (name) do update set
           boot = excluded.boot,
           booted_at = case when r.boot = excluded.boot then r.booted_at else excluded.booted_at end,
@@ -36,14 +48,23 @@ export function createReplicaStore(
             then r.steady_since else excluded.steady_since end,
           spool_drained_at = case when r.boot = excluded.boot
             then coalesce(r.spool_drained_at, excluded.spool_drained_at)
-            else excluded.spool_drained_at end
+            else excluded.spool_drained_at end,
+          restored_on = coalesce(r.restored_on, excluded.restored_on)
         where r.boot = excluded.boot or not ${drained}
+        returning case when r.restored_on <> ${server} then ${server}::text end as owed
       `.execute(db)
+      return rows[0]?.owed ?? undefined
     })
 
   return {
     heartbeat: (replica, boot) => announce(replica, boot, false),
-    spoolDrained: (replica, boot) => announce(replica, boot, true),
+    spoolDrained: async (replica, boot) => void (await announce(replica, boot, true)),
+    restored: (replica, boot, seen) =>
+      throughDatabase(async () => {
+        await sql`
+          update replicas set restored_on = ${server}
+          where name = ${replica} and boot = ${boot} and ${server}::text = ${seen}`.execute(db)
+      }),
     sweep: () =>
       throughDatabase(async () => {
         const { numAffectedRows } = await sql`

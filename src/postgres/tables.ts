@@ -11,6 +11,9 @@ interface DeploymentTable {
   deployment_id: Generated<string>
   created_at: Generated<Date>
   database_identity: string | null
+  server_started_at: Date | null
+  server_noticed_at: Date | null
+  server_left_at: Date | null
 }
 
 interface GrantsTable {
@@ -68,6 +71,7 @@ interface ReplicasTable {
   seen_at: Generated<Date>
   steady_since: Generated<Date>
   spool_drained_at: Date | null
+  restored_on: Date | null
 }
 
 interface RevocationsTable {

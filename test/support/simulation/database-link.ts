@@ -51,6 +51,9 @@ export function linkDatabase(
         return
       }
       const fault = name === 'heartbeat' ? heartbeatFault() : faults.statement()
+      const { startedAtMs } = database
+      /** A server that is gone carries out nothing any more, and closes its connections. */
+      const isThere = () => reachable() && database.startedAtMs === startedAtMs
       if (fault !== 'none') {
         witness.note(life, `${name}: statement ${fault}`)
         // To whoever waits, a database that is slow is one that is away.
@@ -63,19 +66,19 @@ export function linkDatabase(
       if (fault === 'late') {
         fail(QUERY_TIMEOUT_MS)
         scheduler.after(QUERY_TIMEOUT_MS + faults.slowMs() / 4, () => {
-          if (!world.isDown()) apply()
+          if (!world.isDown() && database.startedAtMs === startedAtMs) apply()
         })
         return
       }
       const outMs = fault === 'slow' ? faults.slowMs() : faults.statementMs()
       scheduler.after(outMs, () => {
-        if (!reachable()) {
+        if (!isThere()) {
           fail(0)
           return
         }
         const result = apply()
         scheduler.after(faults.statementMs(), () => {
-          if (fault === 'applied' || !reachable()) fail(0)
+          if (fault === 'applied' || !isThere()) fail(0)
           else settle.resolve(result)
         })
       })
@@ -142,10 +145,20 @@ export function linkDatabase(
       statement('evidence', () => database.evidence(user, loginId, generation)),
     lastForcedSecondsAgo: (user) =>
       statement('lastForced', () => database.lastForcedSecondsAgo(user)),
-    findLeftBehind: (page) => statement('findLeftBehind', () => database.findLeftBehind(page)),
+    findArmed: (page) => statement('findArmed', () => database.findArmed(page)),
+    rearm: (request, armedAt) =>
+      statement('rearm', () => {
+        witness.note(life, `arms ${request.user} again at generation ${request.generation}`)
+        database.rearm(request, armedAt)
+      }),
     touch: (users) => statement('touch', () => database.touch(users)),
   }
-  const replicas: Pick<ReplicaStore, 'heartbeat' | 'spoolDrained'> = {
+  const replicas: Pick<ReplicaStore, 'heartbeat' | 'spoolDrained' | 'restored'> = {
+    restored: (replica, boot, server) =>
+      statement('restored', () => {
+        witness.note(life, 'has brought back what it holds')
+        database.restored(replica, boot, server)
+      }),
     heartbeat: (replica, boot) => statement('heartbeat', () => database.heartbeat(replica, boot)),
     spoolDrained: (replica, boot) =>
       statement('spoolDrained', () => {

@@ -33,6 +33,8 @@ interface ReplicaRow {
   seenAtMs: number
   steadySinceMs: number
   spoolDrainedAtMs: number | null
+  /** Start of the server. */
+  restoredOn: number
 }
 
 interface RevocationRow extends Revocation {
@@ -64,12 +66,30 @@ export function createSimulatedDatabase(settings: GrantStoreSettings, nowMs: () 
   const attempts = new Map<string, AttemptRow>()
   const replicas = new Map<string, ReplicaRow>()
   const revocations = new Map<string, RevocationRow>()
+  /** The row of the deployment, as far as it tells of servers. */
+  let server = { startedAtMs: NaN, noticedAtMs: 0, leftAtMs: 0 }
   const database = {
     grants,
     attempts,
     replicas,
     revocations,
-    startedAtMs: -Infinity,
+    startedAtMs: 0,
+
+    /** Keeps what is in it; the function that is returned puts all of it back. */
+    snapshot(): () => void {
+      const copies = [grants, attempts, replicas, revocations].map((table) => ({
+        table: table as Map<string, object>,
+        rows: [...(table as Map<string, object>)].map(([key, row]) => [key, { ...row }] as const),
+      }))
+      const then = server
+      return () => {
+        server = then
+        for (const { table, rows } of copies) {
+          table.clear()
+          for (const [key, row] of rows) table.set(key, row)
+        }
+      }
+    },
 
     find(user: UserKey): Grant | undefined {
       const row = grants.get(user)
@@ -89,7 +109,8 @@ export function createSimulatedDatabase(settings: GrantStoreSettings, nowMs: () 
         row.generation !== request.generation ||
         row.state !== 'active' ||
         (row.nextRetryAt !== null && row.nextRetryAt.getTime() > now) ||
-        (row.phase === 'armed' && !takeOverAllowed(row, request.replica, request.boot))
+        (row.phase === 'armed' && !takeOverAllowed(row, request.replica, request.boot)) ||
+        isSomethingMissing()
       ) {
         return undefined
       }
@@ -110,6 +131,31 @@ export function createSimulatedDatabase(settings: GrantStoreSettings, nowMs: () 
         outcome: null,
       })
       return { armedAt }
+    },
+
+    rearm(request: ArmRequest, armedAt: Date): void {
+      const row = grants.get(request.user)
+      const { attemptId, user, loginId, generation, replica, boot, cause } = request
+      if (
+        row?.loginId !== loginId ||
+        row.generation !== generation ||
+        row.state !== 'active' ||
+        row.attemptId === attemptId
+      ) {
+        return
+      }
+      const armedAtMs = attempts.get(row.attemptId ?? '')?.armedAtMs ?? Infinity
+      if (row.phase === 'armed' && !(armedAtMs < server.noticedAtMs)) return
+      grants.set(user, {
+        ...row,
+        ...{ phase: 'armed', attemptId, owner: replica, ownerBoot: boot },
+        leaseUntil: new Date(nowMs() + request.leaseSeconds * 1000),
+      })
+      if (attempts.has(attemptId)) return
+      attempts.set(attemptId, {
+        ...{ attemptId, user, loginId, generation, replica, boot, cause },
+        ...{ armedAtMs: armedAt.getTime(), finishedAtMs: null, outcome: null },
+      })
     },
 
     disarm(end: Parameters<GrantStore['disarm']>[0]): void {
@@ -276,12 +322,11 @@ export function createSimulatedDatabase(settings: GrantStoreSettings, nowMs: () 
       return (nowMs() - Math.max(...forced.map(({ armedAtMs }) => armedAtMs))) / 1000
     },
 
-    findLeftBehind(page: Parameters<GrantStore['findLeftBehind']>[0]): Grant[] {
+    findArmed(page: Parameters<GrantStore['findArmed']>[0]): Grant[] {
       return [...grants.values()]
         .filter(
-          ({ user, owner, ownerBoot, phase, state }) =>
+          ({ user, owner, phase, state }) =>
             owner === page.replica &&
-            ownerBoot !== page.boot &&
             ((phase === 'armed' && state === 'active') || state === 'suspect') &&
             user > (page.after ?? ''),
         )
@@ -298,7 +343,13 @@ export function createSimulatedDatabase(settings: GrantStoreSettings, nowMs: () 
     },
 
     heartbeat: (replica: string, boot: string) => announce(replica, boot, false),
-    spoolDrained: (replica: string, boot: string) => announce(replica, boot, true),
+    spoolDrained: (replica: string, boot: string) => void announce(replica, boot, true),
+
+    restored(replica: string, boot: string, seen: string): void {
+      const row = replicas.get(replica)
+      if (row?.boot !== boot || String(database.startedAtMs) !== seen) return
+      row.restoredOn = database.startedAtMs
+    },
 
     addRevocation: queueRevocation,
 
@@ -357,17 +408,37 @@ export function createSimulatedDatabase(settings: GrantStoreSettings, nowMs: () 
     return leaseOver && !ownerMayBringIt && steady
   }
 
-  function announce(replica: string, boot: string, drained: boolean): void {
+  function isSomethingMissing(): boolean {
+    const now = nowMs()
+    if (server.startedAtMs !== database.startedAtMs) return true
+    if (server.noticedAtMs < now - settings.zombieWaitSeconds * 1000) return false
+    const staleMs = settings.heartbeatStaleSeconds * 1000
+    const aliveAtMs = (server.noticedAtMs > now - staleMs ? server.leftAtMs : now) - staleMs
+    return [...replicas.values()].some(
+      (one) => one.restoredOn !== server.startedAtMs && one.seenAtMs > aliveAtMs,
+    )
+  }
+
+  function announce(replica: string, boot: string, drained: boolean): string | undefined {
+    const { startedAtMs } = database
+    if (server.startedAtMs !== startedAtMs) {
+      const seen = [...replicas.values()].map(({ seenAtMs }) => seenAtMs)
+      const leftAtMs = seen.length === 0 ? nowMs() : Math.max(...seen)
+      server = { startedAtMs, noticedAtMs: nowMs(), leftAtMs }
+    }
     const row = replicas.get(replica)
     const same = row?.boot === boot
-    if (row !== undefined && !same && drained) return
+    if (row !== undefined && !same && drained) return undefined
+    const restoredOn = row?.restoredOn ?? startedAtMs
     const steady = same && row.seenAtMs > nowMs() - (settings.heartbeatStaleSeconds / 2) * 1000
     replicas.set(replica, {
       boot,
       seenAtMs: nowMs(),
       steadySinceMs: steady ? row.steadySinceMs : nowMs(),
       spoolDrainedAtMs: (same ? row.spoolDrainedAtMs : null) ?? (drained ? nowMs() : null),
+      restoredOn,
     })
+    return restoredOn === startedAtMs ? undefined : String(startedAtMs)
   }
 
   function queueRevocation(revocation: NewRevocation | undefined): void {

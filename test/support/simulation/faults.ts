@@ -23,6 +23,8 @@ export interface Profile {
   statementFaults: number
   outages: number
   cuts: number
+  /** A standby takes over that lacks the last commits. What is lost with them but rotations is not looked at. */
+  failovers: number
   spoolFaults: number
   /** Logins again, disconnections, and revocations by the user at the authorization server. */
   logins: number
@@ -33,7 +35,9 @@ export interface Profile {
 /** Draws the profile of a run. Half of the kinds of fault are absent from any one run, so that others come through. */
 export function drawProfile(random: Random): Profile {
   const often = <T>(value: T, otherwise: T) => (random.chance(0.5) ? value : otherwise)
+  const failovers = random.pick([0, 0, 0, 1])
   return {
+    failovers,
     replicas: random.pick([1, 2, 2, 3]),
     users: random.pick([1, 1, 2]),
     graceSeconds: random.pick([0, 0, 0, 3_600]),
@@ -50,8 +54,8 @@ export function drawProfile(random: Random): Profile {
     outages: random.pick([0, 0, 1, 2]),
     cuts: random.pick([0, 0, 1]),
     spoolFaults: random.pick([0, 0, 0, 0.3]),
-    logins: random.pick([0, 0, 1]),
-    disconnects: random.pick([0, 0, 0, 1]),
+    logins: failovers > 0 ? 0 : random.pick([0, 0, 1]),
+    disconnects: failovers > 0 ? 0 : random.pick([0, 0, 0, 1]),
     revocations: random.pick([0, 0, 0, 0, 1]),
   }
 }

@@ -4,9 +4,10 @@
 import { type AccessTokens, createAccessTokens } from '../../../src/access-token.ts'
 import { type AntiEntropy, createAntiEntropy } from '../../../src/anti-entropy.ts'
 import type { RefreshSettings } from '../../../src/config.ts'
+import { createHeartbeat } from '../../../src/failover.ts'
 import { startPeriodic } from '../../../src/periodic.ts'
 import type { Log, LogFields, Ports } from '../../../src/ports.ts'
-import { startRecovery } from '../../../src/recovery.ts'
+import { createRecovery } from '../../../src/recovery.ts'
 import { createRefresher, type Refresher } from '../../../src/refresh.ts'
 import { createRevoker } from '../../../src/revocation.ts'
 import type { SimulatedServer } from './authorization-server.ts'
@@ -86,7 +87,8 @@ export function startReplica(
     tokenCacheTrustMs: settings.cacheTrustMs,
     tokenCacheMax: 10,
   })
-  const beat = () => ports.replicas.heartbeat(life.replica, life.boot)
+  const recovery = createRecovery(ports, refresher, identity)
+  const beat = createHeartbeat(ports, { antiEntropy, refresher, recovery }, identity)
   const revoker = createRevoker(ports)
   // As in the broker: nothing else begins before the database has heard of this boot. Kubernetes would start it anew.
   const begin = async () => {
@@ -98,10 +100,11 @@ export function startReplica(
         await life.clock.sleep(1_000)
       }
     }
-    const heartbeat = { intervalSeconds: settings.heartbeatSeconds, event: 'heartbeat_failed' }
+    const { heartbeatSeconds: intervalSeconds } = settings
+    const heartbeat = { intervalSeconds, retrySeconds: 1, event: 'heartbeat_failed' }
     startPeriodic(ports, { ...heartbeat, work: beat })
     antiEntropy.start()
-    startRecovery(ports, refresher, identity, antiEntropy.untilDrained)
+    void antiEntropy.untilDrained.then(() => recovery.run())
     const revoking = { intervalSeconds: REVOKE_SECONDS, event: 'revocations_postponed' }
     startPeriodic(ports, { ...revoking, work: () => revoker.runOnce() })
   }

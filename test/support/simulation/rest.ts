@@ -36,10 +36,16 @@ export function judgeUnasked(
     if (nowMs - dueMs < REPORT_MS) continue
     if (row.phase === 'armed') {
       witness.violate('rest', `${row.owner} does not come back to the grant of ${row.user}`)
-    } else if (isLostUnseen(witness, server, row)) {
+    } else if (isInDoubt(database, row) && isLostUnseen(witness, server, row)) {
       witness.violate('report', `the loss of ${row.user} waits for somebody to ask`)
     }
   }
+}
+
+/** An owner that dies after a later attempt that was surely not processed leaves a row like any other. */
+function isInDoubt(database: SimulatedDatabase, row: GrantRow): boolean {
+  const outcome = database.attempts.get(row.attemptId ?? '')?.outcome
+  return outcome === null || outcome === 'in_doubt'
 }
 
 function isLostUnseen(witness: Witness, server: SimulatedServer, row: GrantRow): boolean {
@@ -91,7 +97,7 @@ function judgeGrant(
     // Of a request that arrived late, after its client had recovered, the ledger knows nothing.
     const onlyStale = [...(witness.excuses.get(family) ?? [])].join() === 'stale_request'
     // And a refusal that came first, for no reason, is the likelier explanation of those that follow.
-    const misled = onlyStale || witness.lies.has(token)
+    const misled = onlyStale || witness.lies.has(token) || witness.failedOverAtMs() > -Infinity
     if (row.stateReason !== 'rotation_lost' && !misled) {
       witness.violate('report', `${told}: the cause should be rotation_lost`)
     }
@@ -110,8 +116,10 @@ function judgeLedger(witness: Witness, database: SimulatedDatabase, user: UserKe
     (one) => one.loginId === login.loginId && one.outcome === 'granted',
   ).length
   const steps = row.generation - login.generation
+  // The ledger of what a failover took is lost with it.
+  const isForgetful = witness.failedOverAtMs() > -Infinity
   const consumed = login.family.current - 1
-  if (granted !== steps || consumed !== steps) {
+  if ((granted !== steps && !isForgetful) || consumed !== steps) {
     witness.violate(
       'H7',
       `${user}: ${consumed} tokens consumed, ${steps} generations, ${granted} granted attempts`,

@@ -92,6 +92,9 @@ export async function simulate(seed: number, options: SimulationOptions = {}): P
   const chance = random.fork()
   let down = false
   let ceased = false
+  let failoversLeft = profile.failovers
+  let promoted = 0
+  let promoting = false
   /** Replicas that nobody will start again. */
   const gone = new Set<string>()
   witness.attach({
@@ -149,6 +152,8 @@ export async function simulate(seed: number, options: SimulationOptions = {}): P
     const end = faults.step(life)
     if (end === 'die') kill(life)
     if (end === 'stop') stop(life)
+    // In the middle of a rotation: that is where the last commits matter.
+    if (failoversLeft > 0 && chance.chance(0.1)) failOver()
   }
 
   // ── Troubles of the database ───────────────────────────────────────────────────────────────────
@@ -158,14 +163,36 @@ export async function simulate(seed: number, options: SimulationOptions = {}): P
     down = true
     const restarts = chance.chance(0.5)
     witness.note(undefined, 'the database is away')
-    scheduler.after(chance.between(500, 120_000), () => returnDatabase(restarts))
+    scheduler.after(chance.between(500, 120_000), () => {
+      if (!ceased) returnDatabase(restarts)
+    })
   }
 
   function returnDatabase(restarted: boolean): void {
-    if (!down) return
     down = false
     if (restarted) database.startedAtMs = EPOCH_MS + nowMs()
     witness.note(undefined, `the database is back${restarted ? ', restarted' : ''}`)
+  }
+
+  /** The standby has everything up to now; what is committed from here to the end of the old server is lost. */
+  function failOver(): void {
+    if (down || ceased) return
+    failoversLeft -= 1
+    const putBack = database.snapshot()
+    const lagMs = chance.chance(0.5) ? chance.between(1, 1_000) : chance.between(1_000, 8_000)
+    scheduler.after(lagMs, () => {
+      if (down || ceased) return
+      down = true
+      promoting = true
+      scheduler.after(chance.between(500, 20_000), () => {
+        promoting = false
+        putBack()
+        // It came up long ago, as a standby.
+        database.startedAtMs = promoted += 1
+        witness.failedOver(lagMs)
+        returnDatabase(false)
+      })
+    })
   }
 
   function cutOff(life: Life): void {
@@ -278,7 +305,7 @@ export async function simulate(seed: number, options: SimulationOptions = {}): P
   function cease(): void {
     ceased = true
     faults.cease()
-    returnDatabase(false)
+    if (!promoting) returnDatabase(false)
     for (const name of names) {
       const life = replicas.get(name)?.life
       if (life === undefined) continue

@@ -44,6 +44,8 @@ interface Presentation {
 const FSYNC_MS_MAX = 20
 /** The clock of the database and a slow statement may make a token look younger than it is to its reader. */
 const NEED_TOLERANCE = 0.7
+/** A failover takes the memory of forced refreshes and of back-offs with it. */
+const FORGETFUL_MS = 120_000
 /** A process that has come back needs this long beyond a heartbeat to be seen by all. */
 const RETURN_MS = 3_000
 
@@ -75,6 +77,10 @@ export function createWitness(nowMs: () => number, trace: ((line: string) => voi
   /** The last forced refresh of a user, and the last time that its grant came to life or was closed. */
   const forced = new Map<string, { generation: number; atMs: number }>()
   const leftAtMs = new Map<string, number>()
+  /** Tokens whose commit a failover has lost, and attempts. */
+  const setBack = new Set<string>()
+  const forgotten = new Set<string>()
+  let failedOverAtMs = -Infinity
   /** Tokens condemned while the end of another attempt was not known. */
   const doubted = new Set<string>()
   /** Access tokens of a login whose statement was under way for this long, which the row cannot know. */
@@ -132,11 +138,38 @@ export function createWitness(nowMs: () => number, trace: ((line: string) => voi
     return nowMs() - life.lastAbsentAtMs > world.heartbeatSeconds * 1000 + RETURN_MS
   }
 
+  /**
+   * RF-25: after a failover nobody presents a token whose successor, or whose answer, somebody is about to bring back.
+   * Those who were away when the others waited are left to their fate.
+   */
+  function judgeSetBack(life: Life, request: ArmRequest): void {
+    const token = request.tokenDigest.toString()
+    const { loginId, generation } = request
+    const onDisks = [...world.disks].flatMap(([name, disk]) =>
+      [...disk.values()].some((one) => one.loginId === loginId && one.generation > generation)
+        ? [world.running(name)]
+        : [],
+    )
+    const callers = (presentations.get(token) ?? []).flatMap(({ call, outcome }) =>
+      (call.open || outcome === 'granted') && !call.life.dead ? [call.life] : [],
+    )
+    for (const one of [...onDisks, ...callers]) {
+      if (one === life && callers.includes(one)) continue
+      const isKnown =
+        one !== undefined && world.database.replicas.get(one.replica)?.boot === one.boot
+      if (isKnown && isPresent(one)) {
+        violate('failover', `${token} is armed while ${nameOf(one)} holds what came of it`, life)
+      }
+      takenOver.add(token)
+    }
+  }
+
   /** RF-01, RF-35: nobody refreshes what has just been refreshed. */
   function judgeNeed(life: Life, request: ArmRequest, before: GrantRow | undefined): void {
     const token = before?.accessToken
     // Whoever was stopped between reading and thinking takes the token for older than it is.
     if (nowMs() - life.lastAbsentAtMs < RETURN_MS) return
+    if (nowMs() - failedOverAtMs < FORGETFUL_MS) return
     if (request.cause === 'recovery' || token === null || token === undefined) return
     const livedSeconds = (EPOCH_MS + nowMs() - token.requestedAt.getTime()) / 1000
     const lifeSeconds = (token.expiresAt.getTime() - token.requestedAt.getTime()) / 1000
@@ -217,6 +250,34 @@ export function createWitness(nowMs: () => number, trace: ((line: string) => voi
       }
     },
 
+    /** A standby has taken the place of the database, without the commits of the last `lagMs`. */
+    failedOver(lagMs: number) {
+      note(undefined, `the standby takes over, ${Math.round(lagMs)} ms of commits are lost`)
+      count('failed over')
+      failedOverAtMs = nowMs()
+      for (const [boot, request] of mayPresent) {
+        if (!world.database.attempts.has(request.attemptId)) forgotten.add(boot)
+      }
+      const kept = new Set<string>()
+      for (const row of world.database.grants.values()) {
+        kept.add(secretOf(row.refreshTokenSealed ?? Buffer.alloc(0)))
+      }
+      for (const { family } of logins.values()) {
+        const newest = [...kept].find((one) => one.startsWith(`rt.${family.id}.`))
+        const from = Number(newest?.split('.')[2] ?? 0)
+        for (let number = from + 1; number <= family.current; number += 1) {
+          const token = `rt.${family.id}.${number}`
+          if (!stored.delete(token)) continue
+          setBack.add(token)
+          count('set back')
+          // Whoever had it stored keeps it nowhere but on its disk.
+          if (!onDisk(token)) holders.delete(token)
+        }
+      }
+    },
+
+    failedOverAtMs: () => failedOverAtMs,
+
     // ── The database ─────────────────────────────────────────────────────────────────────────────
 
     armed(life: Life, request: ArmRequest, before: GrantRow | undefined) {
@@ -226,6 +287,7 @@ export function createWitness(nowMs: () => number, trace: ((line: string) => voi
           (before?.phase === 'armed' ? `, taking over from ${before.owner}` : ''),
       )
       judgeNeed(life, request, before)
+      if (failedOverAtMs > -Infinity) judgeSetBack(life, request)
       if (before?.phase === 'armed') judgeTakeOver(life, request, before)
     },
 
@@ -287,7 +349,9 @@ export function createWitness(nowMs: () => number, trace: ((line: string) => voi
       const intent = mayPresent.get(`${life.boot} ${token}`)
       mayPresent.delete(`${life.boot} ${token}`)
       const entry = world.database.attempts.get(intent?.attemptId ?? '')
-      if (entry === undefined) violate('intent', `${token} is presented without one`, life)
+      const isForgotten = forgotten.delete(`${life.boot} ${token}`)
+      if (entry === undefined && !isForgotten)
+        violate('intent', `${token} is presented without one`, life)
       const earlier = presentations.get(token) ?? []
       for (const { call: one, endedAtMs, outcome } of earlier) {
         if (takenOver.has(token)) break
@@ -298,6 +362,7 @@ export function createWitness(nowMs: () => number, trace: ((line: string) => voi
         } else if (
           outcome === 'in_doubt' &&
           !one.life.dead &&
+          endedAtMs > failedOverAtMs &&
           nowMs() - endedAtMs < world.unknownSettleSeconds * 1000
         ) {
           violate('H1', `${token} is presented again before the settle delay`, life)
@@ -406,7 +471,8 @@ export function createWitness(nowMs: () => number, trace: ((line: string) => voi
         violate('H3', `the served token has ${leftMs} ms left of ${minTtlSeconds} s asked`, life)
       }
       // A closed or replaced grant's late answer is in the queue of revocations instead.
-      if (!stored.has(refreshToken) && !onDisk(refreshToken) && !superseded.has(refreshToken)) {
+      const wasStored = stored.has(refreshToken) || setBack.has(refreshToken)
+      if (!wasStored && !onDisk(refreshToken) && !superseded.has(refreshToken)) {
         violate('served before stored', `${refreshToken} is nowhere but in memory`, life)
       }
       const sinceMs = closedAtMs.get(family)
