@@ -34,6 +34,8 @@ export function judgeUnasked(
     if (row.state !== 'active' || row.owner === null || !isRunning(row.owner)) continue
     const dueMs = Math.max(row.leaseUntil?.getTime() ?? 0, row.nextRetryAt?.getTime() ?? 0)
     if (nowMs - dueMs < REPORT_MS) continue
+    // Armed by a late statement of a boot that has died: nothing was sent, and whoever asks next may take over.
+    if (!witness.presentations.has(secretOf(row.refreshTokenSealed ?? Buffer.alloc(0)))) continue
     if (row.phase === 'armed') {
       witness.violate('rest', `${row.owner} does not come back to the grant of ${row.user}`)
     } else if (isInDoubt(database, row) && isLostUnseen(witness, server, row)) {
