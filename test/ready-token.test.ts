@@ -13,11 +13,13 @@ import { buildListeners, type InternalListener } from './support/internal-listen
 const CALLERS = {
   reader: { rights: ['token:read'], users: ['acme-*'] },
   proxy: { rights: ['proxy:call'], users: ['*'] },
+  documents: { rights: ['proxy:call'], users: ['acme-*'], proxyAllow: ['GET /document/v1/**'] },
   elsewhere: { rights: ['token:read'], users: ['other-*'] },
   expired: { rights: ['token:read'], users: ['*'], expiresAt: '2020-01-01T00:00:00Z' },
 } as const
 
 const PATH = '/v1/users/acme-1/access-token'
+const GATEWAY_PATH = '/v1/forward-auth'
 const NO_LIMITS: RateLimitSettings = { perCaller: 0, perUser: 0, perAddress: 0 }
 
 interface Answer {
@@ -81,7 +83,8 @@ async function serveAlone(
     callers,
     accessTokens: engine.accessTokens,
     jsonOf: createAccessTokenJson(),
-    fields: [],
+    tokenFields: [],
+    gatewayFields: [],
     audit: { record: (event) => void handedOut.push(event) },
   })
   const server = createServer((incoming, response) => {
@@ -107,13 +110,18 @@ t.test(
   'an answer before the router counts for the limits, and beyond them there is none',
   async (t) => {
     const listeners = await setUp(t)
-    const headers = listeners.credentials['reader'] ?? {}
     // One request, and the next after a hundred seconds.
     for (const limit of [{ perCaller: 0.01 }, { perUser: 0.01 }]) {
-      const { port, handedOut } = await serveAlone(t, listeners, { ...NO_LIMITS, ...limit })
-      t.equal((await send(port, PATH, { headers })).status, 200)
-      t.equal((await send(port, PATH, { headers })).status, 599)
-      t.equal(handedOut.length, 1)
+      for (const [path, caller] of [
+        [PATH, 'reader'],
+        [GATEWAY_PATH, 'proxy'],
+      ] as const) {
+        const headers = { ...listeners.credentials[caller], 'x-broker-user': 'acme-1' }
+        const { port, handedOut } = await serveAlone(t, listeners, { ...NO_LIMITS, ...limit })
+        t.equal((await send(port, path, { headers })).status, 200)
+        t.equal((await send(port, path, { headers })).status, 599)
+        t.equal(handedOut.length, 1)
+      }
     }
   },
 )
@@ -146,6 +154,66 @@ t.test('whatever else is asked, and whoever asks, is left to the routes', async 
   t.same(handedOut, [], 'and is on no record')
 })
 
+t.test('a gateway is answered before the router for a call that its caller may make', async (t) => {
+  const listeners = await setUp(t)
+  const { port, handedOut } = await serveAlone(t, listeners)
+  const named = { 'x-broker-user': 'acme-1' }
+  const asked = { ...named, 'x-original-method': 'GET', 'x-original-uri': '/document/v1/list?a=b' }
+  for (const [caller, headers] of [
+    ['proxy', named],
+    ['proxy', asked],
+    ['documents', asked],
+  ] as const) {
+    const credential = listeners.credentials[caller]
+    const answer = await send(port, GATEWAY_PATH, { headers: { ...credential, ...headers } })
+    t.equal(answer.status, 200, caller)
+    t.equal(answer.body, '')
+    const [scheme, token = ''] = String(answer.headers['authorization']).split(' ')
+    t.equal(scheme, 'Bearer')
+    t.match(await listeners.scene.lookAlike.isActive(token), { subject: 'acme-1' })
+    t.match(handedOut.pop(), { action: 'token_handed_out', user: 'acme-1', name: caller })
+  }
+  t.same(handedOut, [])
+})
+
+t.test('whatever else a gateway asks is left to the routes', async (t) => {
+  const listeners = await setUp(t)
+  const { port, handedOut } = await serveAlone(t, listeners)
+  const named = { 'x-broker-user': 'acme-1' }
+  const asked = { ...named, 'x-original-method': 'GET', 'x-original-uri': '/document/v1/list' }
+  for (const [what, caller, headers, options] of [
+    ['another right', 'reader', asked],
+    ['other users', 'documents', { ...asked, 'x-broker-user': 'other-1' }],
+    ['a user without a grant', 'documents', { ...asked, 'x-broker-user': 'acme-2' }],
+    ['no user', 'proxy', {}],
+    ['what is no key of a user', 'proxy', { 'x-broker-user': 'acme-1, acme-1' }],
+    ['no call where one is needed', 'documents', named],
+    ['half a call', 'documents', { ...named, 'x-original-uri': '/document/v1/list' }],
+    ['a path not allowed', 'documents', { ...asked, 'x-original-uri': '/file/v1/files' }],
+    ['a method not allowed', 'documents', { ...asked, 'x-original-method': 'POST' }],
+    ['a way out', 'documents', { ...asked, 'x-original-uri': '/document/v1/../../file' }],
+    [
+      'two that differ',
+      'documents',
+      { ...asked, 'x-forwarded-method': 'GET', 'x-forwarded-uri': '/document/v1/other' },
+    ],
+    ['a method that no call has', 'proxy', { ...asked, 'x-original-method': 'TRACE' }],
+    ['another method of its own', 'proxy', asked, { method: 'HEAD' }],
+    ['a query', 'proxy', asked, { path: `${GATEWAY_PATH}?` }],
+    ['a path of its own', 'proxy', asked, { path: `${GATEWAY_PATH}/document/v1/list` }],
+  ] as ReadonlyArray<
+    [string, string, Record<string, string>, { method?: string; path?: string }?]
+  >) {
+    const { path = GATEWAY_PATH, ...rest } = options ?? {}
+    const answer = await send(port, path, {
+      ...rest,
+      headers: { ...listeners.credentials[caller], ...headers },
+    })
+    t.equal(answer.status, 599, what)
+  }
+  t.same(handedOut, [], 'and is on no record')
+})
+
 t.test('a token near its end is left to the route, which renews it', async (t) => {
   const listeners = await setUp(t)
   const { engine, scene } = listeners
@@ -165,13 +233,17 @@ t.test('the listener answers before the router as its route does', async (t) => 
   const { internalApp, credentials } = await setUp(t)
   await internalApp.listen({ host: '127.0.0.1', port: 0 })
   const { port } = internalApp.addresses()[0] as AddressInfo
-  const { reader, proxy, elsewhere } = credentials
-  for (const headers of [reader, proxy, elsewhere, {}]) {
-    const routed = await internalApp.inject({ url: PATH, headers: headers ?? {} })
-    t.same(
-      comparable(await send(port, PATH, { headers: headers ?? {} })),
-      comparable({ status: routed.statusCode, headers: routed.headers, body: routed.body }),
-    )
+  const { reader, proxy, documents, elsewhere } = credentials
+  const named = { 'x-broker-user': 'acme-1' }
+  for (const url of [PATH, GATEWAY_PATH]) {
+    for (const credential of [reader, proxy, documents, elsewhere, {}]) {
+      const headers = { ...credential, ...named }
+      const routed = await internalApp.inject({ url, headers })
+      t.same(
+        comparable(await send(port, url, { headers })),
+        comparable({ status: routed.statusCode, headers: routed.headers, body: routed.body }),
+      )
+    }
   }
 })
 

@@ -5,9 +5,7 @@
 import type { FastifyError, FastifyReply, FastifyRequest } from 'fastify'
 import Type from 'typebox'
 import type { AccessTokens } from '../access-token.ts'
-import type { Caller } from '../callers.ts'
-import { BrokerError, type ProblemCode } from '../errors.ts'
-import { parseUserKey, type UserKey } from '../grant.ts'
+import type { BrokerError, ProblemCode } from '../errors.ts'
 import type { Ports } from '../ports.ts'
 import { readForwardTarget } from '../request-target.ts'
 import { type App, noteFailure } from './app.ts'
@@ -18,22 +16,18 @@ import {
   requireRight,
   requireVisibleUser,
 } from './caller-auth.ts'
+import { type OriginalCall, readAskedCall, readGatewayUser } from './forward-auth-call.ts'
 import { CALLER_SECURITY } from './openapi.ts'
 import { asBrokerError, problemResponses } from './problem.ts'
 import { sendProblem } from './problem-answers.ts'
 import { METHODS } from './proxy-routes.ts'
 
-const PATH = '/v1/forward-auth'
+/** Most of its answers are given before the router is asked: see `ready-token.ts`. */
+export const FORWARD_AUTH_PATH = '/v1/forward-auth'
 /** Before the target of a call that stands in the path itself. */
 const PATH_PREFIX = /^\/v1\/forward-auth(?=\/)/
-/** The target of a call that stands in a header is all of it. */
-const NO_PREFIX = /^(?=\/)/
-
-/** Pairs of headers in which gateways tell the call that they ask about. */
-const ORIGINALS = [
-  { method: 'x-original-method', target: 'x-original-uri' },
-  { method: 'x-forwarded-method', target: 'x-forwarded-uri' },
-] as const
+/** Of every answer with a token. */
+export const FORWARD_AUTH_FIELDS = { 'cache-control': 'no-store' } as const
 
 const PROBLEMS: readonly ProblemCode[] = [
   'grant_not_found',
@@ -112,7 +106,7 @@ export function registerForwardAuthRoutes(app: App, parts: ForwardAuthParts): vo
   }
 
   app.get(
-    PATH,
+    FORWARD_AUTH_PATH,
     {
       onRequest,
       errorHandler,
@@ -132,12 +126,12 @@ export function registerForwardAuthRoutes(app: App, parts: ForwardAuthParts): vo
         description: `For nginx \`auth_request\` and Traefik ForwardAuth: the gateway carries the data, and puts the \`Authorization\` of this answer into the call to Pagero.\n\n${SHARED_DESCRIPTION}`,
       },
     },
-    (request, reply) => answer(parts, request, reply, readOriginals(request)),
+    (request, reply) => answer(parts, request, reply),
   )
 
   app.route({
     method: [...METHODS],
-    url: `${PATH}/*`,
+    url: `${FORWARD_AUTH_PATH}/*`,
     onRequest,
     errorHandler,
     exposeHeadRoute: false,
@@ -146,7 +140,7 @@ export function registerForwardAuthRoutes(app: App, parts: ForwardAuthParts): vo
       ...shared,
       operationId: 'forwardAuthOfPath',
       summary: 'The same for gateways that ask with the call’s own method and path',
-      description: `For Envoy \`ext_authz\` over HTTP with the \`path_prefix\` \`${PATH}\`.\n\n${SHARED_DESCRIPTION}`,
+      description: `For Envoy \`ext_authz\` over HTTP with the \`path_prefix\` \`${FORWARD_AUTH_PATH}\`.\n\n${SHARED_DESCRIPTION}`,
       params: Type.Object({
         '*': Type.String({
           description: "Path of the call at Pagero's API, and the query behind it.",
@@ -157,28 +151,23 @@ export function registerForwardAuthRoutes(app: App, parts: ForwardAuthParts): vo
     handler(request, reply) {
       const { method } = request
       const { target } = readForwardTarget(request.raw.url ?? '', PATH_PREFIX)
-      return answer(parts, request, reply, [{ method, target }, ...readOriginals(request)])
+      return answer(parts, request, reply, { method, target })
     },
   })
 }
 
-interface OriginalCall {
-  method: string
-  /** Raw path and query. */
-  target: string
-}
-
-/** Decides about the call, and answers with the token. */
+/** Decides about the call, and answers with the token. `own` is the call that the request line tells. */
 async function answer(
   parts: ForwardAuthParts,
   request: FastifyRequest,
   reply: FastifyReply,
-  originals: readonly OriginalCall[],
+  ...own: OriginalCall[]
 ): Promise<void> {
   const { auth, accessTokens, ports } = parts
   const caller = callerOf(request)
-  const user = readUserHeader(request)
-  checkCall(auth, request, caller, originals)
+  const user = readGatewayUser(request.headers)
+  const call = readAskedCall(request.headers, caller, own)
+  if (call !== undefined) requireAllowedCall(auth, request, caller, call)
   await requireVisibleUser(auth, request, caller, user)
   const { accessToken, fingerprint } = await accessTokens.fresh(user)
   ports.audit.record({
@@ -189,68 +178,7 @@ async function answer(
     requestId: request.id,
     fingerprint,
   })
-  void reply.header('authorization', `Bearer ${accessToken}`).send()
-}
-
-/**
- * Returns the user that the gateway names. Two such headers are none: Node joins them to what is no key.
- * @throws BrokerError `request_invalid`
- */
-function readUserHeader(request: FastifyRequest): UserKey {
-  const named = request.headers['x-broker-user']
-  const user = typeof named === 'string' ? parseUserKey(named) : undefined
-  if (user !== undefined) return user
-  throw refusal('X-Broker-User', 'must be one key of a user')
-}
-
-/** The calls that the headers tell, at most one for each pair. Half a pair is none that could be checked. */
-function readOriginals(request: FastifyRequest): OriginalCall[] {
-  const { headers } = request
-  const calls: OriginalCall[] = []
-  for (const names of ORIGINALS) {
-    const method = headers[names.method]
-    const target = headers[names.target]
-    if (method === undefined && target === undefined) continue
-    if (typeof method !== 'string' || typeof target !== 'string') {
-      throw refusal(names.target, `must come once, together with ${names.method}`)
-    }
-    calls.push({ method, target })
-  }
-  return calls
-}
-
-/**
- * Checks what is told of the call that the gateway asks about. A client can add headers where the gateway lets it, so
- * no place is believed before another.
- *
- * @throws BrokerError `request_invalid` for a target that the proxied API would refuse, for two that differ, and for none
- *   where `proxy_allow` asks for one; `uri_too_long`, `caller_forbidden`
- */
-function checkCall(
-  auth: CallerAuth,
-  request: FastifyRequest,
-  caller: Caller,
-  originals: readonly OriginalCall[],
-): void {
-  const [call, ...others] = originals
-  if (call === undefined) {
-    if (caller.proxyAllow === undefined) return
-    throw refusal('X-Original-URI', 'is needed, with X-Original-Method: the caller has proxy_allow')
-  }
-  if (others.some(({ method, target }) => method !== call.method || target !== call.target)) {
-    throw refusal('X-Original-URI', 'differs from what another part of the request tells')
-  }
-  if (!METHODS.some((method) => method === call.method)) {
-    throw refusal('X-Original-Method', `must be one of ${METHODS.join(', ')}`)
-  }
-  const { path } = readForwardTarget(call.target, NO_PREFIX)
-  requireAllowedCall(auth, request, caller, { method: call.method, path })
-}
-
-function refusal(header: string, detail: string): BrokerError {
-  return new BrokerError('request_invalid', `The gateway’s header ${header} ${detail}.`, {
-    errors: [{ pointer: `headers/${header.toLowerCase()}`, detail }],
-  })
+  void reply.headers({ ...FORWARD_AUTH_FIELDS, authorization: `Bearer ${accessToken}` }).send()
 }
 
 /** Adds headers to the description alone: a schema of the route would have all of them checked once more. */

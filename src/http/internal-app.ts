@@ -14,7 +14,7 @@ import { type App, buildApp, SECURITY_HEADERS } from './app.ts'
 import { authorizeProxiedCall, CALLER, type CallerAuth } from './caller-auth.ts'
 import { registerConnectLinkRoutes } from './connect-link-routes.ts'
 import { registerDocsRoutes } from './docs-routes.ts'
-import { registerForwardAuthRoutes } from './forward-auth-routes.ts'
+import { FORWARD_AUTH_FIELDS, registerForwardAuthRoutes } from './forward-auth-routes.ts'
 import { registerGrantListRoute } from './grant-list-route.ts'
 import { registerGrantRoutes } from './grant-routes.ts'
 import { type Check, registerHealthRoutes } from './health-routes.ts'
@@ -81,7 +81,8 @@ export function buildInternalApp(parts: InternalParts): Promise<App> {
         limits,
         accessTokens,
         jsonOf,
-        fields: Object.entries({ ...SECURITY_HEADERS, ...TOKEN_FIELDS }).flat(),
+        tokenFields: Object.entries({ ...SECURITY_HEADERS, ...TOKEN_FIELDS }).flat(),
+        gatewayFields: Object.entries({ ...SECURITY_HEADERS, ...FORWARD_AUTH_FIELDS }).flat(),
         audit: ports.audit,
       }),
     },

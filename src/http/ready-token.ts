@@ -1,14 +1,16 @@
-// Most requests of a busy service ask for a token that is in memory. They are answered here, before the router, its hooks
-// and schemas: those cost more than the answer does.
+// Most requests of a busy service, or of a gateway, ask for a token that is in memory. They are answered here, before the
+// router, its hooks and schemas: those cost more than the answer does.
 // A request gets its 200 here, or nothing at all: whatever is not plainly allowed and at hand goes on to the routes, which
 // decide for themselves and say why. So nothing is refused here, and nothing is decided twice in two ways.
 
-import type { IncomingMessage, ServerResponse } from 'node:http'
+import type { IncomingHttpHeaders, IncomingMessage, ServerResponse } from 'node:http'
 import type { AccessTokens, FreshToken } from '../access-token.ts'
-import type { Callers } from '../callers.ts'
+import type { Caller, Callers } from '../callers.ts'
 import { hasBody } from '../forward-upload.ts'
 import { parseUserKey, type UserKey } from '../grant.ts'
 import type { Audit } from '../ports.ts'
+import { gatewayUserOf, readAskedCall } from './forward-auth-call.ts'
+import { FORWARD_AUTH_PATH } from './forward-auth-routes.ts'
 import { requestIdOf } from './refusals.ts'
 import type { RateLimits } from '../rate-limit.ts'
 
@@ -16,12 +18,14 @@ const PREFIX = '/v1/users/'
 const SUFFIX = '/access-token'
 
 export interface ReadyTokenParts {
-  callers: Pick<Callers, 'recognize' | 'mayUse' | 'maySee'>
+  callers: Pick<Callers, 'recognize' | 'mayUse' | 'maySee' | 'mayCall'>
   limits: Pick<RateLimits, 'caller' | 'user'>
   accessTokens: Pick<AccessTokens, 'ready'>
   jsonOf: (token: FreshToken) => string
-  /** Fields of the answer, names and values in turn, but for its length. */
-  fields: readonly string[]
+  /** Fields of an answer with the token as its body, names and values in turn, but for its length. */
+  tokenFields: readonly string[]
+  /** Fields of an answer to a gateway, but for its length and the token. */
+  gatewayFields: readonly string[]
   audit: Audit
 }
 
@@ -32,13 +36,17 @@ export interface ReadyTokenParts {
 export function createReadyTokenAnswers(
   parts: ReadyTokenParts,
 ): (request: IncomingMessage, response: ServerResponse) => boolean {
-  const { callers, limits, accessTokens, jsonOf, fields, audit } = parts
+  const { callers, limits, accessTokens, jsonOf, tokenFields, gatewayFields, audit } = parts
   return (request, response) => {
     if (request.method !== 'GET' || hasBody(request)) return false
-    const user = userOf(request.url ?? '')
+    const { url = '', headers } = request
+    const isGateway = url === FORWARD_AUTH_PATH
+    const user = isGateway ? gatewayUserOf(headers) : userOf(url)
     if (user === undefined) return false
-    const caller = callers.recognize(request.headers.authorization)
-    if (caller === undefined || !callers.mayUse(caller, 'token:read')) return false
+    const caller = callers.recognize(headers.authorization)
+    if (caller === undefined) return false
+    if (!callers.mayUse(caller, isGateway ? 'proxy:call' : 'token:read')) return false
+    if (isGateway && !mayPass(callers, caller, headers)) return false
     if (!callers.maySee(caller, user)) return false
     if (!limits.caller.allows(caller.name) || !limits.user.allows(user)) return false
     const token = accessTokens.ready(user)
@@ -53,11 +61,38 @@ export function createReadyTokenAnswers(
       requestId: requestIdOf(request),
       fingerprint: token.fingerprint,
     })
+    if (isGateway) {
+      const authorization = `Bearer ${token.accessToken}`
+      response.writeHead(200, [
+        ...gatewayFields,
+        'authorization',
+        authorization,
+        'content-length',
+        '0',
+      ])
+      response.end()
+      return true
+    }
     const text = jsonOf(token)
     // Of ASCII alone, so its characters are its bytes.
-    response.writeHead(200, [...fields, 'content-length', String(text.length)])
+    response.writeHead(200, [...tokenFields, 'content-length', String(text.length)])
     response.end(text, 'latin1')
     return true
+  }
+}
+
+/** Tells whether the caller may make the call that the gateway asks about. */
+function mayPass(
+  callers: Pick<Callers, 'mayCall'>,
+  caller: Caller,
+  headers: IncomingHttpHeaders,
+): boolean {
+  try {
+    const call = readAskedCall(headers, caller)
+    return call === undefined || callers.mayCall(caller, call.method, call.path)
+  } catch {
+    // The route says what is wrong.
+    return false
   }
 }
 
