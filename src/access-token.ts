@@ -78,7 +78,7 @@ export function createAccessTokens(
 ): AccessTokens {
   const { clock, log, grants } = ports
   const cache = createTokenCache(ports, settings)
-  const noteUse = createLastUse(ports)
+  const noteUse = createLastUse<UserKey>(ports, (users) => grants.touch(users))
 
   async function fresh(
     user: UserKey,

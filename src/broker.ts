@@ -21,6 +21,7 @@ import type { Log, Ports } from './ports.ts'
 import { createAttemptStore } from './postgres/attempt-store.ts'
 import { createAuditStore } from './postgres/audit-store.ts'
 import { createConnectLinkStore } from './postgres/connect-link-store.ts'
+import { createCredentialUseStore } from './postgres/credential-use-store.ts'
 import { type Database, openDatabase, SWEEP_ROWS_MAX } from './postgres/database.ts'
 import {
   claimDatabase,
@@ -137,6 +138,7 @@ export async function startBroker(
       sessionTickets: createSessionTicketStore(database.db),
       sessions: createSessionStore(database.db),
       replicas: createReplicaStore(database.db, config.refresh),
+      credentialUses: createCredentialUseStore(database.db),
       authorizationServer: createAuthorizationServer(config.pagero, { clock, log, lookup }),
       spool: await createSpool(config.spoolDir, log),
     })

@@ -7,6 +7,7 @@ import type { JwtEntry } from './caller-jwt-entry.ts'
 import type { KeySet } from './caller-keys.ts'
 import type { Caller } from './callers-file.ts'
 import { BrokerError } from './errors.ts'
+import type { Noted } from './last-use.ts'
 import type { Clock } from './ports.ts'
 
 /** Signatures by a key pair. `none`, and the HMACs, which a public key could be passed off as, are not among them. */
@@ -41,7 +42,7 @@ const REMEMBERED_MS = 60_000
 const REMEMBERED_MAX = 10_000
 
 /** A caller's entry with the keys of its issuer. */
-export interface KnownJwt {
+export interface KnownJwt extends Noted {
   caller: Caller
   entry: JwtEntry
   keys: KeySet

@@ -19,7 +19,8 @@ import {
 } from './callers-file.ts'
 import { BrokerError } from './errors.ts'
 import type { UserKey } from './grant.ts'
-import type { Clock, Ports } from './ports.ts'
+import { createLastUse, type Noted } from './last-use.ts'
+import type { Clock, Credential, Ports } from './ports.ts'
 
 export { type Caller, parseCallers, type Right } from './callers-file.ts'
 
@@ -58,7 +59,7 @@ export interface Callers {
   close(): void
 }
 
-interface KnownKey {
+interface KnownKey extends Noted {
   caller: Caller
   apiKey: ApiKey
   /** The header that proved the key a moment ago, where the next one is written to be compared with it, and until when. */
@@ -89,9 +90,10 @@ const NOTHING_LOADED: Omit<Loaded, 'jwts'> = {
  */
 export async function createCallers(
   file: string | undefined,
-  ports: Pick<Ports, 'clock' | 'log'>,
+  ports: Pick<Ports, 'clock' | 'log' | 'credentialUses'>,
 ): Promise<Callers> {
-  const { clock, log } = ports
+  const { clock, log, credentialUses } = ports
+  const noteUse = createLastUse<Credential>(ports, (used) => credentialUses.note(used))
   let loaded: Loaded = { ...NOTHING_LOADED, jwts: createJwtCallers([], clock) }
   let invalid: string | undefined
   /** The files that are followed, each with its version from before it was read. */
@@ -141,9 +143,11 @@ export async function createCallers(
   async function verify(token: string): Promise<Caller> {
     for (;;) {
       const { jwts } = loaded
-      const { caller } = await jwts.verify(token)
+      const known = await jwts.verify(token)
       // What was verified under a file that does not hold any more is verified again under the one that does.
-      if (jwts === loaded.jwts) return caller
+      if (jwts !== loaded.jwts) continue
+      noteUse({ kind: 'jwt', name: known.caller.name }, known)
+      return known.caller
     }
   }
 
@@ -159,6 +163,8 @@ export async function createCallers(
     const bytes = Buffer.from(header, 'utf8')
     const untilMs = clock.monotonicMs() + RECENT_MS
     known.recent = { bytes, given: Buffer.alloc(bytes.length), untilMs }
+    // Here, because this happens once a second at most: what is answered from memory in between is free of it.
+    noteUse({ kind: 'api_key', name: known.apiKey.id }, known)
   }
 
   function recognize(authorizationHeader: string | undefined): Caller | undefined {

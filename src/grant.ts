@@ -6,8 +6,12 @@ import type { SealContext } from './ports.ts'
 /** The application's own key for a user. Compared byte for byte; see {@link parseUserKey}. */
 export type UserKey = string & { readonly __brand: 'UserKey' }
 
-/** 1 to 255 characters that need no escaping in a path, a log line or a shell. */
-const USER_KEY = /^[A-Za-z0-9._~@:+-]{1,255}$/
+/**
+ * 1 to 255 characters that need no escaping in a path, a log line or a shell; and no dot segment, which every client that
+ * resolves URLs takes out of a path, escaped or not.
+ */
+export const USER_KEY_PATTERN = '^(?!\\.{1,2}$)[A-Za-z0-9._~@:+-]{1,255}$'
+const USER_KEY = new RegExp(USER_KEY_PATTERN)
 
 /** Keys that begin so are made by a login and cannot be named by an application. */
 export const PAGERO_USER_PREFIX = 'pagero:'

@@ -16,6 +16,8 @@ import { CRASH_POINTS, withCrashPoint } from './crash-points.ts'
 import { describeUse, findToken } from './find-token.ts'
 import { renderOpenApi } from './http/render-openapi.ts'
 import { createLog } from './log.ts'
+import type { Credential } from './ports.ts'
+import { createCredentialUseStore } from './postgres/credential-use-store.ts'
 import { type Database, openDatabase } from './postgres/database.ts'
 import { createAuditStore } from './postgres/audit-store.ts'
 import { acceptDatabase, readDeploymentId } from './postgres/deployment.ts'
@@ -38,7 +40,8 @@ const USAGE = `broker <command>
       --proxy-allow a,b     METHOD /path pairs; none = every path
       --expires-at TIME     when the key ends, such as 2027-01-01T00:00:00Z; never if not given
       --another-key         a second key for a caller that is there, which otherwise stays as it is
-  callers list              list the callers of CALLERS_FILE, with their keys and when these end
+  callers list              list the callers of CALLERS_FILE, with their keys, when these end, and (with DATABASE_URL)
+                            when each was used last
   callers check             check that CALLERS_FILE can be used, or whether a caller may do something
       --caller NAME --right R --user U --call 'GET /path'
   openapi                   print the OpenAPI document
@@ -184,7 +187,7 @@ async function callers(action: string | undefined, rest: string[]): Promise<void
       throw new Error('CALLERS_FILE cannot be read.')
     }),
   )
-  if (action === 'list') for (const entry of entries) print(lineOf(entry))
+  if (action === 'list') await listCallers(entries)
   else checkCallers(entries, values)
 }
 
@@ -218,6 +221,27 @@ async function addToCallers(file: string, name: string, options: AddOptions): Pr
     ...(expiresAt === undefined ? {} : { expiresAt }),
   })
   print(`API key of ${name}, shown once:\n${key}`)
+}
+
+/** Prints a line for each caller. When its credentials were used is known where the database is. */
+async function listCallers(entries: readonly CallerEntry[]): Promise<void> {
+  const { DATABASE_URL: url, DATABASE_URL_FILE: file } = process.env
+  if (url === undefined && file === undefined) {
+    for (const entry of entries) print(`${lineOf(entry)}\tlast used: unknown without DATABASE_URL`)
+    return
+  }
+  await withDatabase(async ({ db }) => {
+    const uses = await createCredentialUseStore(db).list()
+    const lastUse = (kind: Credential['kind'], name: string): string => {
+      const use = uses.find((one) => one.kind === kind && one.name === name)
+      return use?.lastUsedAt.toISOString() ?? 'never'
+    }
+    for (const entry of entries) {
+      const keys = entry.apiKeys.map(({ id }) => `key ${id} ${lastUse('api_key', id)}`)
+      const jwts = entry.jwts.length === 0 ? [] : [`jwt ${lastUse('jwt', entry.name)}`]
+      print(`${lineOf(entry)}\tlast used: ${[...keys, ...jwts].join(', ')}`)
+    }
+  })
 }
 
 /** Name, rights, users, and the credentials, each key with its end. */

@@ -549,6 +549,21 @@ export interface ReplicaStore {
   sweep(): Promise<number>
 }
 
+// ── Credentials of callers ───────────────────────────────────────────────────────────────────────
+
+/** A credential that was accepted: an API key by its id, or the JWTs of a caller by its name. */
+export interface Credential {
+  kind: 'api_key' | 'jwt'
+  name: string
+}
+
+export interface CredentialUseStore {
+  /** Notes that the credentials are used now, in one statement. */
+  note(credentials: readonly Credential[]): Promise<void>
+  /** All that have ever been used, with when they were last. */
+  list(): Promise<Array<Credential & { lastUsedAt: Date }>>
+}
+
 // ── Audit ────────────────────────────────────────────────────────────────────────────────────────
 
 export interface Audit {
@@ -690,6 +705,7 @@ export interface Ports {
   sessionTickets: SessionTicketStore
   sessions: SessionStore
   replicas: ReplicaStore
+  credentialUses: CredentialUseStore
   authorizationServer: AuthorizationServer
   spool: Spool
 }

@@ -10,6 +10,7 @@ import { type Callers, createCallers, parseCallers } from '../src/callers.ts'
 import { systemClock } from '../src/clock.ts'
 import { BrokerError } from '../src/errors.ts'
 import type { LogFields } from '../src/ports.ts'
+import { noUses } from './support/no-uses.ts'
 import { silentLog } from './support/silent-log.ts'
 import {
   AUDIENCE,
@@ -60,6 +61,7 @@ async function setUp(t: Test, text: (directory: string) => string): Promise<Sett
   const callers = await createCallers(file, {
     log: { ...silentLog, info: record, warn: record, error: record },
     clock: { ...systemClock, now, monotonicMs: () => performance.now() + passedMs },
+    credentialUses: noUses,
   })
   t.teardown(() => callers.close())
   return {
@@ -341,7 +343,11 @@ t.test('an API server that wants a token and has a CA of its own is asked with b
   const directory = `${t.testdirName}-callers`
   t.teardown(() => rm(directory, { recursive: true, force: true }))
   const settle = async (file: string): Promise<Callers> => {
-    const callers = await createCallers(file, { clock: systemClock, log: silentLog })
+    const callers = await createCallers(file, {
+      clock: systemClock,
+      log: silentLog,
+      credentialUses: noUses,
+    })
     t.teardown(() => callers.close())
     return callers
   }
@@ -424,7 +430,7 @@ t.test('a key file that is missing, or holds a secret, fails the start', async (
   const start = async (jwks: string): Promise<unknown> => {
     const file = join(directory, 'callers.json')
     await writeFile(file, fileOf(callerOf('sync', jwtEntry({ jwks_file: jwks }))))
-    return createCallers(file, { clock: systemClock, log: silentLog })
+    return createCallers(file, { clock: systemClock, log: silentLog, credentialUses: noUses })
   }
   await t.rejects(start('none.json'), { message: /jwks_file cannot be read/ })
   await t.rejects(start('private.json'), { message: /jwks_file must have public keys only/ })

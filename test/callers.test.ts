@@ -26,6 +26,7 @@ import {
 import { systemClock } from '../src/clock.ts'
 import { parseUserKey, type UserKey } from '../src/grant.ts'
 import type { Log, LogFields } from '../src/ports.ts'
+import { noUses } from './support/no-uses.ts'
 
 const NOW = new Date('2026-11-23T12:00:00Z')
 const SECRET = 'A'.repeat(43)
@@ -40,7 +41,8 @@ function recording(now = NOW) {
   const record = (event: string, fields?: LogFields): void => void lines.push({ event, fields })
   const log: Log = { trace: record, debug: record, info: record, warn: record, error: record }
   const time = { now }
-  return { lines, time, ports: { log, clock: { ...systemClock, now: () => time.now } } }
+  const clock = { ...systemClock, now: () => time.now }
+  return { lines, time, ports: { log, clock, credentialUses: noUses } }
 }
 
 const sha256 = (key: string): string => createHash('sha256').update(key).digest('hex')
@@ -683,7 +685,8 @@ t.test('the command says why something is refused, by its exit code too', async 
   })
   t.match(await run('list'), {
     code: 0,
-    output: /^sync\ttoken:read\tacme-\*\tkey \w+, key \w+ until 2099/,
+    output:
+      /^sync\ttoken:read\tacme-\*\tkey \w+, key \w+ until 2099\S+\tlast used: unknown without DATABASE_URL$/m,
   })
   t.match(await run('check'), { code: 0, output: 'The file can be used. Callers: 1.' })
   t.match(await run('check', '--caller', 'sync', '--user', 'acme-1'), {

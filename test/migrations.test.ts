@@ -104,6 +104,7 @@ const COLUMNS: Described = {
     http_status: 'integer null',
     duration_ms: 'integer null',
   },
+  credential_uses: { kind: 'text', name: 'text', last_used_at: INSTANT },
   replicas: {
     name: 'text',
     boot: 'uuid',

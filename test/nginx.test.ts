@@ -12,7 +12,7 @@ import { join } from 'node:path'
 import t, { type Test } from 'tap'
 import { freePorts } from './support/free-ports.ts'
 import { buildListeners, type InternalListener } from './support/internal-listener.ts'
-import { hasNginx, type Nginx, startNginx } from './support/nginx.ts'
+import { hasNginx, type Nginx, replaced, startNginx } from './support/nginx.ts'
 
 const CONFIGURATION = join(import.meta.dirname, '../deploy/nginx/pagero-gateway.conf')
 const API_HOST = 'api.pageroonline.com'
@@ -148,7 +148,7 @@ async function setUp(t: Test, options: { apiCertificate?: string } = {}): Promis
     `proxy_set_header Authorization "${authorization}";\n`,
   )
   const apiPort = (api.address() as AddressInfo).port
-  const http = replaceAll(readFileSync(CONFIGURATION, 'utf8'), [
+  const http = replaced(readFileSync(CONFIGURATION, 'utf8'), [
     ['server broker-1.internal:3001', `server 127.0.0.1:${broker}`],
     ['server broker-2.internal:3001', `server 127.0.0.1:${broker} backup`],
     [`server ${API_HOST}:443`, `server 127.0.0.1:${apiPort}`],
@@ -189,16 +189,6 @@ async function setUp(t: Test, options: { apiCertificate?: string } = {}): Promis
       }
     },
   }
-}
-
-/** Replaces each text; one that is not there has moved on without the test. */
-function replaceAll(text: string, pairs: ReadonlyArray<readonly [string, string]>): string {
-  let replaced = text
-  for (const [one, other] of pairs) {
-    if (!replaced.includes(one)) throw new Error(`The configuration has no ${one}`)
-    replaced = replaced.replaceAll(one, other)
-  }
-  return replaced
 }
 
 function refused(t: Test, answer: Answer, status: number, code: string): void {

@@ -247,6 +247,24 @@ t.test('the listener answers before the router as its route does', async (t) => 
   }
 })
 
+t.test('what clients take out of a path names no user, escaped or not', async (t) => {
+  const { internalApp, credentials } = await setUp(t)
+  await internalApp.listen({ host: '127.0.0.1', port: 0 })
+  const { port } = internalApp.addresses()[0] as AddressInfo
+  for (const user of ['.', '..', '%2e', '%2E%2e']) {
+    const path = `/v1/users/${user}/access-token`
+    const { status, body } = await send(port, path, { headers: credentials['elsewhere'] ?? {} })
+    t.equal(status, 400, user)
+    t.match(JSON.parse(body), {
+      errors: [{ pointer: 'params/user', detail: /neither \. nor \.\./ }],
+    })
+  }
+  for (const user of ['...', '.a', '..a', 'a..']) {
+    const path = `/v1/users/${user}/access-token`
+    t.equal((await send(port, path, { headers: credentials['elsewhere'] ?? {} })).status, 404, user)
+  }
+})
+
 t.test('a grant that is closed is not served from before the router either', async (t) => {
   const listeners = await setUp(t)
   const { engine, internalApp, credentials } = listeners

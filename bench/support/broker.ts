@@ -25,7 +25,7 @@ export async function startBroker(
   const callersFile = join(home, 'callers.json')
   await writeFile(callersFile, '{"callers": []}', { mode: 0o600 })
   const { key } = await addCaller(callersFile, 'bench', {
-    rights: ['token:read', 'grant:read'],
+    rights: ['token:read', 'grant:read', 'proxy:call'],
     users: ['user-*'],
   })
   const tokenOrigin = `http://127.0.0.1:${settings.tokenPort}`

@@ -18,6 +18,8 @@ export interface Load {
   first: number
   count: number
   authorization?: string
+  /** Undefined: `CONNECTIONS`. */
+  connections?: number
 }
 
 export interface LoadResult {
@@ -38,6 +40,7 @@ const fileBeside = (name: string) => fileURLToPath(new URL(name, import.meta.url
  * @throws Error when any request failed: what fails is quick, and no measure of anything
  */
 export async function load(seconds: number, target: Load): Promise<LoadResult> {
+  const connections = target.connections ?? CONNECTIONS
   const origin = `http://127.0.0.1:${target.port}`
   const parameters = [
     target.prefix,
@@ -50,14 +53,14 @@ export async function load(seconds: number, target: Load): Promise<LoadResult> {
     ? [
         'wrk',
         '-t1',
-        `-c${CONNECTIONS}`,
+        `-c${connections}`,
         `-d${seconds}s`,
         '-s',
         fileBeside('load.lua'),
         origin,
         '--',
       ]
-    : [process.execPath, fileBeside('generator.ts'), String(CONNECTIONS), String(seconds), origin]
+    : [process.execPath, fileBeside('generator.ts'), String(connections), String(seconds), origin]
   const [program, ...rest] = placed('around', [...command, ...parameters])
   const { stdout } = await promisify(execFile)(program, rest)
   const result = /^RESULT (.*)$/m.exec(stdout)?.[1]

@@ -48,18 +48,23 @@ export interface Program {
 }
 
 /**
- * Starts a TypeScript file of this repository. Its output goes to a file, as a container's does; resolves when `ready`
+ * Starts a TypeScript file of this repository, or another program. Its output goes to a file, as a container's does; resolves when `ready`
  * says so.
  */
 export async function startProgram(options: {
   place: Place
+  /** Undefined: Node. */
+  program?: string
   parameters: readonly string[]
   env: Readonly<Record<string, string>>
   outputFile: string
   ready: () => Promise<boolean>
 }): Promise<Program> {
   const output = openSync(options.outputFile, 'w')
-  const [program, ...parameters] = placed(options.place, [process.execPath, ...options.parameters])
+  const [program, ...parameters] = placed(options.place, [
+    options.program ?? process.execPath,
+    ...options.parameters,
+  ])
   const child = spawn(program, parameters, {
     cwd: ROOT,
     env: { PATH: process.env['PATH'] ?? '', ...options.env },

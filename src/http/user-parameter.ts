@@ -4,16 +4,16 @@
 import type { FastifyRequest } from 'fastify'
 import Type from 'typebox'
 import { BrokerError } from '../errors.ts'
-import { PAGERO_USER_PREFIX, parseUserKey, type UserKey } from '../grant.ts'
+import { PAGERO_USER_PREFIX, parseUserKey, USER_KEY_PATTERN, type UserKey } from '../grant.ts'
 
 /** Path parameters of every route under `/v1/users/{user}`. */
 export const UserParameters = Type.Object({
   user: Type.String({
     description:
-      'Key of the user: 1 to 255 characters of `A-Z a-z 0-9 . _ ~ @ : + -`, compared byte for byte.',
+      'Key of the user: 1 to 255 characters of `A-Z a-z 0-9 . _ ~ @ : + -`, compared byte for byte. Neither `.` nor `..`, which clients take out of a path.',
     minLength: 1,
     maxLength: 255,
-    pattern: '^[A-Za-z0-9._~@:+-]+$',
+    pattern: USER_KEY_PATTERN,
     examples: ['alice'],
   }),
 })
@@ -30,7 +30,7 @@ export function readUserKey(request: FastifyRequest): UserKey {
       {
         pointer: 'params/user',
         detail:
-          'must be 1 to 255 characters of A-Z a-z 0-9 . _ ~ @ : + - after one percent-decoding',
+          'must be 1 to 255 characters of A-Z a-z 0-9 . _ ~ @ : + - after one percent-decoding, and neither . nor ..',
       },
     ],
   })

@@ -5,6 +5,7 @@ import type { Generated } from 'kysely'
 
 import type { ActorKind, AuditDetails, AuditOutcome } from '../audit-event.ts'
 import type { AttemptOutcome, GrantEvent, GrantState, RefreshCause, UserKey } from '../grant.ts'
+import type { Credential } from '../ports.ts'
 
 interface DeploymentTable {
   one: Generated<boolean>
@@ -200,6 +201,12 @@ interface OutboxTable {
   last_failure: string | null
 }
 
+interface CredentialUsesTable {
+  kind: Credential['kind']
+  name: string
+  last_used_at: Date
+}
+
 interface SchemaMigrationsTable {
   name: string
   applied_at: Generated<Date>
@@ -220,5 +227,6 @@ export interface Tables {
   sessions: SessionsTable
   audit_events: AuditEventsTable
   outbox: OutboxTable
+  credential_uses: CredentialUsesTable
   schema_migrations: SchemaMigrationsTable
 }

@@ -22,6 +22,7 @@ import type { Log, LogFields, Ports } from '../../src/ports.ts'
 import { createAttemptStore } from '../../src/postgres/attempt-store.ts'
 import { createAuditStore } from '../../src/postgres/audit-store.ts'
 import { createConnectLinkStore } from '../../src/postgres/connect-link-store.ts'
+import { createCredentialUseStore } from '../../src/postgres/credential-use-store.ts'
 import type { Database } from '../../src/postgres/database.ts'
 import { createGrantStore } from '../../src/postgres/grant-store.ts'
 import { createImportStore } from '../../src/postgres/import-store.ts'
@@ -208,6 +209,7 @@ export async function setScene(
       sessionTickets: createSessionTicketStore(database.db),
       sessions: createSessionStore(database.db),
       replicas: createReplicaStore(database.db),
+      credentialUses: createCredentialUseStore(database.db),
       authorizationServer: createAuthorizationServer(pagero, { clock: systemClock, log }),
       spool: await createSpool(spoolDir, log),
       ...start.replace,

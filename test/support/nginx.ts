@@ -1,4 +1,4 @@
-// Debian's nginx with a configuration of the test's, where it is installed.
+// Debian's nginx with a configuration of the test's, or of a measurement, where it is installed.
 
 import { type ChildProcess, spawn } from 'node:child_process'
 import { once } from 'node:events'
@@ -10,10 +10,39 @@ import { join } from 'node:path'
 import { setTimeout as delay } from 'node:timers/promises'
 import type { Test } from 'tap'
 
-const PROGRAM = '/usr/sbin/nginx'
+export const NGINX = '/usr/sbin/nginx'
 const START_LIMIT_MS = 20_000
 
-export const hasNginx = existsSync(PROGRAM)
+export const hasNginx = existsSync(NGINX)
+
+/** A configuration with these directives in its http context, all of whose own files are in `directory`. */
+export function nginxConfiguration(directory: string, http: string): string {
+  const temporary = ['client_body', 'proxy', 'fastcgi', 'uwsgi', 'scgi'].map(
+    (kind) => `${kind}_temp_path ${join(directory, kind)};`,
+  )
+  return [
+    'daemon off;',
+    'worker_processes 1;',
+    `pid ${join(directory, 'nginx.pid')};`,
+    `error_log ${join(directory, 'error.log')} info;`,
+    'events { worker_connections 256; }',
+    'http {',
+    ...temporary,
+    http,
+    '}',
+    '',
+  ].join('\n')
+}
+
+/** Replaces each text of a configuration; one that is not there has moved on without its user. */
+export function replaced(text: string, pairs: ReadonlyArray<readonly [string, string]>): string {
+  let result = text
+  for (const [one, other] of pairs) {
+    if (!result.includes(one)) throw new Error(`The configuration has no ${one}`)
+    result = result.replaceAll(one, other)
+  }
+  return result
+}
 
 export interface Nginx {
   /** Everything that it has written to its logs. */
@@ -28,26 +57,9 @@ export async function startNginx(
   const directory = await mkdtemp(join(tmpdir(), 'broker-nginx-'))
   const file = join(directory, 'nginx.conf')
   const errorLog = join(directory, 'error.log')
-  const temporary = ['client_body', 'proxy', 'fastcgi', 'uwsgi', 'scgi'].map(
-    (kind) => `${kind}_temp_path ${join(directory, kind)};`,
-  )
-  await writeFile(
-    file,
-    [
-      'daemon off;',
-      'worker_processes 1;',
-      `pid ${join(directory, 'nginx.pid')};`,
-      `error_log ${errorLog} info;`,
-      'events { worker_connections 256; }',
-      'http {',
-      ...temporary,
-      options.http,
-      '}',
-      '',
-    ].join('\n'),
-  )
+  await writeFile(file, nginxConfiguration(directory, options.http))
   let output = ''
-  const child: ChildProcess = spawn(PROGRAM, ['-c', file, '-e', errorLog], {
+  const child: ChildProcess = spawn(NGINX, ['-c', file, '-e', errorLog], {
     stdio: ['ignore', 'ignore', 'pipe'],
   })
   child.stderr?.setEncoding('utf8').on('data', (text: string) => (output += text))

@@ -1,0 +1,200 @@
+// Forward-auth, measured: Debian's nginx with the rules of deploy/nginx/pagero-gateway.conf, which asks the broker for
+// each call, beside the same nginx with the same rules that asks nobody and sends a constant header. Both without TLS,
+// which costs both alike. The gateway shares its CPU with the broker. About a minute.
+
+import { spawnSync } from 'node:child_process'
+import { mkdir, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { startEmbeddedPostgres } from '../src/postgres/embedded.ts'
+import { freePorts } from '../test/support/free-ports.ts'
+import { hasNginx, NGINX, nginxConfiguration, replaced } from '../test/support/nginx.ts'
+import { startBroker } from './support/broker.ts'
+import {
+  interleave,
+  machineFacts,
+  rateText,
+  ratioOf,
+  type Row,
+  tableOf,
+} from './support/figures.ts'
+import { addUsers, createDatabase, TOKEN_CHARACTERS } from './support/grants.ts'
+import { CONNECTIONS, generator, load, type Load } from './support/load.ts'
+import { answers, canPin, type Place, startProgram } from './support/processes.ts'
+
+const RULES = new URL('../deploy/nginx/pagero-gateway.conf', import.meta.url)
+const ROUNDS = 5
+const SECONDS = 2
+/** Users who are asked for all the time; each is checked with PostgreSQL once a second. */
+const HOT_USERS = 100
+const SMALL_BYTES = 1_000
+const LARGE_BYTES = 10_000_000
+/** So few that each gets its 10 MB long before a load generator gives up. */
+const LARGE_CONNECTIONS = 8
+
+const SMALL = '/document/v1/documents/user-'
+const LARGE = '/file/v1/files/user-'
+
+/** Takes all measures and prints their table. */
+export async function measureForwardAuth(): Promise<void> {
+  if (!hasNginx) throw new Error('Install nginx first: apt-get install nginx')
+  const stops: Array<() => Promise<unknown>> = []
+  try {
+    const directory = await mkdtemp(join(tmpdir(), 'broker-bench-'))
+    stops.push(() => rm(directory, { recursive: true, force: true }))
+    const rows = await measure(await startGateways(directory, stops))
+    const notes = [
+      spawnSync(NGINX, ['-v'], { encoding: 'utf8' }).stderr.trim(),
+      `load by ${generator}, ${CONNECTIONS} connections, ${LARGE_CONNECTIONS} for 10 MB`,
+      canPin ? 'gateway and broker on one CPU' : 'processes not bound to CPUs',
+      `${ROUNDS} rounds of ${SECONDS} s, turn about, medians`,
+    ]
+    process.stdout.write(`${machineFacts(notes)}\n\n${tableOf(rows)}\n`)
+  } finally {
+    for (const stop of stops.toReversed()) await stop()
+  }
+}
+
+interface Gateways {
+  /** Ports: of the nginx that asks the broker, and of the one that asks nobody. */
+  asking: number
+  plain: number
+}
+
+async function startGateways(
+  directory: string,
+  stops: Array<() => Promise<unknown>>,
+): Promise<Gateways> {
+  const postgres = await startEmbeddedPostgres({
+    directory: join(directory, 'postgres'),
+    durable: true,
+  })
+  stops.push(() => postgres.stop())
+  const databaseUrl = await createDatabase(postgres.url, 'few', (database) =>
+    addUsers(database, HOT_USERS, 'fresh'),
+  )
+  const [api = 0, asking = 0, plain = 0] = await freePorts(3)
+  const broker = await startBroker(directory, 'broker', { databaseUrl, tokenPort: api })
+  stops.push(() => broker.stop())
+
+  const start = async (name: string, place: Place, port: number, http: string, probe: string) => {
+    const home = join(directory, name)
+    await mkdir(home)
+    const file = join(home, 'nginx.conf')
+    await writeFile(file, nginxConfiguration(home, http))
+    const nginx = await startProgram({
+      place,
+      program: NGINX,
+      parameters: ['-c', file, '-e', join(home, 'error.log')],
+      env: {},
+      outputFile: join(home, 'output.log'),
+      ready: answers(`http://127.0.0.1:${port}${probe}`),
+    })
+    stops.push(() => nginx.stop())
+  }
+  await writeFile(join(directory, 'large'), Buffer.alloc(LARGE_BYTES, 'pagero'))
+  await start('api', 'around', api, apiRules(directory, api), `${SMALL}0000000`)
+  await writeFile(
+    join(directory, 'pagero-gateway.key'),
+    `proxy_set_header Authorization "${broker.authorization}";\n`,
+  )
+  const rules = await readFile(RULES, 'utf8')
+  const shared = { directory, broker: broker.port, api }
+  const askingRules = gatewayRules(rules, { ...shared, port: asking })
+  await start('asking', 'measured', asking, askingRules, `${SMALL}0000000`)
+  const plainRules = withoutBroker(gatewayRules(rules, { ...shared, port: plain }))
+  await start('plain', 'measured', plain, plainRules, `${SMALL}0000000`)
+  return { asking, plain }
+}
+
+/** An API that costs as little as it can. */
+function apiRules(directory: string, port: number): string {
+  return `access_log off;
+    sendfile on;
+    server {
+      listen 127.0.0.1:${port};
+      location /document/ {
+        default_type application/json;
+        return 200 '{"filler":"${'x'.repeat(SMALL_BYTES)}"}';
+      }
+      location /file/ {
+        root ${directory};
+        rewrite ^ /large break;
+      }
+    }`
+}
+
+/** The rules as they are delivered, but for TLS, names and ports; and the user stands in the path of each call. */
+function gatewayRules(
+  rules: string,
+  {
+    directory,
+    port,
+    broker,
+    api,
+  }: { directory: string; port: number; broker: number; api: number },
+): string {
+  const adapted = replaced(rules, [
+    ['server broker-1.internal:3001', `server 127.0.0.1:${broker}`],
+    ['server broker-2.internal:3001', `server 127.0.0.1:${broker} backup`],
+    ['server api.pageroonline.com:443', `server 127.0.0.1:${api}`],
+    ['listen 8443 ssl', `listen 127.0.0.1:${port}`],
+    ['proxy_pass https://pagero', 'proxy_pass http://pagero'],
+    ['map $ssl_client_s_dn $broker_user', 'map $uri $broker_user'],
+    ['"~^CN=(?<common_name>[A-Za-z0-9._~@:-]+)(?:,|$)"', '"~(?<common_name>user-[0-9]+)$"'],
+    ['/etc/nginx/', `${directory}/`],
+    ['/var/log/nginx/', `${directory}/${port}-`],
+  ])
+  return adapted.replaceAll(/^ *(?:proxy_)?ssl_.*;\n/gm, '')
+}
+
+/** The same rules for a gateway that asks nobody. */
+function withoutBroker(rules: string): string {
+  return replaced(rules, [
+    ['auth_request ', '# auth_request '],
+    ['auth_request_set ', '# auth_request_set '],
+    ['$pagero_authorization;', `"Bearer ${'A'.repeat(TOKEN_CHARACTERS)}";`],
+  ])
+}
+
+async function measure({ asking, plain }: Gateways): Promise<Row[]> {
+  const target = (port: number, prefix: string): Load => ({
+    port,
+    prefix,
+    suffix: '',
+    first: 0,
+    count: HOT_USERS,
+    connections: prefix === LARGE ? LARGE_CONNECTIONS : CONNECTIONS,
+  })
+  const take = async (port: number, prefix: string) => {
+    const { answered, seconds } = await load(SECONDS, target(port, prefix))
+    return { perSecond: answered / seconds }
+  }
+  await take(plain, SMALL)
+  await take(asking, SMALL)
+  const rates = await interleave(ROUNDS, {
+    plainSmall: () => take(plain, SMALL),
+    askingSmall: () => take(asking, SMALL),
+    plainLarge: () => take(plain, LARGE),
+    askingLarge: () => take(asking, LARGE),
+  })
+  const ratio = (value: number, atLeast: number): NonNullable<Row['ratio']> => ({
+    value,
+    to: 'plain nginx',
+    goal: { atLeast },
+  })
+  return [
+    { what: 'JSON of 1 kB, plain nginx', figure: rateText(rates.plainSmall) },
+    {
+      what: 'the same by forward-auth, the token in memory',
+      figure: rateText(rates.askingSmall),
+      ratio: ratio(ratioOf(rates.askingSmall, rates.plainSmall), 0.35),
+    },
+    { what: '10 MB, plain nginx', figure: rateText(rates.plainLarge) },
+    {
+      what: 'the same by forward-auth',
+      figure: rateText(rates.askingLarge),
+      ratio: ratio(ratioOf(rates.askingLarge, rates.plainLarge), 0.95),
+    },
+  ]
+}
