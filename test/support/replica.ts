@@ -34,6 +34,8 @@ export interface Replica {
   readonly authorization: string
   /** Log lines of all its lives, oldest first. */
   readonly log: LogLine[]
+  /** Undefined while there is no process. */
+  processId(): number | undefined
   /** Starts the process, with the settings changed for this life, and waits until it is ready. */
   start(env?: Readonly<Record<string, string>>): Promise<void>
   /** Sends a signal to the process. */
@@ -128,6 +130,7 @@ export function createReplica(settings: {
     publicOrigin: `http://127.0.0.1:${settings.ports.public}`,
     authorization: `Bearer ${settings.apiKey}`,
     log,
+    processId: () => child?.pid,
     async start(env = {}) {
       spawnProcess(env)
       const mine = child
