@@ -13,7 +13,8 @@ const REQUESTS_MAX = 4
 /** Longer bytes only make the run slow; limits have cases of their own. */
 const BYTES_MAX = 4_000
 const LANES = 16
-const RECENT_MAX = 8
+/** Two minutes of them at the least: on a machine with too much to do a call may come late. */
+const RECENT_MAX = 400
 
 const PIECES = [
   '\r\n',
