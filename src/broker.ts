@@ -272,6 +272,7 @@ export async function startBroker(
       settings: {
         publicUrl: config.publicUrl,
         allowedOrigins: config.allowedOrigins,
+        redirectUri: config.pagero.redirectUri,
         requestTimeoutMs: config.proxy.totalTimeoutMs,
         trustedProxies: config.trustedProxies,
         rateLimits: config.rateLimits,

@@ -36,6 +36,7 @@ export interface LoginSettings {
   subjectClaim: string
   publicUrl: string
   allowedOrigins: readonly string[]
+  redirectUri: string
   sessions: SessionSettings
 }
 

@@ -1,5 +1,8 @@
 // Where a browser may be sent after a login. Anything else would make the broker an open redirector
-// (RFC 9700 section 4.11), so what is not plainly ours falls back to the front page.
+// (RFC 9700 section 4.11), so what is not plainly ours falls back to a page that says it is done.
+
+/** The broker's own page for a login that was to go nowhere in particular. It may have no other, and `/` may be the callback. */
+export const DONE_PATH = '/auth/done'
 
 /** The longest `return_to` that is kept, before and after percent-encoding. */
 const CHARACTERS_MAX = 2_048
@@ -14,34 +17,42 @@ const LEADS_ELSEWHERE = /^\/(?:\/|%2f|%5c)/i
 export interface ReturnOrigins {
   publicUrl: string
   allowedOrigins: readonly string[]
+  /** Where the callback is. */
+  redirectUri: string
 }
 
 /**
  * Returns where to go after the login: a path of the broker's own origin as a path, an address on one of
- * `allowedOrigins` in full, and `/` for everything else. What is returned is ASCII and fits a header.
+ * `allowedOrigins` in full, and `DONE_PATH` for everything else. What is returned is ASCII and fits a header.
  */
 export function safeReturnTo(text: string | undefined, origins: ReturnOrigins): string {
-  return (text === undefined ? undefined : parseReturnTo(text, origins)) ?? '/'
+  return (text === undefined ? undefined : parseReturnTo(text, origins)) ?? DONE_PATH
 }
 
-/** The same, but undefined for what leads elsewhere. */
+/**
+ * The same, but undefined for what leads elsewhere. So does the callback: opened without an answer of Pagero it tells a
+ * person that the login has failed.
+ */
 export function parseReturnTo(text: string, origins: ReturnOrigins): string | undefined {
   if (text.length > CHARACTERS_MAX || FORBIDDEN.test(text)) return undefined
+  const { publicUrl, allowedOrigins } = origins
+  const own = new URL(publicUrl).origin
+  const callbackPath = new URL(origins.redirectUri).pathname
   if (text.startsWith('/')) {
     if (LEADS_ELSEWHERE.test(text)) return undefined
-    const resolved = URL.parse(text, origins.publicUrl)
-    if (resolved?.origin !== new URL(origins.publicUrl).origin) return undefined
+    const resolved = URL.parse(text, publicUrl)
+    if (resolved?.origin !== own || resolved.pathname === callbackPath) return undefined
     const path = `${resolved.pathname}${resolved.search}${resolved.hash}`
     // `/..//elsewhere` turns into `//elsewhere` only when its dots are resolved.
     return LEADS_ELSEWHERE.test(path) || path.length > CHARACTERS_MAX ? undefined : path
   }
-  const origin = [origins.publicUrl, ...origins.allowedOrigins].find(
+  const origin = [publicUrl, ...allowedOrigins].find(
     (known) => text === known || text.startsWith(`${known}/`),
   )
   if (origin === undefined) return undefined
   const resolved = URL.parse(text)
   if (resolved?.origin !== origin || resolved.href.length > CHARACTERS_MAX) return undefined
-  return resolved.href
+  return origin === own && resolved.pathname === callbackPath ? undefined : resolved.href
 }
 
 /**

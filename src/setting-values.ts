@@ -122,7 +122,8 @@ export function plainUrl(text: string): Reading<string> {
 }
 
 /** What the public listener serves itself, or proxies; a callback there would never arrive. */
-const OWN_PATH = /^\/(?:livez|auth\/(?:login|session|logout)|api(?:\/.*)?)$/
+const OWN_PATH =
+  /^\/(?:livez|auth\/(?:login|done|session|logout|(?:connect|session-start)\/.*)|api(?:\/.*)?)$/
 
 /** Reads a redirect URI. Its path is the callback's route, which is compared undecoded. */
 export function redirectUri(text: string): Reading<string> {
@@ -131,7 +132,8 @@ export function redirectUri(text: string): Reading<string> {
   const { pathname } = new URL(text)
   if (/[%*]/.test(pathname)) return mustBe(`${HTTP_URL}, and without % and * in its path`)
   if (OWN_PATH.test(pathname)) {
-    const own = '/auth/login, /auth/session, /auth/logout, /livez, /api'
+    const own =
+      '/auth/login, /auth/connect, /auth/session-start, /auth/done, /auth/session, /auth/logout, /livez, /api'
     return { problems: [`must not have a path that the broker serves itself: ${own}`] }
   }
   return read

@@ -5,7 +5,7 @@ import { createHash } from 'node:crypto'
 import fc from 'fast-check'
 import t from 'tap'
 import { renderPage } from '../src/http/page.ts'
-import { safeReturnTo } from '../src/return-to.ts'
+import { DONE_PATH, safeReturnTo } from '../src/return-to.ts'
 import { type PublicListener, startPublicListener } from './support/public-listener.ts'
 
 function tokenRequests({ scene }: PublicListener) {
@@ -310,12 +310,30 @@ const HOSTILE_RETURN_TO = [
   `/${'a'.repeat(5_000)}`,
   `/${'é'.repeat(1_000)}`,
 ]
-const ORIGINS = { publicUrl: 'https://broker.example', allowedOrigins: ['https://app.example'] }
+const ORIGINS = {
+  publicUrl: 'https://broker.example',
+  allowedOrigins: ['https://app.example'],
+  redirectUri: 'https://broker.example/auth/callback',
+}
 
-t.test('a return_to that leads elsewhere becomes the front page', (t) => {
+t.test("a return_to that leads elsewhere becomes the broker's own page", (t) => {
   for (const text of HOSTILE_RETURN_TO)
-    t.equal(safeReturnTo(text, ORIGINS), '/', JSON.stringify(text.slice(0, 60)))
-  t.equal(safeReturnTo(undefined, ORIGINS), '/')
+    t.equal(safeReturnTo(text, ORIGINS), DONE_PATH, JSON.stringify(text.slice(0, 60)))
+  t.equal(safeReturnTo(undefined, ORIGINS), DONE_PATH)
+  t.end()
+})
+
+t.test('a return_to that is the callback is none, whatever its path and query', (t) => {
+  for (const text of ['/auth/callback', '/auth/x/../callback?code=1', '/auth/callback#x']) {
+    t.equal(safeReturnTo(text, ORIGINS), DONE_PATH, text)
+    t.equal(safeReturnTo(ORIGINS.publicUrl + text, ORIGINS), DONE_PATH, text)
+    t.not(safeReturnTo(`https://app.example${text}`, ORIGINS), DONE_PATH, 'of another origin')
+  }
+  const bare = { ...ORIGINS, redirectUri: 'https://broker.example' }
+  for (const text of ['/', '/?code=1', '/#x', '/.', 'https://broker.example', '/x/..']) {
+    t.equal(safeReturnTo(text, bare), DONE_PATH, text)
+  }
+  t.equal(safeReturnTo('/orders', bare), '/orders')
   t.end()
 })
 
@@ -333,7 +351,7 @@ t.test('a return_to of our own, or on a listed origin, is kept', (t) => {
     ['https://app.example', 'https://app.example/'],
     ['https://app.example/inbox?x=1#y', 'https://app.example/inbox?x=1#y'],
     [`/${'a'.repeat(2_047)}`, `/${'a'.repeat(2_047)}`],
-    [`/${'a'.repeat(2_048)}`, '/'],
+    [`/${'a'.repeat(2_048)}`, DONE_PATH],
   ] as const) {
     t.equal(safeReturnTo(text, ORIGINS), kept, text.slice(0, 60))
   }
@@ -368,10 +386,10 @@ t.test('the callback goes to no other origin, whatever the login was begun with'
   for (const text of ['//evil.example', '/\\evil.example', 'https://evil.example', '/..//e']) {
     const answer = await browser.logIn('alice', `?return_to=${encodeURIComponent(text)}`)
     t.equal(answer.status, 303)
-    t.equal(answer.headers.location, '/', text)
+    t.equal(answer.headers.location, DONE_PATH, text)
   }
   const doubled = await browser.logIn('alice', '?return_to=/a&return_to=/b')
-  t.equal(doubled.headers.location, '/', 'of two neither is believed')
+  t.equal(doubled.headers.location, DONE_PATH, 'of two neither is believed')
 })
 
 t.test('a page runs nothing, loads nothing and tells what to do', async (t) => {

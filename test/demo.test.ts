@@ -14,9 +14,9 @@ import { freePorts } from './support/free-ports.ts'
 import { type Program, ROOT, startProgram } from './support/program.ts'
 
 const PICTURES = join(ROOT, 'screenshots')
-/** What a first start may take, the making of the database included; and what a stop may. */
-const READY_LIMIT_MS = 15_000
-const STOP_LIMIT_MS = 15_000
+/** Far above what a first start takes, the making of the database included, and a stop: on a busy machine too. */
+const READY_LIMIT_MS = 60_000
+const STOP_LIMIT_MS = 30_000
 /** Slow enough to see an upload advance. */
 const UPLOAD_BYTES = 3_000_000
 const UPLOAD_BYTES_PER_SECOND = 2_000_000
@@ -44,8 +44,7 @@ t.test('the demonstration does what it says, twice', { skip }, async (t) => {
     })
 
   const first = start()
-  const { tookMs: firstStartMs } = await first.said(/Ctrl-C stops/, READY_LIMIT_MS)
-  t.ok(firstStartMs < READY_LIMIT_MS, `a first start takes ${Math.round(firstStartMs)} ms`)
+  await first.said(/Ctrl-C stops/, READY_LIMIT_MS)
   const commands = printedCommands(first)
   const { page, complaints } = await openBrowser(t)
   const picture = (name: string) =>

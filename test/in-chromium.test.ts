@@ -8,7 +8,7 @@ import type { LookAlike } from '../demo/look-alike/authorization-server.ts'
 import { createConnectLink } from '../src/connect-link.ts'
 import type { UserKey } from '../src/grant.ts'
 import { confirmGrant } from '../src/pending-grant.ts'
-import { safeReturnTo } from '../src/return-to.ts'
+import { DONE_PATH, safeReturnTo } from '../src/return-to.ts'
 import { withoutChromium } from './support/chromium.ts'
 import {
   APP,
@@ -115,7 +115,7 @@ t.test('a login from the first click to the logout', { skip }, async (t) => {
       }
       await page.getByRole('link', { name: 'Log in again' }).click()
       // Pagero still knows her, and sends her straight back.
-      await page.waitForURL(`${BROKER}/`)
+      await page.waitForURL(BROKER + DONE_PATH)
       await page.goto(`${BROKER}/app`)
       t.same(await sessionOf(page), ALICE)
     },
@@ -263,7 +263,8 @@ function hasRun(page: Page): Promise<boolean> {
 t.test('where a login returns to, Chromium reads as the broker does', { skip }, async (t) => {
   const { context } = await startSites(t)
   const page = await context.newPage()
-  const origins = { publicUrl: BROKER, allowedOrigins: [APP] }
+  const redirectUri = `${BROKER}/auth/callback`
+  const origins = { publicUrl: BROKER, allowedOrigins: [APP], redirectUri }
   const piece = fc.constantFrom('/', '\\', '.', '..', '%2f', '%5c', '%2e', '@', ':', '?', '#', 'a')
   const odd = fc.constantFrom(
     '\t',
@@ -298,7 +299,27 @@ t.test('where a login returns to, Chromium reads as the broker does', { skip }, 
   for (const returnTo of [EVIL, '//evil.test', '/\\evil.test', '/\t/evil.test', '/..//evil.test']) {
     // Pagero knows her by now, so this goes there and comes back without a click.
     await page.goto(`${BROKER}/auth/login?return_to=${encodeURIComponent(returnTo)}`)
-    t.equal(page.url(), `${BROKER}/`, JSON.stringify(returnTo))
+    t.equal(page.url(), BROKER + DONE_PATH, JSON.stringify(returnTo))
+  }
+})
+
+t.test('a login that was to go nowhere ends on a page that says so', { skip }, async (t) => {
+  // Pagero's own example is without a path: the callback is the front page.
+  for (const redirectUri of [`${BROKER}/auth/callback`, BROKER]) {
+    const { context } = await startSites(t, { pagero: { redirectUri } })
+    const page = await context.newPage()
+    for (const query of ['', '&return_to=/', `&return_to=${encodeURIComponent(EVIL)}`]) {
+      if (query === '&return_to=/' && redirectUri !== BROKER) continue
+      await page.goto(`${BROKER}/auth/login?prompt=login${query}`)
+      await page.getByRole('button', { name: 'Alice Andersson' }).click()
+      await page.waitForURL(BROKER + DONE_PATH)
+      t.equal(await page.getByRole('heading').textContent(), 'You are logged in')
+      t.equal(await page.getByRole('link').count(), 0)
+      await page.reload()
+      t.equal(await page.getByRole('heading').textContent(), 'You are logged in')
+      await page.goto(`${BROKER}/app`)
+      t.same(await sessionOf(page), ALICE)
+    }
   }
 })
 
@@ -308,7 +329,8 @@ t.test(
   async (t) => {
     const { listener, context } = await startSites(t)
     const { ports, accessTokens } = listener.engine
-    const settings = { publicUrl: BROKER, allowedOrigins: [PARTNER] }
+    const redirectUri = `${BROKER}/auth/callback`
+    const settings = { publicUrl: BROKER, allowedOrigins: [PARTNER], redirectUri }
     const user = 'acme-42' as UserKey
     const page = await context.newPage()
     const link = await createConnectLink(ports, settings, {

@@ -56,6 +56,8 @@ export interface InternalParts {
     publicUrl: string
     /** Where a connect link may lead back to, besides. */
     allowedOrigins: readonly string[]
+    /** The callback: nowhere to lead back to. */
+    redirectUri: string
     /** Longest time for receiving one request, uploads included. */
     requestTimeoutMs: number
     trustedProxies: readonly string[]

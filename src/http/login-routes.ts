@@ -1,4 +1,4 @@
-// The two navigations of a login. They answer a person: a redirect, or a page that says what went wrong.
+// The navigations of a login: to Pagero, back from it, and the page at the end. They answer a person: a redirect, or a page that says what went wrong.
 // What is not a person's navigation (prefetch, image, frame, script) is refused before anything is spent.
 
 import Type from 'typebox'
@@ -6,6 +6,7 @@ import type { AccessTokens } from '../access-token.ts'
 import { beginLogin, completeLogin, LOGIN_LIFETIME_SECONDS, type LoginSettings } from '../login.ts'
 import { CONFIRMABLE_SECONDS } from '../pending-grant.ts'
 import type { Ports } from '../ports.ts'
+import { DONE_PATH } from '../return-to.ts'
 import type { Revoker } from '../revocation.ts'
 import type { App } from './app.ts'
 import {
@@ -15,6 +16,7 @@ import {
   redirectAnswer,
   single,
 } from './navigation.ts'
+import { sendDonePage } from './page.ts'
 import {
   LOGIN_COOKIE,
   readCookie,
@@ -37,12 +39,12 @@ export interface LoginRouteParts {
     | 'sessions'
     | 'authorizationServer'
   >
-  settings: LoginSettings & { redirectUri: string }
+  settings: LoginSettings
   accessTokens: Pick<AccessTokens, 'forget'>
   revoker: Pick<Revoker, 'kick'>
 }
 
-/** `GET /auth/login`, and the callback at the path of the redirect URI. */
+/** `GET /auth/login`, the callback at the path of the redirect URI, and the page of a login that goes nowhere else. */
 export function registerLoginRoutes(app: App, parts: LoginRouteParts): void {
   const { ports, settings, accessTokens, revoker } = parts
   const navigation = navigationRoute({
@@ -91,6 +93,8 @@ export function registerLoginRoutes(app: App, parts: LoginRouteParts): void {
     if (login.sessionToken !== undefined) setSessionCookie(reply, login.sessionToken)
     return reply.header('cache-control', 'no-store').redirect(login.returnTo, 303)
   })
+
+  app.get(DONE_PATH, { schema: DONE_SCHEMA }, async (_request, reply) => sendDonePage(reply))
 }
 
 /** The path of the redirect URI as a route; without a path the callback arrives at `/`. A colon is no parameter there. */
@@ -110,7 +114,7 @@ const LOGIN_SCHEMA = {
     return_to: Type.Optional(
       Type.String({
         description:
-          'Where to go after the login: a path of this origin, or an address on an origin that the operator has listed. Anything else, and anything over 2,048 characters, becomes `/`.',
+          'Where to go after the login: a path of this origin, or an address on an origin that the operator has listed. Anything else, and anything over 2,048 characters, and the callback itself, becomes `/auth/done`, as if it had not been given.',
         examples: ['/invoices?status=new'],
       }),
     ),
@@ -129,6 +133,21 @@ const LOGIN_SCHEMA = {
       'The login cookie, `__Host-broker-login`.',
     ),
     ...navigationResponses(['request_invalid', 'rate_limited', 'temporarily_unavailable']),
+  },
+}
+
+const DONE_SCHEMA = {
+  operationId: 'loginDone',
+  summary: 'Where a login ends by default',
+  description:
+    'A page that says that the login is complete, for one that was begun without a `return_to`, or with one that is not allowed.',
+  tags: ['login'],
+  security: [],
+  response: {
+    200: {
+      description: 'The page. It says the same to everybody.',
+      content: { 'text/html': { schema: Type.String({ description: 'HTML.' }) } },
+    },
   },
 }
 

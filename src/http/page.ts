@@ -1,5 +1,6 @@
-// The one page that the broker shows to a person: what went wrong with a login, and what to do now.
-// Plain HTML without a script or a reference. Every text is escaped, and none comes from the request: an address to go back to was given by an application.
+// The pages that the broker shows to a person: what went wrong with a login, and what to do now; or that it is done.
+// Plain HTML without a script or a reference. Every text is escaped, and none comes from the request: an address to go back
+// to was given by an application.
 
 import type { FastifyReply, FastifyRequest } from 'fastify'
 import Type from 'typebox'
@@ -23,46 +24,65 @@ export function sendProblemPage(
   reply: FastifyReply,
   request: FastifyRequest,
   error: BrokerError,
-  link: Page['link'] | undefined,
+  link: Page['link'],
 ): FastifyReply {
   const { status, retryAfterSeconds } = problemDocument(error, {
     listener: 'public',
     requestId: request.id,
   })
   if (retryAfterSeconds !== undefined) reply.header('retry-after', String(retryAfterSeconds))
+  return sendPage(
+    reply.code(status),
+    renderPage({
+      title: PROBLEM_KINDS[error.code].title,
+      text: error.detail,
+      link,
+      requestId: request.id,
+    }),
+  )
+}
+
+/** Answers a navigation with the page after a login that was to go nowhere in particular. It knows nobody: no session comes along. */
+export function sendDonePage(reply: FastifyReply): FastifyReply {
+  return sendPage(
+    reply,
+    renderPage({
+      title: 'You are logged in',
+      text: 'Your login at Pagero is complete. You can close this window.',
+    }),
+  )
+}
+
+function sendPage(reply: FastifyReply, html: string): FastifyReply {
   return reply
-    .code(status)
     .header('cache-control', 'no-store')
     .header('content-security-policy', CONTENT_SECURITY_POLICY)
     .type('text/html; charset=utf-8')
     .serializer(String)
-    .send(
-      renderPage({
-        title: PROBLEM_KINDS[error.code].title,
-        text: error.detail,
-        link,
-        requestId: request.id,
-      }),
-    )
+    .send(html)
 }
 
 export interface Page {
   title: string
   text: string
   /** What the person can do here; undefined when that is elsewhere. */
-  link: { text: string; path: string } | undefined
-  requestId: string
+  link?: { text: string; path: string } | undefined
+  /** What a person may tell the operator; only where something went wrong. */
+  requestId?: string
 }
 
 /** Returns the page as HTML. */
 export function renderPage({ title, text, link, requestId }: Page): string {
-  return htmlDocument({
-    title,
-    style: STYLE,
-    body: `<p>${escapeHtml(text)}</p>
-${link === undefined ? '' : `<p><a href="${escapeHtml(link.path)}">${escapeHtml(link.text)}</a></p>`}
-<small>If this happens again, give this number to the operator: ${escapeHtml(requestId)}</small>`,
-  })
+  const paragraphs = [`<p>${escapeHtml(text)}</p>`]
+  if (link !== undefined) {
+    paragraphs.push(`<p><a href="${escapeHtml(link.path)}">${escapeHtml(link.text)}</a></p>`)
+  }
+  if (requestId !== undefined) {
+    paragraphs.push(
+      `<small>If this happens again, give this number to the operator: ${escapeHtml(requestId)}</small>`,
+    )
+  }
+  return htmlDocument({ title, style: STYLE, body: paragraphs.join('\n') })
 }
 
 /** Response schemas of a route that answers its problems with this page. */

@@ -75,6 +75,7 @@ export async function renderOpenApi(): Promise<string> {
     settings: {
       publicUrl: PUBLIC_URL,
       allowedOrigins: [],
+      redirectUri: CONFIG.pagero.redirectUri,
       requestTimeoutMs: CONFIG.proxy.totalTimeoutMs,
       trustedProxies: [],
       rateLimits: CONFIG.rateLimits,

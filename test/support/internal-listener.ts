@@ -116,6 +116,7 @@ export async function buildListeners(
     settings: {
       publicUrl,
       allowedOrigins: ALLOWED_ORIGINS,
+      redirectUri: scene.pagero.redirectUri,
       requestTimeoutMs: PROXY.totalTimeoutMs,
       trustedProxies: options.trustedProxies ?? [],
       rateLimits: options.rateLimits ?? NO_LIMITS,

@@ -5,6 +5,7 @@ import type { Test } from 'tap'
 import { type LookAlikeApi, startApi } from '../../demo/look-alike/api.ts'
 import type { Config } from '../../src/config.ts'
 import { createForwarder } from '../../src/forward.ts'
+import type { App } from '../../src/http/app.ts'
 import { buildPublicApp, type PublicParts } from '../../src/http/public-app.ts'
 import type { Ports } from '../../src/ports.ts'
 import { createRevoker, type Revoker } from '../../src/revocation.ts'
@@ -25,6 +26,8 @@ export interface PublicListener {
   api: LookAlikeApi
   revoker: Revoker
   publicUrl: string
+  /** To ask without a socket, where thousands of requests are needed. */
+  app: App
   port: number
   /** A browser with a jar of its own; `listener` sends it to another replica of this one. */
   browser(): Browser
@@ -100,6 +103,7 @@ async function startReplica(
     api,
     revoker,
     publicUrl: config.publicUrl,
+    app,
     port,
     browser: () => createBrowser(`http://127.0.0.1:${port}`),
     startReplica: () => startReplica(test, scene, api, setup),
