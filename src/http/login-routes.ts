@@ -146,7 +146,14 @@ const DONE_SCHEMA = {
   response: {
     200: {
       description: 'The page. It says the same to everybody.',
-      content: { 'text/html': { schema: Type.String({ description: 'HTML.' }) } },
+      content: {
+        'text/html': {
+          schema: Type.String({
+            description: 'HTML.',
+            examples: ['<!doctype html>…<h1>You are logged in</h1>…'],
+          }),
+        },
+      },
     },
   },
 }
