@@ -9,7 +9,7 @@ import { CallersFileError } from '../src/callers-file.ts'
 import { type Callers, createCallers, parseCallers } from '../src/callers.ts'
 import { systemClock } from '../src/clock.ts'
 import { BrokerError } from '../src/errors.ts'
-import type { LogFields } from '../src/ports.ts'
+import type { Credential, LogFields } from '../src/ports.ts'
 import { noUses } from './support/no-uses.ts'
 import { silentLog } from './support/silent-log.ts'
 import {
@@ -47,6 +47,8 @@ interface Setting {
   /** The caller's name, or the code of the refusal. */
   ask(token: string): Promise<string>
   lines: Array<{ event: string; fields: LogFields | undefined }>
+  /** The uses that were noted. */
+  uses: Credential[]
 }
 
 async function setUp(t: Test, text: (directory: string) => string): Promise<Setting> {
@@ -56,18 +58,20 @@ async function setUp(t: Test, text: (directory: string) => string): Promise<Sett
   await writeFile(file, text(directory))
   let passedMs = 0
   const lines: Setting['lines'] = []
+  const uses: Credential[] = []
   const record = (event: string, fields?: LogFields): void => void lines.push({ event, fields })
   const now = (): Date => new Date(Date.now() + passedMs)
   const callers = await createCallers(file, {
     log: { ...silentLog, info: record, warn: record, error: record },
     clock: { ...systemClock, now, monotonicMs: () => performance.now() + passedMs },
-    credentialUses: noUses,
+    credentialUses: { ...noUses, note: async (used) => void uses.push(...used) },
   })
   t.teardown(() => callers.close())
   return {
     callers,
     file,
     lines,
+    uses,
     now,
     pass: (seconds) => void (passedMs += seconds * 1000),
     async ask(token) {
@@ -116,6 +120,19 @@ t.test(
     )
   },
 )
+
+t.test('the use of a JWT is noted under the name of its caller, once a minute', async (t) => {
+  const { ask, uses, pass } = await setUp(t, withKeyFile)
+  t.equal(await ask(await signToken(key, { claims: { sub: 'another' } })), REFUSED)
+  t.equal(await ask(await signToken(key)), 'sync')
+  t.equal(await ask(await signToken(key)), 'sync')
+  await until(() => uses.length > 0)
+  t.same(uses, [{ kind: 'jwt', name: 'sync' }])
+  pass(60)
+  t.equal(await ask(await signToken(key)), 'sync')
+  await until(() => uses.length > 1)
+  t.equal(uses.length, 2)
+})
 
 t.test('each of the allowed algorithms passes with its own key', async (t) => {
   const keys = await Promise.all(

@@ -24,14 +24,14 @@ async function setUp(t: Test) {
   await listeners.internalApp.listen({ host: '127.0.0.1', port: 0 })
   const { port } = listeners.internalApp.addresses()[0] as AddressInfo
   const agent = new Agent({ keepAlive: true, maxSockets: 1 })
-  t.teardown(() => void agent.destroy())
+  t.teardown(() => agent.destroy())
   /** Microseconds until the answer has come, which must have this status. */
   const ask = ({ path, authorization }: Question, status: number): Promise<number> =>
     new Promise((resolve, reject) => {
       const began = performance.now()
       request({ agent, port, host: '127.0.0.1', path, headers: { authorization } }, (response) => {
         if (response.statusCode !== status) reject(new Error(`status ${response.statusCode}`))
-        response.resume().on('end', () => void resolve((performance.now() - began) * 1_000))
+        response.resume().on('end', () => resolve((performance.now() - began) * 1_000))
       })
         .on('error', reject)
         .end()
