@@ -420,6 +420,8 @@ export interface Session {
   createdAt: Date
   idleExpiresAt: Date
   absoluteExpiresAt: Date
+  /** What was left to the earlier of the two, by the database's clock, when it was read. */
+  lifeLeftMs: number
 }
 
 export interface SessionLifetimes {

@@ -72,11 +72,14 @@ export interface SessionReader {
   forget(token: string | undefined): void
   /** The same for every token of a user. */
   forgetUser(user: UserKey): void
+  /** The store as logins use it: what a new session replaces or crowds out is over in this process at once. */
+  store: Ports['sessions']
 }
 
 /**
  * Makes a reader that trusts what it has read for `trustMs` and joins calls for one token that come together.
- * Only live sessions are remembered: a new login counts at once, an ended session for `trustMs` at the longest.
+ * Only live sessions are remembered, and none beyond its own end: a new login counts at once, a session that another
+ * replica has ended for `trustMs` at the longest.
  */
 export function createSessionReader(
   ports: { clock: Clock; sessions: Ports['sessions'] },
@@ -93,7 +96,9 @@ export function createSessionReader(
         .then((session) => {
           if (session !== undefined && begun.keep) {
             if (read.size >= ENTRIES_MAX) read.delete(read.keys().next().value ?? key)
-            read.set(key, { session, untilMs: askedAtMs + settings.trustMs })
+            // Its life was counted later than it was asked for, so it is not served beyond its end.
+            const trustMs = Math.min(settings.trustMs, session.lifeLeftMs)
+            read.set(key, { session, untilMs: askedAtMs + trustMs })
           }
           return session
         })
@@ -103,6 +108,21 @@ export function createSessionReader(
     }
     reading.set(key, begun)
     return begun
+  }
+
+  function forgetHash(tokenHash: Buffer): void {
+    const key = tokenHash.toString('base64url')
+    read.delete(key)
+    const begun = reading.get(key)
+    if (begun !== undefined) begun.keep = false
+    reading.delete(key)
+  }
+
+  function forgetUser(user: UserKey): void {
+    for (const [key, { session }] of read) if (session.user === user) read.delete(key)
+    // Whose the reads in flight are is not known yet, so none of them is kept.
+    for (const begun of reading.values()) begun.keep = false
+    reading.clear()
   }
 
   return {
@@ -116,19 +136,19 @@ export function createSessionReader(
     },
 
     forget(token) {
-      if (!isOpaqueToken(token)) return
-      const key = hashOpaqueToken(token).toString('base64url')
-      read.delete(key)
-      const begun = reading.get(key)
-      if (begun !== undefined) begun.keep = false
-      reading.delete(key)
+      if (isOpaqueToken(token)) forgetHash(hashOpaqueToken(token))
     },
 
-    forgetUser(user) {
-      for (const [key, { session }] of read) if (session.user === user) read.delete(key)
-      // Whose the reads in flight are is not known yet, so none of them is kept.
-      for (const begun of reading.values()) begun.keep = false
-      reading.clear()
+    forgetUser,
+
+    store: {
+      ...ports.sessions,
+      async create(tokenHash, user, lifetimes, options) {
+        const session = await ports.sessions.create(tokenHash, user, lifetimes, options)
+        if (options.replaces !== null) forgetHash(options.replaces)
+        forgetUser(user)
+        return session
+      },
     },
   }
 }

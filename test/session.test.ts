@@ -8,7 +8,7 @@ import type { Session } from '../src/ports.ts'
 import { openDatabase } from '../src/postgres/database.ts'
 import { createSessionStore } from '../src/postgres/session-store.ts'
 import { Secret } from '../src/secret.ts'
-import { createSessionReader, resolveSession } from '../src/session.ts'
+import { createSessionReader, endSessionsOf, resolveSession } from '../src/session.ts'
 import type { Answer, Browser } from './support/browser.ts'
 import { silentLog } from './support/database.ts'
 import { type PublicListener, startPublicListener } from './support/public-listener.ts'
@@ -452,6 +452,53 @@ t.test('trust in a session ends when it is forgotten, or after its time', async 
   t.equal(asked(), 4, 'others are still trusted')
 })
 
+t.test('a session in memory ends with its life, however long it is trusted', async (t) => {
+  const token = newOpaqueToken()
+  const { reader, asked, advance } = countingReader(60_000, token, 300)
+  await reader.resolve(token)
+  advance(299)
+  await reader.resolve(token)
+  t.equal(asked(), 1)
+  advance(1)
+  await reader.resolve(token)
+  t.equal(asked(), 2, 'whether it lives is asked again')
+
+  const { listener, browser } = await loggedIn(t, {
+    config: {
+      tokenCacheTrustMs: 60_000,
+      sessions: { idleSeconds: 1.5, absoluteSeconds: 1.5, perUserMax: 20 },
+    },
+  })
+  const { rows } = await listener.scene.database.pool.query<{ ends: Date }>(
+    'select absolute_expires_at as ends from sessions',
+  )
+  const ends = rows[0]?.ends.getTime() ?? 0
+  for (;;) {
+    const askedAt = Date.now()
+    if ((await browser.fetch('/auth/session')).status !== 200) break
+    t.ok(askedAt <= ends, 'never served after its end')
+    await new Promise((resolve) => setTimeout(resolve, 20))
+  }
+})
+
+t.test('what a login replaces or crowds out is over at once where it happens', async (t) => {
+  const { listener, browser } = await loggedIn(t, {
+    config: { tokenCacheTrustMs: 60_000, sessions: { ...LIFETIMES, perUserMax: 2 } },
+  })
+  const [second, third] = [listener.browser(), listener.browser()]
+  const statusOf = async (each: Browser, headers = {}) =>
+    (await each.fetch('/auth/session', { headers })).status
+  await second.logIn('alice')
+  t.same([await statusOf(browser), await statusOf(second)], [200, 200], 'both are in memory')
+  await third.logIn('alice')
+  t.same([await statusOf(browser), await statusOf(second)], [401, 200], 'one too many')
+
+  const replaced = { cookie: `${COOKIE}=${tokenOf(second)}` }
+  await second.logIn('bob')
+  t.equal(await statusOf(second, replaced), 401, 'also where the next user is another')
+  t.same([await statusOf(second), await statusOf(third)], [200, 200])
+})
+
 t.test('a read that was under way when its session was forgotten is not kept', async (t) => {
   const token = newOpaqueToken()
   for (const forget of ['forget', 'forgetUser'] as const) {
@@ -465,21 +512,31 @@ t.test('a read that was under way when its session was forgotten is not kept', a
   }
 })
 
-t.test('a logout holds on another replica within a second of trust', async (t) => {
-  const { listener, browser } = await loggedIn(t, { config: { tokenCacheTrustMs: 1_000 } })
+t.test('however a session ends, it is over on another replica within the trust', async (t) => {
+  const trustMs = 1_000
+  const { listener, browser } = await loggedIn(t, { config: { tokenCacheTrustMs: trustMs } })
   const replica = (await listener.startReplica()).browser()
-  const headers = { cookie: `${COOKIE}=${tokenOf(browser)}` }
-  t.equal((await replica.fetch('/auth/session', { headers })).status, 200)
-  t.equal((await browser.fetch('/auth/session')).status, 200)
-  const loggedOutAt = performance.now()
-  await browser.fetch('/auth/logout', { method: 'POST' })
-  t.equal((await browser.fetch('/auth/session', { headers })).status, 401, 'here at once')
-  let status = 200
-  while (status === 200 && performance.now() - loggedOutAt < 3_000) {
-    status = (await replica.fetch('/auth/session', { headers })).status
+  const ways: Record<string, () => Promise<unknown>> = {
+    logout: () => browser.fetch('/auth/logout', { method: 'POST' }),
+    'all sessions of the user': () =>
+      endSessionsOf(listener.engine.ports, 'pagero:alice' as Session['user']),
+    disconnect: () => browser.fetch('/auth/logout?disconnect=true', { method: 'POST' }),
   }
-  t.equal(status, 401)
-  t.ok(performance.now() - loggedOutAt < 1_200)
+  for (const [way, end] of Object.entries(ways)) {
+    if (!browser.cookies.has(COOKIE) || way === 'disconnect') await browser.logIn('alice')
+    const headers = { cookie: `${COOKIE}=${tokenOf(browser)}` }
+    t.equal((await replica.fetch('/auth/session', { headers })).status, 200)
+    await end()
+    const endedAtMs = performance.now()
+    if (way !== 'all sessions of the user') {
+      t.equal((await browser.fetch('/auth/session', { headers })).status, 401, 'here at once')
+    }
+    for (;;) {
+      const askedAtMs = performance.now()
+      if ((await replica.fetch('/auth/session', { headers })).status === 401) break
+      t.ok(askedAtMs < endedAtMs + trustMs, way)
+    }
+  }
 })
 
 const OWN = 'https://broker.example'
@@ -667,7 +724,7 @@ function relayedSessions(t: Test, url: string, made: (relay: Relay) => void) {
 }
 
 /** A reader over one live session of alice, on a clock that is moved by hand. */
-function countingReader(trustMs: number, token: string) {
+function countingReader(trustMs: number, token: string, lifeLeftMs = 3_600_000) {
   const live = hashOpaqueToken(token)
   const expiresAt = new Date(Date.now() + 3_600_000)
   let nowMs = 0
@@ -684,6 +741,7 @@ function countingReader(trustMs: number, token: string) {
             createdAt: new Date(),
             idleExpiresAt: expiresAt,
             absoluteExpiresAt: expiresAt,
+            lifeLeftMs,
           }
         },
       } as unknown as Parameters<typeof createSessionReader>[0]['sessions'],

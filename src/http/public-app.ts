@@ -65,6 +65,7 @@ export async function buildPublicApp(parts: PublicParts): Promise<App> {
     lifetimes: config.sessions,
     trustMs: config.tokenCacheTrustMs,
   })
+  const loginPorts = { ...ports, sessions: sessions.store }
   const limits = createRateLimits(ports, config.rateLimits)
   const auth = createSessionAuth(sessions, rules, limits, ports.audit)
 
@@ -95,8 +96,13 @@ export async function buildPublicApp(parts: PublicParts): Promise<App> {
         allowedOrigins,
         sessions: config.sessions,
       }
-      registerLoginRoutes(app, { ports, settings: loginSettings, accessTokens, revoker })
-      registerConnectRoutes(app, { ports, settings: loginSettings, revoker })
+      registerLoginRoutes(app, {
+        ports: loginPorts,
+        settings: loginSettings,
+        accessTokens,
+        revoker,
+      })
+      registerConnectRoutes(app, { ports: loginPorts, settings: loginSettings, revoker })
       registerSessionRoutes(app, { ports, auth, sessions, accessTokens, revoker })
       registerProxyRoutes(app, {
         listener: 'public',

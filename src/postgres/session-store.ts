@@ -39,7 +39,7 @@ export function createSessionStore(db: Kysely<Tables>): SessionStore {
             now + make_interval(secs => ${Math.min(lifetimes.idleSeconds, lifetimes.absoluteSeconds)}),
             now + make_interval(secs => ${lifetimes.absoluteSeconds})
           from moment
-          returning user_id, created_at, idle_expires_at, absolute_expires_at
+          returning user_id, created_at, idle_expires_at, absolute_expires_at, created_at as read_at
         `.execute(db)
         const [row] = rows
         if (row === undefined) throw new Error('an insert returned no row')
@@ -68,8 +68,9 @@ export function createSessionStore(db: Kysely<Tables>): SessionStore {
             returning s.idle_expires_at
           )
           select live.user_id, live.created_at, live.absolute_expires_at,
-            coalesce((select idle_expires_at from slid), live.idle_expires_at) as idle_expires_at
-          from live
+            coalesce((select idle_expires_at from slid), live.idle_expires_at) as idle_expires_at,
+            moment.now as read_at
+          from live, moment
         `.execute(db)
         const [row] = rows
         return row === undefined ? undefined : sessionOf(row)
@@ -114,6 +115,7 @@ interface SessionRow {
   created_at: Date
   idle_expires_at: Date
   absolute_expires_at: Date
+  read_at: Date
 }
 
 function sessionOf(row: SessionRow): Session {
@@ -122,5 +124,8 @@ function sessionOf(row: SessionRow): Session {
     createdAt: row.created_at,
     idleExpiresAt: row.idle_expires_at,
     absoluteExpiresAt: row.absolute_expires_at,
+    lifeLeftMs:
+      Math.min(row.idle_expires_at.getTime(), row.absolute_expires_at.getTime()) -
+      row.read_at.getTime(),
   }
 }
