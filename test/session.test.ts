@@ -476,7 +476,7 @@ t.test('a session in memory ends with its life, however long it is trusted', asy
   for (;;) {
     const askedAt = Date.now()
     if ((await browser.fetch('/auth/session')).status !== 200) break
-    t.ok(askedAt <= ends, 'never served after its end')
+    if (!t.ok(askedAt <= ends, 'never served after its end')) break
     await new Promise((resolve) => setTimeout(resolve, 20))
   }
 })
@@ -534,7 +534,7 @@ t.test('however a session ends, it is over on another replica within the trust',
     for (;;) {
       const askedAtMs = performance.now()
       if ((await replica.fetch('/auth/session', { headers })).status === 401) break
-      t.ok(askedAtMs < endedAtMs + trustMs, way)
+      if (!t.ok(askedAtMs < endedAtMs + trustMs, way)) break
     }
   }
 })
