@@ -42,9 +42,11 @@ export async function expireEvents(
   { audit, auditEvents, log }: Pick<Ports, 'auditEvents' | 'log'> & { audit: AuditRecord },
   keys: ChainKeys,
   days: number,
+  stopping?: AbortSignal,
 ): Promise<number> {
   let expired = 0
   for (;;) {
+    if (stopping?.aborted === true) return expired
     const { before, chainIds } = await auditEvents.findDue(days)
     const cuts: Prefix[] = []
     for (const chainId of chainIds) {

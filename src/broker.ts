@@ -196,10 +196,15 @@ export async function startBroker(
     const auditRetention = startPeriodic(ports, {
       intervalSeconds: AUDIT_RETENTION_SECONDS,
       event: 'audit_retention_failed',
-      work: async () =>
+      work: async (stopping) =>
         config.auditRetentionDays === 0
           ? 0
-          : expireEvents({ audit, auditEvents, log }, chainKeys, config.auditRetentionDays),
+          : expireEvents(
+              { audit, auditEvents, log },
+              chainKeys,
+              config.auditRetentionDays,
+              stopping,
+            ),
     })
     closing.push(() => auditRetention.stop())
     const revoker = createRevoker(ports)
@@ -214,7 +219,7 @@ export async function startBroker(
     const keepingAlive = startPeriodic(ports, {
       intervalSeconds: KEEP_ALIVE_SECONDS,
       event: 'keep_alive_failed',
-      work: async () => (held ? 0 : keepAlive(ports, refresher)),
+      work: async (stopping) => (held ? 0 : keepAlive(ports, refresher, stopping)),
     })
     closing.push(() => keepingAlive.stop())
     const warning = startPeriodic(ports, {
@@ -234,7 +239,7 @@ export async function startBroker(
     const importing = startPeriodic(ports, {
       intervalSeconds: config.refresh.antiEntropySeconds,
       event: 'import_resume_failed',
-      work: async () => (held ? 0 : importer.resume()),
+      work: async (stopping) => (held ? 0 : importer.resume(stopping)),
     })
     closing.push(() => importing.stop())
     const accessTokens = createAccessTokens(ports, refresher, {
@@ -305,6 +310,8 @@ export async function startBroker(
         draining: async () => (draining ? 'shutting down' : undefined),
       },
     })
+    // From here nobody is waiting for a token any more, so none is presented.
+    closing.push(async () => void refresher.stop())
     closing.push(() => Promise.all([publicApp.close(), internalApp.close()]))
     const publicPort = await listen(publicApp, config.public)
     const internalPort = await listen(internalApp, config.internal)
@@ -326,6 +333,8 @@ export async function startBroker(
           const awake = setInterval(() => undefined, 1_000)
           draining = true
           log.info('broker_stopping')
+          // What nobody waits for presents no token from now on. Each is waited for below.
+          for (const unasked of [keepingAlive, importing, recovery]) void unasked.stop()
           await clock.sleep(config.shutdownListenSeconds * 1000)
           await closeAll()
           clearInterval(awake)
@@ -406,12 +415,19 @@ async function findUnusableKeys(
 
 /** Sweeps until nothing is left that can be swept: a flood must not outgrow the broom. */
 async function sweepAll(sweeps: ReadonlyArray<() => Promise<number>>): Promise<void> {
+  const failures: unknown[] = []
   for (const sweep of sweeps) {
-    let swept: number
-    do {
-      swept = await sweep()
-    } while (swept >= SWEEP_ROWS_MAX)
+    try {
+      let swept: number
+      do {
+        swept = await sweep()
+      } while (swept >= SWEEP_ROWS_MAX)
+    } catch (error) {
+      // One that cannot be swept must not keep the others from it.
+      failures.push(error)
+    }
   }
+  if (failures.length > 0) throw failures[0]
 }
 
 async function listen(app: App, { host, port }: ListenerSettings): Promise<number> {

@@ -48,14 +48,22 @@ export async function connectGrant(
   const { user, tokens } = connection
   const loginId = randomUUID()
   let inDoubt = false
+  /** Generation that a round of unknown end was to replace. */
+  let tried: number | undefined
   try {
     await patiently(ports.clock, async () => {
       const row = await ports.grants.find(user)
       // An earlier round was stored, and only its answer was lost.
       if (row?.loginId === loginId) return
+      if (inDoubt && (row?.generation ?? 0) !== tried) {
+        // That round may have been stored, and a newer login have replaced it and queued its token: this one comes late.
+        inDoubt = false
+        throw new BrokerError('authorization_failed', SUPERSEDED)
+      }
       refuseOtherAccount(row, connection)
       const grant = sealNewGrant(ports, connection, loginId, row)
       inDoubt = true
+      tried = grant.replaces
       if (await ports.grants.connect(grant)) return
       inDoubt = false
       throw movedOn()
@@ -66,6 +74,9 @@ export async function connectGrant(
     throw error
   }
 }
+
+const SUPERSEDED =
+  'A newer login of this user was completed meanwhile, and stays. Nothing is to be done.'
 
 /** Does work for a login, and again while it fails for a passing reason, for as long as any caller is kept waiting. */
 export async function patiently(clock: Clock, work: () => Promise<void>): Promise<void> {

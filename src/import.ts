@@ -22,7 +22,7 @@ export interface Importer {
    */
   takeOver(request: { user: UserKey; refreshToken: string; obtainedAt: Date }): Promise<Grant>
   /** Goes on with imports that a crash or an outage interrupted; returns how many there were. */
-  resume(): Promise<number>
+  resume(stopping?: AbortSignal): Promise<number>
 }
 
 /** Imports that one round goes on with. */
@@ -158,9 +158,10 @@ export function createImporter(
 
   return {
     takeOver,
-    async resume() {
+    async resume(stopping) {
       const unfinished = await imports.findUnfinished(RESUME_MAX)
       for (const entry of unfinished) {
+        if (stopping?.aborted === true) break
         try {
           await goOn(entry)
         } catch (error) {

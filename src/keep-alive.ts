@@ -7,13 +7,18 @@ import type { Refresher } from './refresh.ts'
 /** Grants of one round. With a round a minute: 14,400 a day at most, one at a time. */
 const GRANTS_A_ROUND = 10
 
-/** Refreshes a few grants that are due, one after the other; returns how many were refreshed. Safe on every replica. */
+/**
+ * Refreshes a few grants that are due, one after the other, until the signal fires; returns how many were refreshed. Safe
+ * on every replica.
+ */
 export async function keepAlive(
   ports: Pick<Ports, 'log' | 'grants'>,
   refresher: Refresher,
+  stopping?: AbortSignal,
 ): Promise<number> {
   let refreshed = 0
   for (const grant of await ports.grants.findKeepAliveDue(GRANTS_A_ROUND)) {
+    if (stopping?.aborted === true) break
     try {
       await refresher.refresh(grant, 'keep_alive')
       refreshed += 1

@@ -5,6 +5,7 @@ import { BrokerError, grantNotFound } from './errors.ts'
 import {
   accessTokenLifeSeconds,
   accessTokenSecondsLeft,
+  fingerprintOf,
   grantSealContext,
   type ServableGrant,
 } from './grant.ts'
@@ -34,11 +35,20 @@ export function openLiveToken(
   const { accessToken } = grant
   const secondsLeft = accessTokenSecondsLeft(grant)
   if (accessToken === null || secondsLeft <= 0) return undefined
+  const opened = sealer.open(grantSealContext('access_token_sealed', grant), accessToken.sealed)
+  const fingerprint = fingerprintOf(opened)
+  // The column is in clear, and what is kept and recorded by it must be of this token.
+  if (fingerprint !== accessToken.fingerprint) {
+    throw new BrokerError(
+      'integrity_failure',
+      'The value stored in grants.access_token_fingerprint is not of the access token beside it.',
+    )
+  }
   return {
     loginId: grant.loginId,
     generation: grant.generation,
-    accessToken: sealer.open(grantSealContext('access_token_sealed', grant), accessToken.sealed),
-    fingerprint: accessToken.fingerprint,
+    accessToken: opened,
+    fingerprint,
     scope: grant.scope,
     expiresAt: accessToken.expiresAt,
     lifeSeconds: accessTokenLifeSeconds(grant),

@@ -17,7 +17,8 @@ export function startPeriodic(
     intervalSeconds: number
     retrySeconds?: number
     event: string
-    work: () => Promise<unknown>
+    /** The signal fires when it is to be stopped: work of many parts looks at it between two of them. */
+    work: (stopping: AbortSignal) => Promise<unknown>
   },
 ): Periodic {
   const stopping = new AbortController()
@@ -25,7 +26,7 @@ export function startPeriodic(
     while (!stopping.signal.aborted) {
       let pauseSeconds = periodic.intervalSeconds
       try {
-        await periodic.work()
+        await periodic.work(stopping.signal)
       } catch (error) {
         ports.log.warn(periodic.event, { error })
         pauseSeconds = periodic.retrySeconds ?? pauseSeconds

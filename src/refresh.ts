@@ -192,6 +192,8 @@ export function createRefresher(
 
   /** Write-ahead intent: undefined when the row is not ours to arm now. */
   async function arm(grant: Grant, cause: RefreshCause): Promise<Attempt | undefined> {
+    // It may have waited long for its turn: what is presented now may not be answered before the process is killed.
+    if (stopping.signal.aborted) throw unavailable('The broker is stopping.', 1)
     const context = grantSealContext('refresh_token_sealed', grant)
     // Opened before arming: a value that fails its integrity check leaves no trace and reaches nobody.
     const refreshToken = sealer.open(context, mustBeSealed(grant))
@@ -475,7 +477,7 @@ export function createRefresher(
         log.debug('refresh_recovery_failed', { user: grant.user, error })
       }
     }
-    recovering.delete(grant.user)
+    if (recovering.get(grant.user) === loop) recovering.delete(grant.user)
   }
 
   /** Whether it is still for this replica to find out what became of the token. */

@@ -15,6 +15,7 @@ import {
 import { type Secret } from './secret.ts'
 import { sendOnce, type SendResult } from './send-once.ts'
 import { readRetryAfter } from './token-answer.ts'
+import { createUpstreamLookup } from './upstream-address.ts'
 
 /** Of one replica: one receiver that hangs must not fill the process with waiting requests. */
 const CONCURRENCY = 8
@@ -79,6 +80,8 @@ export function createWebhookSender(
 ): QueueWorker {
   const { clock, log, outbox } = ports
   const timeoutMs = settings.timeoutSeconds * 1000
+  // The operator's own receiver is mostly in the same network, and it is not given a token.
+  const lookup = createUpstreamLookup({ allowPrivate: true })
 
   async function deliver({ event, sendBeforeMs }: Taken): Promise<void> {
     const { eventId: id, user } = event
@@ -98,6 +101,7 @@ export function createWebhookSender(
         body,
       },
       { sendBeforeMs, deadlineMs: clock.monotonicMs() + timeoutMs },
+      lookup,
     )
     const status = 'status' in sent ? sent.status : undefined
     if (status !== undefined && status >= 200 && status < 300) {

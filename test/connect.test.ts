@@ -501,3 +501,31 @@ function digest(text: string): string {
 function jwt(payload: unknown): string {
   return `e30.${Buffer.from(JSON.stringify(payload)).toString('base64url')}.c2ln`
 }
+
+t.test('a login whose stored answer was lost does not come back over a newer one', async (t) => {
+  const { scene, engine } = await start(t)
+  const { grants } = engine.ports
+  let lost = false
+  const unlucky = await scene.startEngine({
+    replica: 'unlucky',
+    replace: {
+      grants: {
+        ...grants,
+        async connect(grant) {
+          const placed = await grants.connect(grant)
+          if (lost) return placed
+          lost = true
+          await scene.connect(engine, 'alice')
+          throw new BrokerError('temporarily_unavailable', 'The connection was lost.')
+        },
+      },
+    },
+  })
+  await t.rejects(scene.connect(unlucky, 'alice'), { code: 'authorization_failed' })
+  const user = parseUserKey('alice') as UserKey
+  t.equal((await scene.grantOf(engine, user)).generation, 2, 'the newer login stays')
+  const revoker = createRevoker(engine.ports)
+  while ((await revoker.runOnce()) > 0);
+  const kept = await scene.storedRefreshToken(engine, user)
+  t.ok(await scene.lookAlike.acceptsRefreshToken(kept), 'and is not revoked')
+})

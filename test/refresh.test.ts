@@ -519,3 +519,51 @@ t.test('both expiries are three calendar years from rotation and from login', as
   t.ok(Math.abs(rollingExpiresAt.getTime() - plusThreeYears(rotatedAt).getTime()) < 1_000)
   t.ok(Math.abs(absoluteExpiresAt.getTime() - plusThreeYears(authenticatedAt).getTime()) < 1_000)
 })
+
+t.test('a refresh that waits for its turn while the broker stops presents nothing', async (t) => {
+  const scene = await setScene(t)
+  const engine = await scene.startEngine({ refresh: { concurrency: 1 } })
+  const first = await scene.connect(engine, 'acme-1')
+  const second = await scene.connect(engine, 'acme-2')
+  for (const user of [first, second]) await scene.expire(user)
+  const gate = Promise.withResolvers<void>()
+  scene.lookAlike.faults.push({
+    endpoint: 'token',
+    grantType: 'refresh_token',
+    kind: 'delay',
+    when: 'after',
+    until: gate.promise,
+  })
+  const one = engine.accessTokens.fresh(first)
+  while (scene.refreshes().length === 0) await delay(10)
+  const two = problemOf(engine.accessTokens.fresh(second))
+  while (engine.refresher.inFlight() < 2) await delay(10)
+  const stopped = engine.refresher.stop()
+  gate.resolve()
+  await one
+  t.equal(await two, 'temporarily_unavailable')
+  await stopped
+  t.equal(scene.refreshes().length, 1)
+  t.same(await ledger(scene, second), [], 'it was not armed either')
+  for (const user of [first, second]) t.ok(await isAlive(scene, engine, user))
+})
+
+t.test('a token is not served under the fingerprint of another', async (t) => {
+  const scene = await setScene(t)
+  const engine = await scene.startEngine()
+  const user = await scene.connect(engine, 'acme-1')
+  const other = await scene.connect(engine, 'acme-2')
+  const { fingerprint } = await engine.accessTokens.fresh(user)
+  const swap = (to: string) =>
+    scene.database.pool.query(
+      'update grants set access_token_fingerprint = $2 where user_id = $1',
+      [user, to],
+    )
+  await swap((await engine.accessTokens.fresh(other)).fingerprint)
+  engine.accessTokens.forget(user)
+  t.equal(await problemOf(engine.accessTokens.fresh(user)), 'integrity_failure')
+  t.equal((await scene.grantOf(engine, user)).state, 'active')
+  await swap(fingerprint)
+  t.equal(await problemOf(engine.accessTokens.fresh(user)), 'none', 'swapping back heals')
+  t.equal(scene.refreshes().length, 0)
+})

@@ -7,6 +7,7 @@ import type { FreshToken } from '../access-token.ts'
 const KEPT_MAX = 5_000
 
 interface Kept {
+  accessToken: string
   scope: string
   expiresAtMs: number
   /** What stands before the seconds, and after them. */
@@ -31,14 +32,19 @@ export function createAccessTokenJson(): (token: FreshToken) => string {
   }
 }
 
-/** A fingerprint stands for a token, and not for its scope and its end. */
-function isOf({ scope, expiresAtMs }: Kept, token: FreshToken): boolean {
-  return scope === token.scope && expiresAtMs === token.expiresAt.getTime()
+/** A fingerprint stands for a token, and not for its scope and its end; and nothing is served on its word alone. */
+function isOf({ accessToken, scope, expiresAtMs }: Kept, token: FreshToken): boolean {
+  return (
+    accessToken === token.accessToken &&
+    scope === token.scope &&
+    expiresAtMs === token.expiresAt.getTime()
+  )
 }
 
 function textAround({ accessToken, scope, expiresAt, fingerprint }: FreshToken): Kept {
   const end = expiresAt.toISOString()
   return {
+    accessToken,
     scope,
     expiresAtMs: expiresAt.getTime(),
     before: `{"access_token":${quoted(accessToken)},"token_type":"Bearer","expires_in":`,

@@ -3,8 +3,8 @@
 
 import Type from 'typebox'
 import { openConnectLink } from '../connect-link.ts'
-import { LOGIN_LIFETIME_SECONDS, type LoginSettings } from '../login.ts'
-import { startSession } from '../pending-grant.ts'
+import type { LoginSettings } from '../login.ts'
+import { CONFIRMABLE_SECONDS, startSession } from '../pending-grant.ts'
 import type { Ports } from '../ports.ts'
 import type { Revoker } from '../revocation.ts'
 import type { App } from './app.ts'
@@ -58,7 +58,7 @@ export function registerConnectRoutes(app: App, parts: ConnectRouteParts): void 
       const requestId = request.id
       ports.log.info('connect_link_opened', { requestId, user })
       ports.audit.record({ action: 'connect_link_used', actor: 'anyone', user, requestId })
-      setLoginCookie(reply, begun.browserBinding, LOGIN_LIFETIME_SECONDS)
+      setLoginCookie(reply, begun.browserBinding, CONFIRMABLE_SECONDS)
       return reply.header('cache-control', 'no-store').redirect(begun.location, 302)
     },
   )

@@ -3,7 +3,7 @@
 
 import Type from 'typebox'
 import type { AccessTokens } from '../access-token.ts'
-import { beginLogin, completeLogin, LOGIN_LIFETIME_SECONDS, type LoginSettings } from '../login.ts'
+import { beginLogin, completeLogin, type LoginSettings } from '../login.ts'
 import { CONFIRMABLE_SECONDS } from '../pending-grant.ts'
 import type { Ports } from '../ports.ts'
 import { DONE_PATH } from '../return-to.ts'
@@ -61,7 +61,8 @@ export function registerLoginRoutes(app: App, parts: LoginRouteParts): void {
       browserBinding: readCookie(request.headers, LOGIN_COOKIE),
       sessionToken: readCookie(request.headers, SESSION_COOKIE),
     })
-    setLoginCookie(reply, begun.browserBinding, LOGIN_LIFETIME_SECONDS)
+    // A connection of this browser may wait for its confirmation, and keeps its cookie.
+    setLoginCookie(reply, begun.browserBinding, CONFIRMABLE_SECONDS)
     return reply.header('cache-control', 'no-store').redirect(begun.location, 302)
   })
 

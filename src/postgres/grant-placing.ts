@@ -77,6 +77,8 @@ export function createGrantPlacing(
             returning ${EVENT_COLUMNS}
           ), told as (${writeEvents(events, { changed: 'placed', type: sql`'grant.disconnected'` })}), ended as (
             delete from sessions where user_id = ${user} and exists (select 1 from placed)
+          ), unused as (
+            delete from session_tickets where user_id = ${user} and exists (select 1 from placed)
           ), queued as (${queueRevocation(revocation)})
           select 1 from placed`.execute(db)
         return rows.length > 0

@@ -61,7 +61,7 @@ export function createGrantUpkeep(
       throughDatabase(async () => {
         const { rows } = await sql<ExpiryWarning>`
           with near as (
-            select user_id as near_user,
+            select user_id as near_user, login_id as near_login,
               case
                 when least(rolling_expires_at, absolute_expires_at) <= ${now} + interval '7 days' then 7
                 when least(rolling_expires_at, absolute_expires_at) <= ${now} + interval '30 days' then 30
@@ -73,7 +73,8 @@ export function createGrantUpkeep(
           ), warned as (
             update grants g set expiry_warned_days = near.within_days
             from near
-            where g.user_id = near.near_user
+            -- A login of this moment begins anew.
+            where g.user_id = near.near_user and g.login_id = near.near_login
               and (g.expiry_warned_days is null or g.expiry_warned_days > near.within_days)
             returning ${EVENT_COLUMNS}, expiry_warned_days
           ), told as (${writeEvents(events, {

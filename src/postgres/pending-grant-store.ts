@@ -101,7 +101,9 @@ function dropped(condition: RawBuilder<unknown>): RawBuilder<unknown> {
     queued as (
       insert into revocations (revocation_id, user_id, token_sealed, key_id)
       select revocation_id, user_id, revocation_token_sealed, key_id from dropped
-      where revocation_id is not null)`
+      where revocation_id is not null
+      -- Placed again after a lost answer, it may have been dropped before.
+      on conflict (revocation_id) do nothing)`
 }
 
 type PendingGrantRow = Selectable<Tables['pending_grants']> & { read_at: Date }

@@ -88,11 +88,11 @@ export function createSessionStore(db: Kysely<Tables>): SessionStore {
 
     endAll: (user) =>
       throughDatabase(async () => {
-        const ended = await db
-          .deleteFrom('sessions')
-          .where('user_id', '=', user)
-          .executeTakeFirstOrThrow()
-        return Number(ended.numDeletedRows)
+        // And what would begin one: the ticket of a connection that has just been confirmed.
+        const { rows } = await sql`
+          with unused as (delete from session_tickets where user_id = ${user})
+          delete from sessions where user_id = ${user} returning 1`.execute(db)
+        return rows.length
       }),
 
     sweep: () =>
