@@ -747,3 +747,44 @@ t.test('the type of every problem leads to a page that explains it', async (t) =
   t.match(problemOf(unknown), { status: 404, code: 'not_found' })
   t.notMatch(unknown.body, /<script>/)
 })
+
+t.test('every kind of answer has the fields that all must have', async (t) => {
+  const { internalApp, credentials } = await buildListeners(t, { callers: CALLERS })
+  const authorization = credentials['everything']?.authorization ?? ''
+  const asked: ReadonlyArray<readonly [status: number, ask: InjectOptions]> = [
+    [200, { url: '/livez' }],
+    [200, { url: '/readyz' }],
+    [200, { url: '/docs' }],
+    [200, { url: '/openapi.yaml' }],
+    [200, { url: '/openapi.json' }],
+    [200, { url: '/problems/not_found' }],
+    [404, { url: '/problems/none' }],
+    [404, { url: '/nowhere' }],
+    [405, { url: '/v1/grants', method: 'PUT' }],
+    [401, { url: '/v1/grants' }],
+    [400, { url: '/v1/users/a%20b/grant', headers: { authorization } }],
+    [404, { url: '/v1/users/nobody/grant', headers: { authorization } }],
+    [200, { url: '/v1/grants', headers: { authorization } }],
+  ]
+  for (const [status, ask] of asked) {
+    const { statusCode, headers } = await internalApp.inject(ask)
+    const what = `${ask.method ?? 'GET'} ${String(ask.url)}`
+    t.equal(statusCode, status, what)
+    t.match(
+      headers,
+      {
+        'content-security-policy': /default-src 'none'.*frame-ancestors 'none'/,
+        'x-content-type-options': 'nosniff',
+        'referrer-policy': 'no-referrer',
+        'cross-origin-resource-policy': 'same-origin',
+        'cross-origin-opener-policy': 'same-origin',
+      },
+      what,
+    )
+    for (const name of ['server', 'x-powered-by', 'set-cookie', 'access-control-allow-origin']) {
+      t.notOk(name in headers, `${what} has no ${name}`)
+    }
+    if (status === 405) t.match(headers.allow, /^[A-Z, ]+$/)
+    if (status >= 400) t.equal(headers['cache-control'], 'no-store', what)
+  }
+})
