@@ -751,7 +751,7 @@ t.test('the type of every problem leads to a page that explains it', async (t) =
 t.test('every kind of answer has the fields that all must have', async (t) => {
   const { internalApp, credentials } = await buildListeners(t, { callers: CALLERS })
   const authorization = credentials['everything']?.authorization ?? ''
-  const asked: ReadonlyArray<readonly [status: number, ask: InjectOptions]> = [
+  const asked: ReadonlyArray<readonly [status: number, ask: InjectOptions & { url: string }]> = [
     [200, { url: '/livez' }],
     [200, { url: '/readyz' }],
     [200, { url: '/docs' }],
@@ -768,7 +768,7 @@ t.test('every kind of answer has the fields that all must have', async (t) => {
   ]
   for (const [status, ask] of asked) {
     const { statusCode, headers } = await internalApp.inject(ask)
-    const what = `${ask.method ?? 'GET'} ${String(ask.url)}`
+    const what = `${ask.method ?? 'GET'} ${ask.url}`
     t.equal(statusCode, status, what)
     t.match(
       headers,
