@@ -129,6 +129,9 @@ const ONCE_BROKEN: ReadonlyArray<readonly [seed: number, met: string, profile?: 
     [83497, 'a caller told of a verdict that a late success had overtaken'],
     [74166, 'a loss told as the doing of the user, when a refusal arrived after a later attempt'],
     [752, 'a take-over from an owner that was back and had not drained its spool', RESTARTS],
+    [6713, 'a late heartbeat of a dead boot that undid what the living one had said of its spool'],
+    [27, 'a failover that lost a commit whose spool entry could not be written'],
+    [2217, 'a process that woke after a failover, and armed before it had brought back its own'],
     [1924, 'a late word of a dead boot that made the living one look gone', RESTARTS],
   ]
 for (const [seed, met, profile = {}] of ONCE_BROKEN) {

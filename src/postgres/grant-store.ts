@@ -58,11 +58,15 @@ export function createGrantStore(
 
   /**
    * A server that has taken another's place may lack the last commits: the row a successor, or an attempt that is under
-   * way. So nobody arms until all who may hold such a thing have brought it back, or are gone.
+   * way. So nobody arms until all who may hold such a thing have brought it back, or are gone; nor before having brought
+   * back its own, however late.
    */
-  const nothingIsMissing = sql`exists (
+  const nothingIsMissing = (replica: string) => sql`exists (
     select 1 from deployment d
     where d.server_started_at = pg_postmaster_start_time()
+      and not exists (
+        select 1 from replicas r
+        where r.name = ${replica} and r.restored_on <> d.server_started_at)
       and (d.server_noticed_at < ${now} - ${seconds(settings.zombieWaitSeconds)} or not exists (
         select 1 from replicas r
         where r.restored_on <> d.server_started_at
@@ -106,7 +110,7 @@ export function createGrantStore(
               and g.generation = ${request.generation} and g.state = 'active'
               and (g.next_retry_at is null or g.next_retry_at <= ${now})
               and (g.phase = 'idle' or ${takeOverAllowed(request.replica, request.boot)})
-              and ${nothingIsMissing}
+              and ${nothingIsMissing(request.replica)}
             returning g.armed_at
           ), entry as (
             insert into refresh_attempts

@@ -110,7 +110,7 @@ export function createSimulatedDatabase(settings: GrantStoreSettings, nowMs: () 
         row.state !== 'active' ||
         (row.nextRetryAt !== null && row.nextRetryAt.getTime() > now) ||
         (row.phase === 'armed' && !takeOverAllowed(row, request.replica, request.boot)) ||
-        isSomethingMissing()
+        isSomethingMissing(request.replica)
       ) {
         return undefined
       }
@@ -408,9 +408,11 @@ export function createSimulatedDatabase(settings: GrantStoreSettings, nowMs: () 
     return leaseOver && !ownerMayBringIt && steady
   }
 
-  function isSomethingMissing(): boolean {
+  function isSomethingMissing(replica: string): boolean {
     const now = nowMs()
     if (server.startedAtMs !== database.startedAtMs) return true
+    const own = replicas.get(replica)
+    if (own !== undefined && own.restoredOn !== server.startedAtMs) return true
     if (server.noticedAtMs < now - settings.zombieWaitSeconds * 1000) return false
     const staleMs = settings.heartbeatStaleSeconds * 1000
     const aliveAtMs = (server.noticedAtMs > now - staleMs ? server.leftAtMs : now) - staleMs

@@ -129,6 +129,7 @@ export async function simulate(seed: number, options: SimulationOptions = {}): P
     if (!chance.chance(profile.restarts)) return
     const afterMs = chance.chance(0.5) ? chance.between(50, 3_000) : chance.between(3_000, 150_000)
     scheduler.after(afterMs, () => {
+      if (gone.has(life.replica)) return
       if (replicas.get(life.replica)?.life.dead === true) start(life.replica)
     })
   }
@@ -396,6 +397,7 @@ function isFinal(error: BrokerError): boolean {
 }
 
 function onlyPassing(error: unknown): undefined {
-  if (error instanceof BrokerError && error.code === 'temporarily_unavailable') return undefined
+  const passing = ['temporarily_unavailable', 'authorization_failed']
+  if (error instanceof BrokerError && passing.includes(error.code)) return undefined
   throw error
 }

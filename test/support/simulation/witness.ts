@@ -191,6 +191,11 @@ export function createWitness(nowMs: () => number, trace: ((line: string) => voi
     const now = nowMs()
     const boot = world.database.replicas.get(owner.replica)?.boot
     if (owner.dead && boot !== owner.boot && !hasEntryAfter(owner.replica, before)) return
+    if (owner.dead && boot !== owner.boot && failedOverAtMs > -Infinity) {
+      // The row may be that of an earlier attempt; whether anybody present holds more is judged above.
+      takenOver.add(token)
+      return
+    }
     const successor = world.running(owner.replica)
     const armedAtMs = world.database.attempts.get(before.attemptId ?? '')?.armedAtMs ?? 0
     const inTime = EPOCH_MS + now - armedAtMs <= world.zombieWaitSeconds * 1000
@@ -337,7 +342,8 @@ export function createWitness(nowMs: () => number, trace: ((line: string) => voi
       const { unknownBefore } = world.database.evidence(row.user, row.loginId, row.generation)
       if (unknownBefore) doubted.add(token)
       if (refused === 0) violate('verdict', 'the server never refused the token', life)
-      else if (refused < 2 && !unknownBefore)
+      // What the ledger said when the verdict was reached may be gone.
+      else if (refused < 2 && !unknownBefore && failedOverAtMs === -Infinity)
         violate('verdict', 'the refusal was not confirmed', life)
     },
 
