@@ -26,12 +26,10 @@ export const AUDIT_ACTIONS = {
   login_completed: 'single',
   logged_out: 'single',
   sessions_ended: 'single',
-  grant_connected: 'single',
   grant_disconnected: 'single',
   grant_imported: 'single',
   import_refused: 'single',
   grant_condemned: 'single',
-  grant_recovered: 'single',
   connect_link_made: 'single',
   connect_link_used: 'single',
   grant_confirmed: 'single',
@@ -43,7 +41,6 @@ export const AUDIT_ACTIONS = {
   database_accepted: 'single',
   database_not_accepted: 'single',
   encryption_key_unusable: 'single',
-  keys_rotated: 'single',
   callers_loaded: 'single',
   callers_refused: 'single',
   caller_key_added: 'single',
@@ -85,7 +82,7 @@ export interface AuditDetails {
   keyId?: string
   keyIds?: readonly string[]
   version?: string
-  /** Names of the settings that were given, never a value. */
+  /** Settings that security rests on, the values of closed lists, and whether the others are set. */
   settings?: readonly string[]
   /** Of another event of this kind: the webhook, the link, the import. */
   id?: string

@@ -5,6 +5,8 @@ import { randomUUID } from 'node:crypto'
 import { createAccessTokens } from './access-token.ts'
 import { createAntiEntropy } from './anti-entropy.ts'
 import { createAudit } from './audit.ts'
+import type { AuditDetails } from './audit-event.ts'
+import { createAuditedLog } from './audited-log.ts'
 import { expireEvents, noteHeads } from './audit-upkeep.ts'
 import { createCallers } from './callers.ts'
 import { systemClock } from './clock.ts'
@@ -113,11 +115,14 @@ export async function startBroker(
     const chainKeys = createChainKeys(config.encryptionKeys, deploymentId)
     const audit = createAudit({ clock, log, auditEvents }, chainKeys, identity)
     // Before the database alone: whatever ends after it may still have something to say.
-    closing.push(() => audit.close())
+    closing.push(async () => {
+      audit.record({ action: 'broker_stopped', actor: 'broker' })
+      await audit.close()
+    })
     const lookup = createUpstreamLookup({ allowPrivate: config.allowPrivateUpstreams })
     const ports: Ports = wrapPorts({
       clock,
-      log,
+      log: createAuditedLog(log, audit),
       audit,
       auditEvents,
       sealer,
@@ -144,7 +149,7 @@ export async function startBroker(
     })
     // A copy, or a restored database: whoever else uses its tokens would lose them to us, or we to them.
     const held = (await claimDatabase(database)) === 'another'
-    if (held) log.error('database_not_accepted', { reason: 'run: broker accept-database' })
+    if (held) ports.log.error('database_not_accepted', { reason: 'run: broker accept-database' })
     const unsafe = await findUnsafeSettings(database)
     if (unsafe.length > 0) log.error('database_may_forget', { reason: `${unsafe.join(', ')} off` })
     const unusableKeys = await findUnusableKeys(database, ports)
@@ -316,6 +321,7 @@ export async function startBroker(
     const publicPort = await listen(publicApp, config.public)
     const internalPort = await listen(internalApp, config.internal)
     log.info('broker_started', { port: publicPort })
+    audit.record({ action: 'broker_started', actor: 'broker', details: configurationOf(config) })
     if (config.pagero.pkce === 'off') {
       log.warn('pkce_is_off', {
         setting: 'PAGERO_PKCE',
@@ -346,6 +352,30 @@ export async function startBroker(
   } catch (error) {
     await closeAll()
     throw error
+  }
+}
+
+/** The settings that security rests on: none of them a secret, nor a text. */
+function configurationOf(config: Config): AuditDetails {
+  const { pagero } = config
+  const isSet = (value: unknown): string => (value === undefined ? 'unset' : 'set')
+  return {
+    keyIds: config.encryptionKeys.map(({ keyId }) => keyId),
+    settings: [
+      `PAGERO_PKCE=${pagero.pkce}`,
+      `PAGERO_CLIENT_AUTH=${pagero.clientAuth}`,
+      `PAGERO_ISSUER ${isSet(pagero.issuer)}`,
+      `PAGERO_JWKS_URL ${isSet(pagero.jwksUrl)}`,
+      `PAGERO_CLIENT_SECRET_NEXT ${isSet(pagero.clientSecretNext)}`,
+      `CALLERS_FILE ${isSet(config.callersFile)}`,
+      `WEBHOOK_URL ${isSet(config.webhooks)}`,
+      `ALLOWED_ORIGINS ${config.allowedOrigins.length}`,
+      `TRUSTED_PROXIES ${config.trustedProxies.length}`,
+      `ALLOW_PRIVATE_UPSTREAMS=${config.allowPrivateUpstreams}`,
+      `ALLOW_UNSAFE_DATABASE=${config.allowUnsafeDatabase}`,
+      `AUDIT_RETENTION_DAYS=${config.auditRetentionDays}`,
+      `LOG_LEVEL=${config.logLevel}`,
+    ],
   }
 }
 

@@ -112,9 +112,15 @@ export async function createCallers(
     for (const one of followed.keys()) found.set(one, await versionOf(one))
     if ([...found].every(([one, version]) => followed.get(one) === version)) return
     const keyFiles = new Map<string, string>()
+    const before = loaded.keys
     try {
       const count = await load(path, keyFiles)
       invalid = undefined
+      const { keys } = loaded
+      for (const id of keys.keys()) if (!before.has(id)) log.info('caller_key_added', { keyId: id })
+      for (const id of before.keys()) {
+        if (!keys.has(id)) log.info('caller_key_removed', { keyId: id })
+      }
       if (loaded.problem === undefined) log.info('callers_file_loaded', { count })
       else log.error('callers_file_invalid', { setting: 'CALLERS_FILE', reason: loaded.problem })
       // A key file that is not named any more is let go.

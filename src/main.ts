@@ -2,7 +2,7 @@
 // The command line, and the only file of the product that touches `process`. It reads the settings, starts what was
 // asked for, and ends it in order.
 
-import { randomBytes } from 'node:crypto'
+import { randomBytes, randomUUID } from 'node:crypto'
 import { parseArgs } from 'node:util'
 import closeWithGrace from 'close-with-grace'
 import { startBroker } from './broker.ts'
@@ -10,7 +10,10 @@ import { BrokerError } from './errors.ts'
 import { addCaller, addKey } from './add-caller.ts'
 import { type CallerEntry, parseCallers } from './callers-file.ts'
 import { checkCaller } from './check-caller.ts'
+import { createAudit } from './audit.ts'
 import { verifyAudit } from './audit-check.ts'
+import type { AuditEvent } from './audit-event.ts'
+import { systemClock } from './clock.ts'
 import { type Config, ConfigError, readConfig } from './config.ts'
 import { CRASH_POINTS, withCrashPoint } from './crash-points.ts'
 import { describeUse, findToken } from './find-token.ts'
@@ -94,10 +97,27 @@ async function migrateOnce(): Promise<void> {
 }
 
 async function acceptDatabaseOnce(): Promise<void> {
-  await withDatabase(async (database) => {
+  await withDatabase(async (database, config) => {
     await acceptDatabase(database)
+    await recordAsOperator(database, config, { action: 'database_accepted', actor: 'operator' })
     print('Accepted. Restart the replicas; they refresh again.')
   })
+}
+
+/** Puts what a command has done on record, in a chain of its own. */
+async function recordAsOperator(
+  database: Database,
+  config: Config,
+  event: AuditEvent,
+): Promise<void> {
+  const log = createLog({ level: config.logLevel, replica: config.replicaName })
+  const audit = createAudit(
+    { clock: systemClock, log, auditEvents: createAuditStore(database) },
+    createChainKeys(config.encryptionKeys, await readDeploymentId(database)),
+    { replica: config.replicaName, boot: randomUUID() },
+  )
+  audit.record(event)
+  await audit.close()
 }
 
 async function verifyAuditRecord(): Promise<void> {

@@ -570,8 +570,9 @@ export interface CredentialUseStore {
 
 export interface Audit {
   /**
-   * Puts the event on record. Never throws, never waits, costs well under a microsecond for a token handed out again:
-   * rows are written in batches, a quarter of a second later, and once more for as long as PostgreSQL is away.
+   * Puts the event on record. Never throws and never waits: rows are written in batches, a quarter of a second later, and
+   * once more for as long as PostgreSQL is away. A token handed out again within a second costs some 50 ns; the first time
+   * some 6 µs, its row included.
    */
   record(event: AuditEvent): void
 }

@@ -394,17 +394,17 @@ export function createRefresher(
   async function condemn(grant: Grant, evidence: Evidence): Promise<BrokerError> {
     const cause = causeOfDeath(evidence)
     const state = evidence.successorMayComeBack ? 'suspect' : 'reauthentication_required'
+    const given = await persist('grant_store_failed', grant.user, () =>
+      grants.condemn(grant.user, grant.generation, { state, reason: cause }),
+    )
+    // Nobody is told of a verdict that a late success, a login or the closing of the grant has overtaken.
+    if (!given) return unavailable('The grant has just changed. Ask again.', 1)
     log.warn('grant_condemned', {
       user: grant.user,
       generation: grant.generation,
       state,
       cause,
     })
-    const given = await persist('grant_store_failed', grant.user, () =>
-      grants.condemn(grant.user, grant.generation, { state, reason: cause }),
-    )
-    // Nobody is told of a verdict that a late success, a login or the closing of the grant has overtaken.
-    if (!given) return unavailable('The grant has just changed. Ask again.', 1)
     return state === 'suspect' ? suspected() : reauthenticationRequired(cause)
   }
 

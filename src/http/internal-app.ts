@@ -13,6 +13,7 @@ import { createAccessTokenJson } from './access-token-json.ts'
 import { type App, buildApp, SECURITY_HEADERS } from './app.ts'
 import { authorizeProxiedCall, CALLER, type CallerAuth } from './caller-auth.ts'
 import { registerConnectLinkRoutes } from './connect-link-routes.ts'
+import { registerAuditRoutes } from './audit-routes.ts'
 import { registerDocsRoutes } from './docs-routes.ts'
 import { FORWARD_AUTH_FIELDS, registerForwardAuthRoutes } from './forward-auth-routes.ts'
 import { registerGrantListRoute } from './grant-list-route.ts'
@@ -31,6 +32,7 @@ export interface InternalParts {
     | 'clock'
     | 'log'
     | 'audit'
+    | 'auditEvents'
     | 'sealer'
     | 'grants'
     | 'pendingGrants'
@@ -117,6 +119,7 @@ export function buildInternalApp(parts: InternalParts): Promise<App> {
       })
       registerGrantListRoute(app, { auth, ports })
       registerImportRoute(app, { auth, importer: parts.importer, ports })
+      registerAuditRoutes(app, { auth, ports })
       registerWebhookRoutes(app, { auth, ports, sender: parts.webhookSender })
       registerHealthRoutes(app, {
         clock: ports.clock,

@@ -3,7 +3,7 @@
 
 import type { FastifyError, FastifyReply, FastifyRequest } from 'fastify'
 import { BrokerError, type ProblemCode } from '../errors.ts'
-import type { Ports } from '../ports.ts'
+import type { Audit, Ports } from '../ports.ts'
 import type { Revoker } from '../revocation.ts'
 import { refuseNonNavigation } from './csrf.ts'
 import { type Page, pageResponses, sendProblemPage } from './page.ts'
@@ -28,7 +28,8 @@ export function navigationRoute(parts: {
     exposeHeadRoute: false,
     // The schemas tell what is expected, and refuse nothing.
     validatorCompiler: () => () => true,
-    onRequest: refuseOthers,
+    onRequest: (request: FastifyRequest, reply: FastifyReply) =>
+      refuseOthers(ports.audit, request, reply),
     errorHandler: (
       error: FastifyError | BrokerError,
       request: FastifyRequest,
@@ -55,9 +56,20 @@ export function navigationRoute(parts: {
 }
 
 /** No person sees the answer, so it is a problem document. */
-async function refuseOthers(request: FastifyRequest, reply: FastifyReply): Promise<void> {
+async function refuseOthers(
+  audit: Audit,
+  request: FastifyRequest,
+  reply: FastifyReply,
+): Promise<void> {
   const refusal = refuseNonNavigation(request.headers)
   if (refusal !== undefined) {
+    audit.record({
+      action: 'csrf_refused',
+      actor: 'anyone',
+      outcome: 'refused',
+      requestId: request.id,
+      details: { method: request.method, reason: refusal },
+    })
     await sendProblem(reply, request, 'public', new BrokerError('csrf_refused', refusal))
   }
 }

@@ -1,0 +1,207 @@
+// The audit record for operators, newest first, page by page: events of the users that the caller may see, and what
+// concerns no user for those who may see all.
+
+import Type from 'typebox'
+import { AUDIT_ACTIONS, type AuditAction, type AuditRow } from '../audit-event.ts'
+import { BrokerError } from '../errors.ts'
+import { parseUserKey } from '../grant.ts'
+import type { AuditFilter, Ports } from '../ports.ts'
+import type { App } from './app.ts'
+import { type CallerAuth, callerOf, requireRight } from './caller-auth.ts'
+import { CALLER_SECURITY, jsonAnswer } from './openapi.ts'
+import { problemResponses } from './problem.ts'
+
+const PAGE_SIZE = 100
+/** Keeps one answer under 500 KiB. */
+const PAGE_SIZE_MAX = 500
+const ACTIONS = Object.keys(AUDIT_ACTIONS) as AuditAction[]
+/** Instant, chain and row, as `cursorOf` joins them. */
+const CURSOR =
+  /^(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z) ([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}) (\d{1,15})$/
+
+function nullable(description: string) {
+  return Type.Unsafe<unknown>({ type: ['string', 'null'], description })
+}
+
+const AuditEventSchema = Type.Object(
+  {
+    at: Type.String({ format: 'date-time', description: 'When it happened.' }),
+    action: Type.String({ description: 'What was done.' }),
+    outcome: Type.Enum(['succeeded', 'refused', 'failed'], {
+      type: 'string',
+      description: '`refused`: by the rules of the broker. `failed`: for another reason.',
+    }),
+    actor: Type.Object(
+      {
+        kind: Type.Enum(['caller', 'session', 'operator', 'broker', 'anyone'], {
+          type: 'string',
+          description:
+            'A calling service, a browser session, a command or a file of the operator, the broker by itself, or somebody who is not authenticated.',
+        }),
+        name: nullable('Name of the caller, or user of the session.'),
+      },
+      { description: 'By whom.' },
+    ),
+    user: nullable('Whose grant it concerns.'),
+    count: Type.Integer({
+      description: 'How often: equal events that come faster than one a second are added up.',
+    }),
+    fingerprint: nullable('Fingerprint of the access token that was given out or used.'),
+    request_id: nullable('As in the log and in `X-Request-Id`; null for several requests.'),
+    details: Type.Unsafe<object>({
+      type: 'object',
+      additionalProperties: true,
+      description: 'More about it, depending on the action; never a secret.',
+    }),
+    replica: Type.String({ description: 'Which replica recorded it.' }),
+    chain: Type.String({ format: 'uuid', description: 'Chain of rows that the event is in.' }),
+    sequence: Type.Integer({ description: 'Its place there.' }),
+  },
+  { $id: 'AuditEvent', description: 'Something that was done, or tried.' },
+)
+
+const AuditEventList = Type.Object(
+  {
+    items: Type.Array(Type.Ref('AuditEvent')),
+    next: nullable('Cursor for `after`; null at the end.'),
+  },
+  { $id: 'AuditEventList' },
+)
+
+const EXAMPLE_ROW = {
+  at: '2026-11-23T12:00:00.000Z',
+  action: 'token_handed_out',
+  outcome: 'succeeded',
+  actor: { kind: 'caller', name: 'invoice-sync' },
+  user: 'alice',
+  count: 1,
+  fingerprint: 'n4bQgYhMfWWaL-qgxVrQFaO_TxsrC4Is0V1sFbDwCgg',
+  request_id: '5f0c8a52-6f0e-4f86-9a3e-7d5a3b1c2d4e',
+  details: {},
+  replica: 'broker-1',
+  chain: '0d9f7a52-6f0e-4f86-9a3e-7d5a3b1c2d4e',
+  sequence: 4711,
+}
+
+/** `GET /v1/audit-events`. */
+export function registerAuditRoutes(
+  app: App,
+  { auth, ports }: { auth: CallerAuth; ports: Pick<Ports, 'auditEvents'> },
+): void {
+  for (const schema of [AuditEventSchema, AuditEventList]) app.addSchema(schema)
+  app.get(
+    '/v1/audit-events',
+    {
+      ...requireRight(auth, 'ops:read'),
+      schema: {
+        operationId: 'listAuditEvents',
+        summary: 'Read the audit record',
+        description:
+          'Newest first, of the users that this caller may see. Events that concern no user are shown to callers whose `users` has `*`. An event is here a moment after it happened.',
+        tags: ['operations'],
+        security: CALLER_SECURITY,
+        querystring: Type.Object(
+          {
+            user: Type.Optional(
+              Type.String({
+                pattern: '^[A-Za-z0-9._~@:+-]{1,255}$',
+                description: 'Only events that concern this user.',
+                examples: ['alice'],
+              }),
+            ),
+            action: Type.Optional(
+              Type.Enum(ACTIONS, {
+                type: 'string',
+                description: 'Only this action.',
+                examples: ['token_handed_out'],
+              }),
+            ),
+            after: Type.Optional(
+              Type.String({
+                pattern: '^[A-Za-z0-9_-]{1,200}$',
+                description: '`next` of the page before.',
+                examples: [cursorOf('2026-11-23T12:00:00.000Z', EXAMPLE_ROW.chain, 4711)],
+              }),
+            ),
+            limit: Type.Optional(
+              Type.Integer({
+                minimum: 1,
+                maximum: PAGE_SIZE_MAX,
+                default: PAGE_SIZE,
+                description: 'Events on a page.',
+                examples: [PAGE_SIZE],
+              }),
+            ),
+          },
+          { additionalProperties: false },
+        ),
+        response: {
+          200: jsonAnswer({
+            description: 'A page of events.',
+            schema: 'AuditEventList',
+            example: { items: [EXAMPLE_ROW], next: null },
+          }),
+          ...problemResponses('internal', [
+            'request_invalid',
+            'caller_unauthenticated',
+            'caller_forbidden',
+            'temporarily_unavailable',
+          ]),
+        },
+      },
+    },
+    async (request) => {
+      const { user, action, after, limit = PAGE_SIZE } = request.query
+      const rows = await ports.auditEvents.list({
+        users: callerOf(request).users,
+        user: user === undefined ? undefined : parseUserKey(user),
+        action: action as AuditAction | undefined,
+        after: after === undefined ? undefined : readCursor(after),
+        // One more than asked for tells whether there is a next page.
+        limit: limit + 1,
+      })
+      const items = rows.slice(0, limit)
+      const last = items.at(-1)
+      return {
+        items: items.map(eventBody),
+        next:
+          rows.length > limit && last !== undefined
+            ? cursorOf(last.at.toISOString(), last.chainId, last.sequence)
+            : null,
+      }
+    },
+  )
+}
+
+function cursorOf(at: string, chainId: string, sequence: number): string {
+  return Buffer.from(`${at} ${chainId} ${sequence}`, 'latin1').toString('base64url')
+}
+
+function readCursor(cursor: string): AuditFilter['after'] {
+  const [, time = '', chainId = '', sequence] =
+    CURSOR.exec(Buffer.from(cursor, 'base64url').toString('latin1')) ?? []
+  const at = new Date(time)
+  if (Number.isNaN(at.getTime())) {
+    throw new BrokerError('request_invalid', 'after is not a cursor of this list.', {
+      errors: [{ pointer: 'querystring/after', detail: 'is not a cursor of this list' }],
+    })
+  }
+  return { at, chainId, sequence: Number(sequence) }
+}
+
+function eventBody(row: AuditRow) {
+  return {
+    at: row.at.toISOString(),
+    action: row.action,
+    outcome: row.outcome,
+    actor: { kind: row.actorKind, name: row.actorName },
+    user: row.user,
+    count: row.count,
+    fingerprint: row.fingerprint,
+    request_id: row.requestId,
+    details: row.details,
+    replica: row.replica,
+    chain: row.chainId,
+    sequence: row.sequence,
+  }
+}
