@@ -30,6 +30,8 @@ interface Row {
   userHeader?: true
   /** No user is named. */
   list?: true
+  /** The code of what is not there, where it is no grant. */
+  absent?: 'not_found'
 }
 
 const PROXIED: Row = { right: 'proxy:call' }
@@ -60,6 +62,9 @@ const ROWS: Readonly<Record<string, Row>> = {
   },
   'GET /v1/grants': { right: 'ops:read', list: true },
   'GET /v1/audit-events': { right: 'ops:read', list: true },
+  'GET /v1/webhook-deliveries': { right: 'ops:read', list: true },
+  // Whose event it is, test/webhook-api.test.ts asks.
+  'POST /v1/webhook-deliveries/{id}/redeliver': { right: 'grant:manage', absent: 'not_found' },
   'GET /v1/forward-auth': GATEWAY,
   ...Object.fromEntries(
     ['GET', 'HEAD', 'POST', 'PUT', 'PATCH', 'DELETE'].flatMap((method) => [
@@ -139,7 +144,10 @@ function rowOf({ name }: Operation): Row {
 }
 
 function urlOf({ path }: Operation, user: string): string {
-  return path.replace('{user}', user).replace('{path}', 'document/v1/documents')
+  return path
+    .replace('{user}', user)
+    .replace('{path}', 'document/v1/documents')
+    .replace('{id}', '00000000-0000-4000-8000-000000000000')
 }
 
 /** The code of a refusal; a gateway finds it in a header, and so does who asks with HEAD. */
@@ -285,7 +293,7 @@ t.test(
     const headers = credentials['everything'] ?? {}
     const before = heard()
     for (const operation of operations) {
-      const { list } = rowOf(operation)
+      const { list, absent: code = 'grant_not_found' } = rowOf(operation)
       if (list) {
         const response = await ask(operation, '', headers)
         t.equal(response.statusCode, 200, operation.name)
@@ -296,7 +304,7 @@ t.test(
         await ask(operation, 'bob', headers),
         await ask(operation, 'eve', headers),
       ]
-      t.equal(codeOf(operation, there), 'grant_not_found', operation.name)
+      t.equal(codeOf(operation, there), code, operation.name)
       t.same(comparable(there), comparable(absent), operation.name)
     }
     t.equal(heard(), before, 'Pagero heard nothing')
