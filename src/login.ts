@@ -18,8 +18,8 @@ import { safeReturnTo, withParameter } from './return-to.ts'
 import { discardRefreshToken } from './revocation.ts'
 import { issueSession, type SessionSettings } from './session.ts'
 
-/** Ten minutes to log in at Pagero, second factor included; also the life of the login cookie. */
-export const LOGIN_LIFETIME_SECONDS = 600
+/** Ten minutes to log in at Pagero, second factor included. */
+const LOGIN_LIFETIME_SECONDS = 600
 /** Tabs of one browser that may be on their way at once; the oldest beyond this is dropped. */
 const PENDING_LOGINS_MAX = 5
 export const LOGIN_LIMITS = {

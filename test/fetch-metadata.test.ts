@@ -153,7 +153,7 @@ function faultsOf({
 const COOKIES = [
   /^__Host-broker-session=[A-Za-z0-9_-]{43}; Path=\/; HttpOnly; Secure; SameSite=Strict$/,
   /^__Host-broker-session=; Max-Age=0; Path=\/; Expires=Thu, 01 Jan 1970 00:00:00 GMT; HttpOnly; Secure; SameSite=Strict$/,
-  /^__Host-broker-login=[A-Za-z0-9_-]{43}; Max-Age=600; Path=\/; HttpOnly; Secure; SameSite=Lax$/,
+  /^__Host-broker-login=[A-Za-z0-9_-]{43}; Max-Age=1560; Path=\/; HttpOnly; Secure; SameSite=Lax$/,
 ]
 
 t.test('every answer of a life in the browser has the fields that all must have', async (t) => {

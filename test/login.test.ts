@@ -2,7 +2,7 @@
 
 import { createHash } from 'node:crypto'
 import t, { type Test } from 'tap'
-import { LOGIN_LIFETIME_SECONDS } from '../src/login.ts'
+import { CONFIRMABLE_SECONDS } from '../src/pending-grant.ts'
 import { CLIENT_ID, CLIENT_SECRET, REDIRECT_URI } from './support/engine.ts'
 import { type PublicListener, startPublicListener } from './support/public-listener.ts'
 
@@ -30,7 +30,7 @@ t.test('a login goes to Pagero and comes back with a session', async (t) => {
   t.match(
     loginCookie,
     new RegExp(
-      `^__Host-broker-login=[A-Za-z0-9_-]{43}; Max-Age=${LOGIN_LIFETIME_SECONDS}; Path=/; HttpOnly; Secure; SameSite=Lax$`,
+      `^__Host-broker-login=[A-Za-z0-9_-]{43}; Max-Age=${CONFIRMABLE_SECONDS}; Path=/; HttpOnly; Secure; SameSite=Lax$`,
     ),
   )
   t.same(furtherCookies, [])
