@@ -296,7 +296,6 @@ const targets: RawCase[] = [
   ...['..', '.', '%2e%2e', 'a%2fb', 'a%00', 'a%20b', '%zz', 'a%2525', '"'].map((user) => ({
     what: `user ${user}`,
     bytes: request(`GET /v1/users/${user}/pagero/a HTTP/1.1`),
-    // Dots are characters of a key, so these are users whom nobody knows.
     status: 400,
     only: 'internal' as const,
   })),
