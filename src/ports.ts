@@ -162,8 +162,8 @@ export interface NewGrant {
 /** Forensics of a refusal: why a refresh token may be dead, as far as the ledger can tell. */
 export interface Evidence {
   /**
-   * An earlier attempt presented this very token and its end is unknown; or its predecessor was presented once more
-   * after the attempt that brought this one.
+   * An earlier attempt presented this very token and its end is unknown; or one of its predecessors was presented once
+   * more after it had been spent, and may have come to the server after the rotation that brought this one.
    */
   unknownBefore: boolean
   /** Refusals of this token so far, the newest included. */
@@ -213,12 +213,17 @@ export interface GrantStore {
   close(user: UserKey, generation: number, revocation: NewRevocation | undefined): Promise<boolean>
   /**
    * Gives a verdict on the grant at `generation`: unless that is `active`, no token of it is presented any more.
-   * Nothing is deleted. False when the row has moved on, or the verdict was given before.
+   * Nothing is deleted. False when the row has moved on, the verdict was given before, or `whileUnknown` is asked for
+   * and the ledger has come to know how the earlier attempts ended.
    */
   condemn(
     user: UserKey,
     generation: number,
-    verdict: { state: Exclude<GrantState, 'revoked'>; reason: string | null },
+    verdict: {
+      state: Exclude<GrantState, 'revoked'>
+      reason: string | null
+      whileUnknown?: boolean
+    },
   ): Promise<boolean>
   /** What the ledger knows of the presentations of one generation. */
   evidence(user: UserKey, loginId: string, generation: number): Promise<Evidence>

@@ -395,7 +395,12 @@ export function createRefresher(
     const cause = causeOfDeath(evidence)
     const state = evidence.successorMayComeBack ? 'suspect' : 'reauthentication_required'
     const given = await persist('grant_store_failed', grant.user, () =>
-      grants.condemn(grant.user, grant.generation, { state, reason: cause }),
+      grants.condemn(grant.user, grant.generation, {
+        state,
+        reason: cause,
+        // A single refusal is enough only as long as that attempt has not turned out never to have been sent.
+        whileUnknown: evidence.unknownBefore && evidence.refusals < 2,
+      }),
     )
     // Nobody is told of a verdict that a late success, a login or the closing of the grant has overtaken.
     if (!given) return unavailable('The grant has just changed. Ask again.', 1)

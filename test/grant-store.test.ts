@@ -220,7 +220,8 @@ t.test('every sequence of calls leaves both stores alike', async (t) => {
           ]
         case 'condemn': {
           const state = random.pick(['active', 'suspect', 'reauthentication_required'] as const)
-          const verdict = { state, reason: state === 'active' ? null : 'rotation_lost' }
+          const reason = state === 'active' ? null : 'rotation_lost'
+          const verdict = { state, reason, whileUnknown: random.chance(0.3) }
           return [
             'condemn',
             async () => [

@@ -133,6 +133,8 @@ const ONCE_BROKEN: ReadonlyArray<readonly [seed: number, met: string, profile?: 
     [27, 'a failover that lost a commit whose spool entry could not be written'],
     [2217, 'a process that woke after a failover, and armed before it had brought back its own'],
     [1924, 'a late word of a dead boot that made the living one look gone', RESTARTS],
+    [53362, 'a loss by a token presented two generations late, told as the doing of the user'],
+    [99711, 'one refusal that was believed for an attempt in doubt that turned out to be none'],
   ]
 for (const [seed, met, profile = {}] of ONCE_BROKEN) {
   t.test(`seed ${seed} breaks no rule any more: ${met}`, async (t) => {

@@ -1,8 +1,8 @@
 // Grants and their ledger. Whatever a method writes is one statement, so that it is one transaction, needs no session
 // and leaves nothing half-written. What two replicas must agree on is decided by the database's clock inside that statement.
 
-import { sql } from 'kysely'
-import { RECOVERED } from '../grant.ts'
+import { type RawBuilder, sql } from 'kysely'
+import { RECOVERED, type UserKey } from '../grant.ts'
 import type { Evidence, GrantStore } from '../ports.ts'
 import { type Database, throughDatabase } from './database.ts'
 import { createGrantPlacing } from './grant-placing.ts'
@@ -73,6 +73,35 @@ export function createGrantStore(
           and r.seen_at > ${seconds(-settings.heartbeatStaleSeconds)} + case
             when d.server_noticed_at > ${now} - ${seconds(settings.heartbeatStaleSeconds)}
             then d.server_left_at else ${now} end)))`
+
+  /**
+   * An earlier attempt with this very token has an unknown end. Or a token before it was presented once more after it
+   * had been spent, and that may have come to the server after the rotation that brought this one.
+   */
+  const unknownBefore = (
+    user: UserKey,
+    loginId: string | RawBuilder<unknown>,
+    generation: number,
+  ) => sql`(
+    exists (
+      select 1 from refresh_attempts a
+      where a.user_id = ${user} and a.login_id = ${loginId} and a.generation = ${generation}
+        and (a.outcome = 'in_doubt' or a.outcome is null)
+        and a.armed_at < (
+          select min(f.finished_at) from refresh_attempts f
+          where f.user_id = ${user} and f.login_id = ${loginId}
+            and f.generation = ${generation} and f.outcome = 'refused')
+    ) or exists (
+      select 1 from refresh_attempts s
+      join refresh_attempts f using (user_id, login_id, generation)
+      join refresh_attempts last using (user_id, login_id)
+      where s.user_id = ${user} and s.login_id = ${loginId} and s.generation < ${generation}
+        and s.outcome = 'granted' and f.armed_at > s.armed_at
+        and (f.outcome is null or f.outcome in ('in_doubt', 'refused'))
+        and last.generation = ${generation} - 1 and last.outcome = 'granted'
+        and coalesce(f.finished_at, f.armed_at + ${seconds(settings.zombieWaitSeconds)})
+          >= last.armed_at
+    ))`
 
   return {
     ...createGrantPlacing(database, settings),
@@ -226,6 +255,7 @@ export function createGrantStore(
               state = ${verdict.state}, state_reason = ${verdict.reason},
               condemned_at = case when ${verdict.state} <> 'active' then ${now} end, phase = 'idle'
             where user_id = ${user} and generation = ${generation} and state in ('active', 'suspect')
+              ${verdict.whileUnknown === true ? sql`and ${unknownBefore(user, sql`grants.login_id`, generation)}` : sql``}
             returning ${EVENT_COLUMNS}
           ), told as (${writeEvents(events && verdict.state === 'reauthentication_required', {
             changed: 'condemned',
@@ -239,22 +269,7 @@ export function createGrantStore(
       throughDatabase(async () => {
         const { rows } = await sql<Evidence>`
           select
-            exists (
-              select 1 from refresh_attempts a
-              where a.user_id = ${user} and a.login_id = ${loginId} and a.generation = ${generation}
-                and (a.outcome = 'in_doubt' or a.outcome is null)
-                and a.armed_at < (
-                  select min(f.finished_at) from refresh_attempts f
-                  where f.user_id = ${user} and f.login_id = ${loginId}
-                    and f.generation = ${generation} and f.outcome = 'refused')
-            ) or exists (
-              select 1 from refresh_attempts s
-              join refresh_attempts f using (user_id, login_id, generation)
-              where s.user_id = ${user} and s.login_id = ${loginId}
-                and s.generation = ${generation} - 1
-                and s.outcome = 'granted' and f.armed_at > s.armed_at
-                and (f.outcome is null or f.outcome in ('in_doubt', 'refused'))
-            ) as "unknownBefore",
+            ${unknownBefore(user, loginId, generation)} as "unknownBefore",
             (
               select count(*)::int from refresh_attempts a
               where a.user_id = ${user} and a.login_id = ${loginId} and a.generation = ${generation}

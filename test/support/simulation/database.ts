@@ -47,16 +47,21 @@ export type SimulatedDatabase = ReturnType<typeof createSimulatedDatabase>
 
 const DAY_MS = 86_400_000
 
-function predecessorWasPresentedAgain(login: readonly AttemptRow[], generation: number): boolean {
-  const before = login.filter((one) => one.generation === generation - 1)
-  return before.some(
+/** A token before this one was presented again once it was spent, and perhaps after this one was issued. */
+function predecessorWasPresentedAgain(
+  login: readonly AttemptRow[],
+  generation: number,
+  zombieWaitMs: number,
+): boolean {
+  const last = login.filter((one) => one.generation === generation - 1 && one.outcome === 'granted')
+  const spent = login.filter((one) => one.generation < generation && one.outcome === 'granted')
+  return login.some(
     (one) =>
-      one.outcome === 'granted' &&
-      before.some(
-        ({ outcome, armedAtMs }) =>
-          armedAtMs > one.armedAtMs &&
-          (outcome === null || outcome === 'in_doubt' || outcome === 'refused'),
-      ),
+      (one.outcome === null || one.outcome === 'in_doubt' || one.outcome === 'refused') &&
+      spent.some(
+        ({ generation: its, armedAtMs }) => its === one.generation && one.armedAtMs > armedAtMs,
+      ) &&
+      last.some(({ armedAtMs }) => (one.finishedAtMs ?? one.armedAtMs + zombieWaitMs) >= armedAtMs),
   )
 }
 
@@ -266,7 +271,10 @@ export function createSimulatedDatabase(settings: GrantStoreSettings, nowMs: () 
       const row = grants.get(user)
       if (row?.generation !== generation) return false
       if (row.state !== 'active' && row.state !== 'suspect') return false
-      const { state, reason } = verdict
+      const { state, reason, whileUnknown = false } = verdict
+      if (whileUnknown && !database.evidence(user, row.loginId, generation).unknownBefore) {
+        return false
+      }
       grants.set(user, { ...row, state, stateReason: reason, phase: 'idle' })
       return true
     },
@@ -296,7 +304,7 @@ export function createSimulatedDatabase(settings: GrantStoreSettings, nowMs: () 
               refused.length > 0 &&
               (outcome === 'in_doubt' || outcome === null) &&
               armedAtMs < firstRefusedAtMs,
-          ) || predecessorWasPresentedAgain(login, generation),
+          ) || predecessorWasPresentedAgain(login, generation, settings.zombieWaitSeconds * 1000),
         refusals: refused.length,
         successorMayComeBack: same.some((one) => {
           if (one.outcome !== null) return false

@@ -16,6 +16,8 @@ export interface Life {
   lastAbsentAtMs: number
   /** Since when it is dead, stopped or cut off, while it is. */
   absentSinceMs: number
+  /** Since when the absence lasted that ended at `lastAbsentAtMs`. */
+  lastAbsentSinceMs: number
   /** Its own way to the database is cut. */
   cutOff: boolean
   /** When a statement of it last failed; -Infinity for never. */
@@ -28,6 +30,8 @@ export interface Life {
   kill(): void
   pause(): void
   resume(): void
+  cut(): void
+  reconnect(): void
 }
 
 export interface Settle<T> {
@@ -48,6 +52,17 @@ export function startLife(
   const startedAtMs = scheduler.nowMs()
   let held: Array<() => void> = []
 
+  function leave(): void {
+    life.absentSinceMs = Math.min(life.absentSinceMs, scheduler.nowMs())
+  }
+
+  function comeBack(): void {
+    if (life.paused || life.cutOff || life.dead) return
+    life.lastAbsentAtMs = scheduler.nowMs()
+    life.lastAbsentSinceMs = life.absentSinceMs
+    life.absentSinceMs = Infinity
+  }
+
   const life: Life & { dead: boolean; paused: boolean } = {
     replica,
     boot: randomUUID(),
@@ -55,6 +70,7 @@ export function startLife(
     paused: false,
     lastAbsentAtMs: -Infinity,
     absentSinceMs: Infinity,
+    lastAbsentSinceMs: Infinity,
     cutOff: false,
     databaseFailedAtMs: -Infinity,
     deliver(action) {
@@ -75,23 +91,30 @@ export function startLife(
       }),
     kill() {
       life.dead = true
-      life.absentSinceMs = Math.min(life.absentSinceMs, scheduler.nowMs())
+      leave()
       held = []
     },
     pause() {
       life.paused = true
-      life.absentSinceMs = Math.min(life.absentSinceMs, scheduler.nowMs())
+      leave()
     },
     resume() {
       if (!life.paused || life.dead) return
       life.paused = false
-      life.lastAbsentAtMs = scheduler.nowMs()
-      if (!life.cutOff) life.absentSinceMs = Infinity
+      comeBack()
       const due = held
       held = []
       // Timers or sockets first: a process that wakes promises no order.
       const turned = random.chance(0.3) ? due.toReversed() : due
       for (const action of turned) life.after(0, action)
+    },
+    cut() {
+      life.cutOff = true
+      leave()
+    },
+    reconnect() {
+      life.cutOff = false
+      comeBack()
     },
     clock: {
       now: () => new Date(EPOCH_MS + scheduler.nowMs() + skewMs),

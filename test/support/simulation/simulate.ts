@@ -198,17 +198,14 @@ export async function simulate(seed: number, options: SimulationOptions = {}): P
 
   function cutOff(life: Life): void {
     if (life.dead || ceased) return
-    life.cutOff = true
-    life.absentSinceMs = Math.min(life.absentSinceMs, nowMs())
+    life.cut()
     witness.note(life, 'is cut off from the database')
     scheduler.after(chance.between(500, 150_000), () => reconnect(life))
   }
 
   function reconnect(life: Life): void {
     if (!life.cutOff) return
-    life.cutOff = false
-    life.lastAbsentAtMs = nowMs()
-    if (!life.paused && !life.dead) life.absentSinceMs = Infinity
+    life.reconnect()
     witness.note(life, 'reaches the database again')
   }
 

@@ -71,6 +71,8 @@ export function createWitness(nowMs: () => number, trace: ((line: string) => voi
   const lies = new Map<string, number>()
   const refusals = new Map<string, number>()
   const mayPresent = new Map<string, ArmRequest>()
+  /** Attempts whose arming was committed, whether or not the process has been told yet. */
+  const committed = new Set<string>()
   const excuses = new Map<Family, Set<Excuse>>()
   const logins = new Map<string, { loginId: string; generation: number; family: Family }>()
   const closedAtMs = new Map<Family, number>()
@@ -134,8 +136,13 @@ export function createWitness(nowMs: () => number, trace: ((line: string) => voi
     if (life === undefined) return false
     // Two heartbeats may have failed before.
     const staleMs = (world.heartbeatStaleSeconds - 3 * world.heartbeatSeconds) * 1000
-    if (life.dead || life.paused || life.cutOff) return nowMs() - life.absentSinceMs < staleMs
-    return nowMs() - life.lastAbsentAtMs > world.heartbeatSeconds * 1000 + RETURN_MS
+    const seenAfterMs = world.heartbeatSeconds * 1000 + RETURN_MS
+    if (life.dead || life.paused || life.cutOff) {
+      // Whoever leaves again before a heartbeat has not been back, to the others.
+      const wasSeen = life.absentSinceMs - life.lastAbsentAtMs > seenAfterMs
+      return nowMs() - (wasSeen ? life.absentSinceMs : life.lastAbsentSinceMs) < staleMs
+    }
+    return nowMs() - life.lastAbsentAtMs > seenAfterMs
   }
 
   /**
@@ -260,8 +267,8 @@ export function createWitness(nowMs: () => number, trace: ((line: string) => voi
       note(undefined, `the standby takes over, ${Math.round(lagMs)} ms of commits are lost`)
       count('failed over')
       failedOverAtMs = nowMs()
-      for (const [boot, request] of mayPresent) {
-        if (!world.database.attempts.has(request.attemptId)) forgotten.add(boot)
+      for (const attemptId of committed) {
+        if (!world.database.attempts.has(attemptId)) forgotten.add(attemptId)
       }
       const kept = new Set<string>()
       for (const row of world.database.grants.values()) {
@@ -291,6 +298,7 @@ export function createWitness(nowMs: () => number, trace: ((line: string) => voi
         `arms ${request.user} at generation ${request.generation}, cause ${request.cause}` +
           (before?.phase === 'armed' ? `, taking over from ${before.owner}` : ''),
       )
+      committed.add(request.attemptId)
       judgeNeed(life, request, before)
       if (failedOverAtMs > -Infinity) judgeSetBack(life, request)
       if (before?.phase === 'armed') judgeTakeOver(life, request, before)
@@ -355,8 +363,7 @@ export function createWitness(nowMs: () => number, trace: ((line: string) => voi
       const intent = mayPresent.get(`${life.boot} ${token}`)
       mayPresent.delete(`${life.boot} ${token}`)
       const entry = world.database.attempts.get(intent?.attemptId ?? '')
-      const isForgotten = forgotten.delete(`${life.boot} ${token}`)
-      if (entry === undefined && !isForgotten)
+      if (entry === undefined && !forgotten.has(intent?.attemptId ?? ''))
         violate('intent', `${token} is presented without one`, life)
       const earlier = presentations.get(token) ?? []
       for (const { call: one, endedAtMs, outcome } of earlier) {
