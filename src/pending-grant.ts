@@ -211,7 +211,8 @@ function openPending(sealer: Sealer, pending: PendingGrant, readAtMs: number): G
  * Begins the session of a browser whose connection was confirmed: once, and in that browser alone, so that nobody else
  * can be sent into it.
  *
- * @throws BrokerError `login_transaction_invalid`, `temporarily_unavailable`
+ * @throws BrokerError `login_transaction_invalid`, `authorization_failed` when the grant has been closed meanwhile,
+ *   `temporarily_unavailable`
  */
 export async function startSession(
   ports: Pick<Ports, 'sessions' | 'sessionTickets'>,

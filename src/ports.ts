@@ -435,12 +435,13 @@ export interface SessionLifetimes {
 }
 
 export interface SessionStore {
+  /** Begins a session; undefined, with nothing begun, when the user has no grant or has closed it. */
   create(
     tokenHash: Buffer,
     user: UserKey,
     lifetimes: SessionLifetimes,
     options: { replaces: Buffer | null; perUserMax: number },
-  ): Promise<Session>
+  ): Promise<Session | undefined>
   /** Returns the live session and slides its idle expiry (written at most every 30 s); undefined when ended or expired. */
   resolve(tokenHash: Buffer, lifetimes: SessionLifetimes): Promise<Session | undefined>
   /** Returns whose session it was; undefined when there was none. */

@@ -1,6 +1,7 @@
 // Browser sessions: an opaque token in the cookie, its hash in the database, an idle and an absolute limit
 // that the store keeps by the database clock. What a cookie is and who may send it belongs to http/.
 
+import { BrokerError } from './errors.ts'
 import type { UserKey } from './grant.ts'
 import { hashOpaqueToken, isOpaqueToken, newOpaqueToken } from './opaque-token.ts'
 import type { Clock, Ports, Session, SessionLifetimes } from './ports.ts'
@@ -13,7 +14,7 @@ export interface SessionSettings extends SessionLifetimes {
 /**
  * Begins a session under a new token and ends the one it replaces, so that no token outlives a login.
  *
- * @throws BrokerError `temporarily_unavailable`
+ * @throws BrokerError `authorization_failed` when the grant has been closed meanwhile, `temporarily_unavailable`
  */
 export async function issueSession(
   ports: Pick<Ports, 'sessions'>,
@@ -28,6 +29,12 @@ export async function issueSession(
     { idleSeconds, absoluteSeconds },
     { replaces: options.replacesHash, perUserMax },
   )
+  if (session === undefined) {
+    throw new BrokerError(
+      'authorization_failed',
+      'The connection was ended at this moment. Begin the login again.',
+    )
+  }
   return { token, session }
 }
 

@@ -2,13 +2,15 @@
 // what two callers at once get.
 
 import { createHash, randomBytes, randomUUID } from 'node:crypto'
+import { setTimeout as delay } from 'node:timers/promises'
 
 import { sql } from 'kysely'
-import t from 'tap'
+import t, { type Test } from 'tap'
 
 import { parseUserKey } from '../src/grant.ts'
 import type { UserKey } from '../src/grant.ts'
-import type { NewRevocation, Session, StartedLogin } from '../src/ports.ts'
+import type { NewRevocation, Session, SessionStore, StartedLogin } from '../src/ports.ts'
+import { createGrantStore } from '../src/postgres/grant-store.ts'
 import { createLoginTransactionStore } from '../src/postgres/login-transaction-store.ts'
 import { createReplicaStore } from '../src/postgres/replica-store.ts'
 import { createRevocationStore } from '../src/postgres/revocation-store.ts'
@@ -17,6 +19,7 @@ import { createTestDatabase } from './support/database.ts'
 
 const ALICE = parseUserKey('alice') as UserKey
 const BOB = parseUserKey('bob') as UserKey
+const CAROL = parseUserKey('carol') as UserKey
 
 // ── Login transactions ───────────────────────────────────────────────────────────────────────────
 
@@ -110,14 +113,36 @@ t.test('a browser keeps its newest pending logins up to the cap, others keep the
 const LIFETIMES = { idleSeconds: 3_600, absoluteSeconds: 43_200 }
 const FRESH = { replaces: null, perUserMax: 10 }
 
+/** The store of sessions on a database where these users have a grant each, and a session is always begun. */
+async function openSessions(t: Test) {
+  const { database } = await createTestDatabase(t)
+  const { db, pool } = database
+  const sessions = createSessionStore(db)
+  const grants = createGrantStore(database, {
+    ...{ refreshTokenLifetime: 'P3Y', heartbeatStaleSeconds: 20, zombieWaitSeconds: 600 },
+    databaseSettleSeconds: 0,
+  })
+  for (const user of [ALICE, BOB, 'idle_expires_at', 'absolute_expires_at']) {
+    await sql`
+      insert into grants (user_id, login_id, generation, authenticated_at, rotated_at,
+        rolling_expires_at, absolute_expires_at)
+      values (${user}, gen_random_uuid(), 1, now(), now(), now(), now())`.execute(db)
+  }
+  const create = async (...given: Parameters<SessionStore['create']>) => {
+    const session = await sessions.create(...given)
+    if (session === undefined) throw new Error('no session was begun')
+    return session
+  }
+  return { db, pool, sessions, grants, store: { ...sessions, create } }
+}
+
 /** What is left of its life is less with each look. */
 function withoutLife(session: Session | undefined) {
   return { ...session, lifeLeftMs: undefined }
 }
 
 t.test('a session is made with both expiries and resolves to itself', async (t) => {
-  const { db } = (await createTestDatabase(t)).database
-  const store = createSessionStore(db)
+  const { store } = await openSessions(t)
   const session = await store.create(hashOf('token'), ALICE, LIFETIMES, FRESH)
   t.equal(session.user, ALICE)
   t.equal(lifeMs(session.createdAt, session.idleExpiresAt), 3_600_000)
@@ -130,8 +155,7 @@ t.test('a session is made with both expiries and resolves to itself', async (t) 
 })
 
 t.test('the idle expiry never lies beyond the absolute one', async (t) => {
-  const { db } = (await createTestDatabase(t)).database
-  const store = createSessionStore(db)
+  const { db, store } = await openSessions(t)
   const short = { idleSeconds: 3_600, absoluteSeconds: 60 }
   const session = await store.create(hashOf('token'), ALICE, short, FRESH)
   t.strictSame(session.idleExpiresAt, session.absoluteExpiresAt)
@@ -144,8 +168,7 @@ t.test('the idle expiry never lies beyond the absolute one', async (t) => {
 })
 
 t.test('use moves the idle expiry on, and is written at most every thirty seconds', async (t) => {
-  const { db } = (await createTestDatabase(t)).database
-  const store = createSessionStore(db)
+  const { db, store } = await openSessions(t)
   const session = await store.create(hashOf('token'), ALICE, LIFETIMES, FRESH)
   const age = (seconds: number) =>
     db
@@ -170,8 +193,7 @@ t.test('use moves the idle expiry on, and is written at most every thirty second
 })
 
 t.test('an idle life of seconds slides as well', async (t) => {
-  const { db } = (await createTestDatabase(t)).database
-  const store = createSessionStore(db)
+  const { db, store } = await openSessions(t)
   const brief = { idleSeconds: 4, absoluteSeconds: 60 }
   const session = await store.create(hashOf('token'), ALICE, brief, FRESH)
   await db
@@ -183,8 +205,7 @@ t.test('an idle life of seconds slides as well', async (t) => {
 })
 
 t.test('a session is over at either expiry, and use does not wake it', async (t) => {
-  const { db } = (await createTestDatabase(t)).database
-  const store = createSessionStore(db)
+  const { db, store } = await openSessions(t)
   for (const column of ['idle_expires_at', 'absolute_expires_at'] as const) {
     const token = hashOf(column)
     await store.create(token, column as UserKey, LIFETIMES, FRESH)
@@ -202,8 +223,7 @@ t.test('a session is over at either expiry, and use does not wake it', async (t)
 })
 
 t.test('the session that a login replaces is over with it, whoever it was of', async (t) => {
-  const { db } = (await createTestDatabase(t)).database
-  const store = createSessionStore(db)
+  const { store } = await openSessions(t)
   for (const [old, user] of [
     ['old of alice', ALICE],
     ['old of bob', BOB],
@@ -217,8 +237,7 @@ t.test('the session that a login replaces is over with it, whoever it was of', a
 })
 
 t.test('a user keeps the newest live sessions up to the cap', async (t) => {
-  const { db } = (await createTestDatabase(t)).database
-  const store = createSessionStore(db)
+  const { db, store } = await openSessions(t)
   const options = { replaces: null, perUserMax: 3 }
   await store.create(hashOf('of bob'), BOB, LIFETIMES, options)
   for (let n = 1; n <= 5; n++) await store.create(hashOf(`s${n}`), ALICE, LIFETIMES, options)
@@ -252,8 +271,7 @@ t.test('a user keeps the newest live sessions up to the cap', async (t) => {
 t.test(
   'ending one session leaves the others, ending all of a user leaves other users',
   async (t) => {
-    const { db } = (await createTestDatabase(t)).database
-    const store = createSessionStore(db)
+    const { store } = await openSessions(t)
     for (const name of ['a1', 'a2', 'a3']) await store.create(hashOf(name), ALICE, LIFETIMES, FRESH)
     await store.create(hashOf('b1'), BOB, LIFETIMES, FRESH)
     await store.end(hashOf('a1'))
@@ -264,6 +282,34 @@ t.test(
     t.ok(await store.resolve(hashOf('b1'), LIFETIMES))
   },
 )
+
+t.test('nobody gets a session without a grant, or with one that is closed', async (t) => {
+  const { sessions, pool } = await openSessions(t)
+  t.equal(await sessions.create(hashOf('of carol'), CAROL, LIFETIMES, FRESH), undefined)
+  await pool.query("update grants set state = 'revoked' where user_id = 'alice'")
+  t.equal(await sessions.create(hashOf('of alice'), ALICE, LIFETIMES, FRESH), undefined)
+  t.ok(await sessions.create(hashOf('of bob'), BOB, LIFETIMES, FRESH))
+  await pool.query("update grants set state = 'reauthentication_required'")
+  t.ok(await sessions.create(hashOf('again of alice'), ALICE, LIFETIMES, FRESH), 'to log in again')
+})
+
+t.test('a session that begins while the grant is being closed is over with it', async (t) => {
+  const { db, pool, sessions, grants } = await openSessions(t)
+  const token = hashOf('token')
+  let closing: Promise<boolean> | undefined
+  await db.transaction().execute(async (uncommitted) => {
+    t.ok(await createSessionStore(uncommitted).create(token, ALICE, LIFETIMES, FRESH))
+    closing = grants.close(ALICE, 1, undefined)
+    const waiting = () =>
+      pool.query(
+        "select 1 from pg_stat_activity where wait_event_type = 'Lock' and query ~ 'placed'",
+      )
+    while ((await waiting()).rows.length === 0) await delay(5)
+  })
+  t.equal(await closing, true)
+  t.equal(await sessions.resolve(token, LIFETIMES), undefined)
+  t.equal(await sessions.create(token, ALICE, LIFETIMES, FRESH), undefined)
+})
 
 // ── Revocations ──────────────────────────────────────────────────────────────────────────────────
 

@@ -81,7 +81,14 @@ export function createGrantPlacing(
             delete from session_tickets where user_id = ${user} and exists (select 1 from placed)
           ), queued as (${queueRevocation(revocation)})
           select 1 from placed`.execute(db)
-        return rows.length > 0
+        if (rows.length === 0) return false
+        // In a statement of its own, which sees a session that was being stored while the first one waited for the row.
+        await sql`
+          delete from sessions where user_id = ${user}
+            and exists (select 1 from grants where user_id = ${user} and state = 'revoked')`.execute(
+          db,
+        )
+        return true
       }),
   }
 }

@@ -21,6 +21,10 @@ export function createSessionStore(db: Kysely<Tables>): SessionStore {
         // Logins of one user in the same instant may leave a few more until the next one.
         const { rows } = await sql<SessionRow>`
           with moment as materialized (select clock_timestamp() as now),
+          -- Locked, so that a disconnect comes before, and is seen, or after, and ends this session too.
+          connected as (
+            select 1 from grants where user_id = ${user} and state <> 'revoked' for share
+          ),
           kept as (
             select s.token_hash from sessions s, moment
             where s.user_id = ${user} and s.token_hash is distinct from ${replaces}::bytea
@@ -38,12 +42,11 @@ export function createSessionStore(db: Kysely<Tables>): SessionStore {
           select ${tokenHash}, ${user}, now, now,
             now + make_interval(secs => ${Math.min(lifetimes.idleSeconds, lifetimes.absoluteSeconds)}),
             now + make_interval(secs => ${lifetimes.absoluteSeconds})
-          from moment
+          from moment, connected
           returning user_id, created_at, idle_expires_at, absolute_expires_at, created_at as read_at
         `.execute(db)
         const [row] = rows
-        if (row === undefined) throw new Error('an insert returned no row')
-        return sessionOf(row)
+        return row === undefined ? undefined : sessionOf(row)
       }),
 
     resolve: (tokenHash, lifetimes) =>
