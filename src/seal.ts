@@ -167,7 +167,7 @@ function keyRing(keys: Config['encryptionKeys']): ReadonlyMap<string, KeyObject>
 /** Takes a sealed value apart, or says what is wrong with it. */
 function readSealed(sealed: Buffer): SealedParts | string {
   const keyIdBytes = sealed[1]
-  if (sealed[0] === undefined || keyIdBytes === undefined) return 'is too short to be a sealed one'
+  if (keyIdBytes === undefined) return 'is too short to be a sealed one'
   if (sealed[0] !== FORMAT_VERSION) return 'is in a format that this version does not know'
   const nonceFrom = 2 + keyIdBytes
   const ciphertextFrom = nonceFrom + NONCE_BYTES

@@ -118,7 +118,8 @@ function readError(body: string): string | undefined {
 }
 
 function readLifetime(value: unknown): number {
-  const seconds = typeof value === 'string' && value.trim() !== '' ? Number(value) : value
+  // A text without a number becomes 0 or NaN.
+  const seconds = typeof value === 'string' ? Number(value) : value
   if (typeof seconds !== 'number' || !Number.isFinite(seconds) || seconds <= 0) {
     return DEFAULT_ACCESS_TOKEN_LIFE_SECONDS
   }

@@ -7,7 +7,7 @@ import type { Test } from 'tap'
 import { AUDIT_ACTIONS, type AuditEvent } from '../src/audit-event.ts'
 import { createAuditedLog } from '../src/audited-log.ts'
 import { BrokerError } from '../src/errors.ts'
-import { keepingLog } from './support/engine.ts'
+import { keepingLog } from './support/keeping-log.ts'
 import { buildListeners } from './support/internal-listener.ts'
 
 interface Page {

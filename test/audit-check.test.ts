@@ -15,7 +15,7 @@ import { readDeploymentId } from '../src/postgres/deployment.ts'
 import { createReplicaStore } from '../src/postgres/replica-store.ts'
 import { createChainKeys } from '../src/seal.ts'
 import { createTestDatabase, silentLog } from './support/database.ts'
-import { keepingLog } from './support/engine.ts'
+import { keepingLog } from './support/keeping-log.ts'
 
 const KEY = { keyId: 'k1', key: randomBytes(32) }
 const TOKEN = 'an-access-token-that-leaked'

@@ -12,7 +12,7 @@ import { createAuditStore } from '../src/postgres/audit-store.ts'
 import { createChainKeys } from '../src/seal.ts'
 import { EVERY_EVENT } from './support/audit.ts'
 import { createTestDatabase } from './support/database.ts'
-import { keepingLog } from './support/engine.ts'
+import { keepingLog } from './support/keeping-log.ts'
 
 const ALICE = 'alice' as UserKey
 const BOB = 'bob' as UserKey

@@ -7,7 +7,8 @@ import { join } from 'node:path'
 import t, { type Test } from 'tap'
 import { type Broker, startBroker } from '../src/broker.ts'
 import { readConfig } from '../src/config.ts'
-import { keepingLog, type Scene, setScene } from './support/engine.ts'
+import { type Scene, setScene } from './support/engine.ts'
+import { keepingLog } from './support/keeping-log.ts'
 
 const KEY = randomBytes(32).toString('base64')
 

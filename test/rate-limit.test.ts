@@ -6,7 +6,7 @@ import t from 'tap'
 import { BrokerError } from '../src/errors.ts'
 import { createRateLimits, networkOf, type RateLimiter } from '../src/rate-limit.ts'
 import { buildListeners, type InternalListener } from './support/internal-listener.ts'
-import { keepingLog } from './support/engine.ts'
+import { keepingLog } from './support/keeping-log.ts'
 
 /** One request, and the next after a hundred seconds: no machine is so slow that a test would meet it. */
 const SLOW = 0.01

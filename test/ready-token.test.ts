@@ -7,7 +7,7 @@ import { createAccessTokenJson } from '../src/http/access-token-json.ts'
 import type { AuditEvent } from '../src/audit-event.ts'
 import { createReadyTokenAnswers } from '../src/http/ready-token.ts'
 import { createRateLimits, type RateLimitSettings } from '../src/rate-limit.ts'
-import { keepingLog } from './support/engine.ts'
+import { keepingLog } from './support/keeping-log.ts'
 import { buildListeners, type InternalListener } from './support/internal-listener.ts'
 
 const CALLERS = {

@@ -11,7 +11,7 @@ import type { QueueWorker } from '../src/queue.ts'
 import { Secret } from '../src/secret.ts'
 import { createWebhookSender, webhookSignature } from '../src/webhook.ts'
 import { createTestDatabase } from './support/database.ts'
-import { keepingLog } from './support/engine.ts'
+import { keepingLog } from './support/keeping-log.ts'
 import { setFleet, until } from './support/fleet.ts'
 import { startWebhookReceiver, type WebhookReceiver } from './support/webhook-receiver.ts'
 

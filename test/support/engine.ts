@@ -18,7 +18,7 @@ import type { PageroSettings, RefreshSettings } from '../../src/config.ts'
 import { connectGrant } from '../../src/connect.ts'
 import { type Grant, grantSealContext, parseUserKey, type UserKey } from '../../src/grant.ts'
 import { createAuthorizationServer } from '../../src/pagero.ts'
-import type { Log, LogFields, Ports } from '../../src/ports.ts'
+import type { Ports } from '../../src/ports.ts'
 import { createAttemptStore } from '../../src/postgres/attempt-store.ts'
 import { createAuditStore } from '../../src/postgres/audit-store.ts'
 import { createConnectLinkStore } from '../../src/postgres/connect-link-store.ts'
@@ -38,6 +38,7 @@ import { createChainKeys, createSealer } from '../../src/seal.ts'
 import { Secret } from '../../src/secret.ts'
 import { createSpool } from '../../src/spool.ts'
 import { createTestDatabase } from './database.ts'
+import { keepingLog } from './keeping-log.ts'
 
 export const CLIENT_ID = 'nordvik-erp'
 export const CLIENT_SECRET = 'a secret: with % and + in it'
@@ -65,29 +66,6 @@ const FAST_REFRESH: RefreshSettings = {
   retryBackoffSeconds: 0.2,
   graceSeconds: undefined,
   concurrency: 20,
-}
-
-export interface LoggedEvent extends LogFields {
-  level: string
-  event: string
-}
-
-/** A log that keeps its events for assertions. */
-export function keepingLog(): Log & { events: LoggedEvent[] } {
-  const events: LoggedEvent[] = []
-  const at =
-    (level: string) =>
-    (event: string, fields: LogFields = {}) => {
-      events.push({ level, event, ...fields })
-    }
-  return {
-    events,
-    trace: at('trace'),
-    debug: at('debug'),
-    info: at('info'),
-    warn: at('warn'),
-    error: at('error'),
-  }
 }
 
 export interface Engine {
