@@ -284,6 +284,7 @@ export async function startBroker(
         allowedOrigins: config.allowedOrigins,
         redirectUri: config.pagero.redirectUri,
         requestTimeoutMs: config.proxy.totalTimeoutMs,
+        answerIdleTimeoutMs: config.proxy.idleTimeoutMs,
         trustedProxies: config.trustedProxies,
         rateLimits: config.rateLimits,
       },

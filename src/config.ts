@@ -127,7 +127,10 @@ export interface Config {
     headersTimeoutMs: number
     idleTimeoutMs: number
     totalTimeoutMs: number
+    requestBytesPerSecondMin: number
     connections: number
+    connectionsPerUser: number
+    waitingMax: number
   }
 }
 
@@ -212,7 +215,10 @@ export function readConfig(
       headersTimeoutMs: whole('PROXY_HEADERS_TIMEOUT_MS', 10, 3_600_000),
       idleTimeoutMs: whole('PROXY_IDLE_TIMEOUT_MS', 10, 3_600_000),
       totalTimeoutMs: whole('PROXY_TOTAL_TIMEOUT_MS', 10, 86_400_000),
+      requestBytesPerSecondMin: whole('PROXY_REQUEST_BYTES_PER_SECOND_MIN', 0, 1_000_000),
       connections: whole('PROXY_CONNECTIONS', 1, 10_000),
+      connectionsPerUser: whole('PROXY_CONNECTIONS_PER_USER', 1, 10_000),
+      waitingMax: whole('PROXY_WAITING_MAX', 0, 10_000),
     },
   }
   problems.push(...refreshProblems(refresh), ...otherProblems(config))

@@ -16,6 +16,7 @@ const ERROR_TYPES: ReadonlyMap<string, string> = new Map([
   ['ADDRESS_REFUSED', 'destination_ip_prohibited'],
   ['EHOSTUNREACH', 'destination_ip_unroutable'],
   ['ENETUNREACH', 'destination_ip_unroutable'],
+  ['CONNECTION_LIMIT', 'connection_limit_reached'],
   ['UND_ERR_HEADERS_TIMEOUT', 'http_response_timeout'],
   ['UND_ERR_BODY_TIMEOUT', 'connection_read_timeout'],
   ['UND_ERR_HEADERS_OVERFLOW', 'http_response_header_section_size'],
@@ -54,6 +55,14 @@ export function asForwardError(failure: unknown): BrokerError {
     return new BrokerError(
       'temporarily_unavailable',
       'The broker is shutting down.',
+      { retryAfterSeconds: 1 },
+      { cause: failure },
+    )
+  }
+  if (code === 'CONNECTION_LIMIT') {
+    return new BrokerError(
+      'temporarily_unavailable',
+      "No connection to Pagero's API is free for this call. It has not been sent.",
       { retryAfterSeconds: 1 },
       { cause: failure },
     )
@@ -103,7 +112,10 @@ export function proxyStatusOf(pseudonym: string, error: unknown): string {
   const { receivedStatus } = error.extensions
   if (receivedStatus !== undefined) return `${pseudonym}; received-status=${receivedStatus}`
   // The cause of other problems is not the upstream's: a refused connection may be the database's.
-  const fromUpstream = error.code === 'upstream_unreachable' || error.code === 'upstream_timeout'
+  const fromUpstream =
+    error.code === 'upstream_unreachable' ||
+    error.code === 'upstream_timeout' ||
+    codeOf(error.cause) === 'CONNECTION_LIMIT'
   const type =
     (fromUpstream ? errorTypeOf(error.cause) : undefined) ??
     ERROR_TYPES_OF_PROBLEMS[error.code] ??

@@ -11,8 +11,10 @@ const BUFFER_BYTES = 65_536
 
 export interface UploadLimits {
   bytesMax: number
-  /** How long the client may send nothing while it could. */
+  /** How long the client may send nothing, or too little, while it could send. */
   idleTimeoutMs: number
+  /** On the average over that time; the end of the body is always enough. 0: anything is. */
+  bytesPerSecondMin: number
 }
 
 /** Tells whether a request has a body (RFC 9112 section 6.3). */
@@ -25,27 +27,35 @@ export function hasBody(request: IncomingMessage): boolean {
 
 /**
  * Returns the body of a request as a stream with back-pressure. It fails with `payload_too_large` when the body
- * outgrows the limit, and with `request_invalid` when it stops arriving. Destroying it leaves the request alone.
+ * outgrows the limit, and with `request_invalid` when it stops arriving or comes too slowly. Destroying it leaves the request alone.
  *
  * @throws BrokerError `payload_too_large` when the announced length is over the limit
  */
 export function openUpload(request: IncomingMessage, limits: UploadLimits): Readable {
   const announced = Number(request.headers['content-length'] ?? 0)
   if (announced > limits.bytesMax) throw tooLarge(limits)
+  /** What must come within each idle timeout. */
+  const bytesPerWait = (limits.bytesPerSecondMin * limits.idleTimeoutMs) / 1000
   let bytes = 0
+  let bytesDue = 0
   let idleTimer: NodeJS.Timeout | undefined
   const awaitClient = () => {
     clearTimeout(idleTimer)
     idleTimer = setTimeout(onIdle, limits.idleTimeoutMs)
+    bytesDue = bytes + bytesPerWait
   }
   const onIdle = () => {
-    upload.destroy(new BrokerError('request_invalid', 'The body has stopped arriving.'))
+    upload.destroy(
+      new BrokerError('request_invalid', 'The body has stopped arriving, or comes too slowly.'),
+    )
   }
   const onData = (chunk: Buffer) => {
     bytes += chunk.length
     if (bytes > limits.bytesMax) {
       upload.destroy(tooLarge(limits))
     } else if (upload.push(chunk)) {
+      if (bytes < bytesDue) return
+      bytesDue = bytes + bytesPerWait
       idleTimer?.refresh()
     } else {
       request.pause()

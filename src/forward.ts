@@ -10,7 +10,9 @@ import type { Config } from './config.ts'
 import { type AnswerSettings, openAnswer } from './forward-answer.ts'
 import { asForwardError, proxyStatusOf, upstreamRefused } from './forward-failure.ts'
 import { passedRequestFields } from './forward-headers.ts'
+import { createForwardQueue, type ForwardQueue } from './forward-queue.ts'
 import { hasBody, openUpload } from './forward-upload.ts'
+import type { UserKey } from './grant.ts'
 import { CONNECTION_LIFE_MS, createUpstreamLookup } from './upstream-address.ts'
 
 /** Header section of an answer: as much as the broker takes from its own clients. */
@@ -30,6 +32,8 @@ export type ForwardSettings = Config['proxy'] & {
 }
 
 export interface ForwardCall {
+  /** Whose call it is: one user's calls do not use up all connections. */
+  user: UserKey
   method: string
   /** Path and query as {@link readForwardTarget} of request-target.ts returns them. */
   target: string
@@ -56,13 +60,20 @@ export interface Forwarder {
    * the first byte a failure destroys the response, so that no cut answer looks whole.
    *
    * @throws BrokerError `request_invalid`, `loop_detected`, `payload_too_large`, `upstream_refused`,
-   *   `upstream_unreachable`, `upstream_timeout`, `temporarily_unavailable` while shutting down
+   *   `upstream_unreachable`, `upstream_timeout`, `temporarily_unavailable` when no connection is free or while
+   *   shutting down
    */
   forward(request: IncomingMessage, response: ServerResponse, call: ForwardCall): Promise<Forwarded>
   /** The Proxy-Status of an error that the broker answers with (RFC 9209). */
   proxyStatusOf(error: unknown): string
   /** Resolves when all calls in flight have ended; further ones are refused. */
   close(): Promise<void>
+}
+
+/** The connections to the API, and who may use one. */
+interface Line {
+  pool: Pool
+  queue: ForwardQueue
 }
 
 /** One client request with what its attempts share. */
@@ -103,6 +114,14 @@ export function createForwarder(settings: ForwardSettings): Forwarder {
       lookup: settings.lookup ?? createUpstreamLookup({ allowPrivate: false }),
     },
   })
+  const queue = createForwardQueue({
+    connections: settings.connections,
+    connectionsPerUser: settings.connectionsPerUser,
+    waitingMax: settings.waitingMax,
+    // Whoever waits for the first byte of an answer waits for the connection too.
+    waitMs: settings.headersTimeoutMs,
+  })
+  const line: Line = { pool, queue }
 
   return {
     async forward(request, response, call) {
@@ -123,15 +142,16 @@ export function createForwarder(settings: ForwardSettings): Forwarder {
         exchange.upload = openUpload(request, {
           bytesMax: settings.requestBytesMax,
           idleTimeoutMs: settings.idleTimeoutMs,
+          bytesPerSecondMin: settings.requestBytesPerSecondMin,
         })
         const length = request.headers['content-length']
         if (length !== undefined) passed.push('content-length', String(Number(length)))
       }
 
-      const first = await attempt(pool, exchange, call.accessToken)
+      const first = await attempt(line, exchange, call.accessToken)
       if (first.kind === 'ended') return first.forwarded
       const renewed = await renewedToken(exchange, first.status)
-      const second = await attempt(pool, exchange, renewed)
+      const second = await attempt(line, exchange, renewed)
       if (second.kind === 'ended') return second.forwarded
       throw upstreamRefused(second.status)
     },
@@ -159,11 +179,17 @@ async function renewedToken({ call, upload }: Exchange, status: number): Promise
  * when the upstream refuses the credential.
  * @throws BrokerError while nothing has been written
  */
-function attempt(pool: Pool, exchange: Exchange, accessToken: string): Promise<AttemptEnd> {
-  const { request, response, upload } = exchange
+function attempt(
+  { pool, queue }: Line,
+  exchange: Exchange,
+  accessToken: string,
+): Promise<AttemptEnd> {
+  const { request, response, upload, call } = exchange
   return new Promise((resolve, reject) => {
     let upstream: Dispatcher.DispatchController | undefined
+    let isSent = false
     let over = false
+    let leaveQueue = () => {}
     const answer = openAnswer(request, response, answerSettings(exchange), {
       onReadable: () => upstream?.resume(),
       onStalled: () => cut(),
@@ -173,6 +199,8 @@ function attempt(pool: Pool, exchange: Exchange, accessToken: string): Promise<A
     const release = () => {
       over = true
       clearTimeout(totalTimer)
+      // Once sent, the call keeps its connection until undici has let go of it.
+      if (!isSent) leaveQueue()
       response.off('close', onClose)
       answer.release()
     }
@@ -180,7 +208,7 @@ function attempt(pool: Pool, exchange: Exchange, accessToken: string): Promise<A
       upstream?.abort(new errors.RequestAbortedError())
       upload?.destroy()
     }
-    const leave = (complete: boolean) => {
+    const finish = (complete: boolean) => {
       release()
       if (!complete) stop()
       resolve({ kind: 'ended', forwarded: forwardedAs(answer.status, complete) })
@@ -189,7 +217,7 @@ function attempt(pool: Pool, exchange: Exchange, accessToken: string): Promise<A
     const cut = () => {
       response.destroy()
       request.socket.destroy()
-      leave(false)
+      finish(false)
     }
     const fail = (failure: unknown) => {
       if (over || response.writableEnded) return
@@ -205,7 +233,7 @@ function attempt(pool: Pool, exchange: Exchange, accessToken: string): Promise<A
       if (response.writableEnded) cut()
       else fail(new errors.HeadersTimeoutError('total timeout'))
     }
-    const onClose = () => leave(response.writableFinished)
+    const onClose = () => finish(response.writableFinished)
     const totalTimer = setTimeout(onTotalTimeout, exchange.deadlineMs - performance.now())
     if (response.destroyed) {
       onClose()
@@ -214,7 +242,7 @@ function attempt(pool: Pool, exchange: Exchange, accessToken: string): Promise<A
     response.on('close', onClose)
     upload?.on('error', fail)
 
-    pool.dispatch(requestOptions(exchange, accessToken), {
+    const handler: Dispatcher.DispatchHandler = {
       onRequestStart(controller) {
         upstream = controller
         // The client left while the call waited for a connection.
@@ -235,15 +263,23 @@ function attempt(pool: Pool, exchange: Exchange, accessToken: string): Promise<A
         if (!over && !answer.write(chunk)) controller.pause()
       },
       onResponseEnd() {
+        leaveQueue()
         if (over) return
         // First, or it would go on pausing the request, which the end of the answer reads on.
         upload?.destroy()
         answer.end()
       },
       onResponseError(_controller, error) {
+        leaveQueue()
         fail(error)
       },
-    })
+    }
+    const send = (leave: () => void) => {
+      leaveQueue = leave
+      isSent = true
+      pool.dispatch(requestOptions(exchange, accessToken), handler)
+    }
+    leaveQueue = queue.enter(call.user, send, fail)
   })
 }
 

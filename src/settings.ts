@@ -366,12 +366,14 @@ export const SETTINGS = [
   {
     name: 'PROXY_HEADERS_TIMEOUT_MS',
     default: '60000',
-    meaning: 'For the first byte of its answer: what most gateways allow.',
+    meaning:
+      'For the first byte of its answer, and before that for a free connection: what most gateways allow.',
   },
   {
     name: 'PROXY_IDLE_TIMEOUT_MS',
     default: '30000',
-    meaning: 'Between two pieces of a body.',
+    meaning:
+      'Between two pieces of a body; and, on both listeners, how long a client may read nothing of an answer that waits for it.',
   },
   {
     name: 'PROXY_TOTAL_TIMEOUT_MS',
@@ -379,9 +381,27 @@ export const SETTINGS = [
     meaning: 'For a whole call: 2 GiB at 20 Mbit/s take a little less.',
   },
   {
+    name: 'PROXY_REQUEST_BYTES_PER_SECOND_MIN',
+    default: '500',
+    meaning:
+      'A request body that comes more slowly, on the average over `PROXY_IDLE_TIMEOUT_MS`, is given up: half a kilobyte a second passes on the worst of mobile networks. 0: no limit.',
+  },
+  {
     name: 'PROXY_CONNECTIONS',
     default: '64',
     meaning: 'Connections to the API at a time, for a replica.',
+  },
+  {
+    name: 'PROXY_CONNECTIONS_PER_USER',
+    default: '32',
+    meaning:
+      "How many of them calls of one user hold at a time: half, so that one user's slow transfers leave the rest to others. Raise it to `PROXY_CONNECTIONS` where all calls are one user's.",
+  },
+  {
+    name: 'PROXY_WAITING_MAX',
+    default: '256',
+    meaning:
+      'Calls that wait for one of them; further ones are `503`. Four for each connection: at 200 ms a call, the last waits a second.',
   },
 ] as const satisfies readonly Setting[]
 

@@ -20,6 +20,8 @@ const JSON_OF_1000 = 'Content-Type: application/json\r\nContent-Length: 1000\r\n
 const PIECES = 12
 const PIECE = 'streamed'
 const STREAMED = PIECE.repeat(PIECES)
+/** More than the buffers of both sides hold. */
+const LARGE_BYTES = 30_000_000
 
 async function* stream(): AsyncGenerator<string> {
   for (let i = 0; i < PIECES; i += 1) {
@@ -28,15 +30,29 @@ async function* stream(): AsyncGenerator<string> {
   }
 }
 
-async function startApp(t: Test): Promise<{ app: App; port: number }> {
+async function startApp(
+  t: Test,
+  answerIdleTimeoutMs = 30_000,
+): Promise<{ app: App; port: number }> {
   const app = await buildApp(
     { clock: systemClock, log: silentLog },
-    { listener: 'internal', trustedProxies: [], requestTimeoutMs: 900_000, tls: false },
+    {
+      listener: 'internal',
+      trustedProxies: [],
+      requestTimeoutMs: 900_000,
+      answerIdleTimeoutMs,
+      tls: false,
+    },
     (app) => {
       app.get('/short', () => ({}))
       app.get('/stream', (_request, reply) => reply.send(Readable.from(stream())))
+      app.get('/large', () => Buffer.alloc(LARGE_BYTES, 'x'))
       app.get('/late', async () => {
         await delay(500)
+        return {}
+      })
+      app.get('/later', async () => {
+        await delay(2_500)
         return {}
       })
       app.post('/things', { schema: { body: Type.Object({}) } }, () => ({}))
@@ -233,6 +249,22 @@ t.test('a body that comes after its answer is not read for longer than a moment'
     const openMs = performance.now() - answeredMs
     t.ok(openMs > 500 && openMs < 3_000, `closed after ${Math.round(openMs)} ms`)
   }
+})
+
+t.test('an answer that nobody reads is given up, one that is waited for is not', async (t) => {
+  const { app, port } = await startApp(t, 1_000)
+  const accepted: Socket[] = []
+  app.server.on('connection', (socket) => accepted.push(socket))
+  const reader = await send(t, port, '')
+  reader.socket.pause()
+  reader.socket.write(`GET /large ${HEAD}\r\n`)
+  const waiting = await send(t, port, `GET /later ${HEAD}\r\n`)
+  await until(() => waiting.received().endsWith('{}'))
+  t.match(waiting.received(), /^HTTP\/1\.1 200 OK\r\n/, 'although nothing has moved for longer')
+  await until(() => accepted[0]?.destroyed === true)
+  reader.socket.resume()
+  await reader.closed
+  t.ok(reader.received().length < LARGE_BYTES, 'and the client sees that it is not whole')
 })
 
 t.test('a listener has a limit of connections', async (t) => {

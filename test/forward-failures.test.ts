@@ -14,8 +14,16 @@ import { systemClock } from '../src/clock.ts'
 import { createForwarder } from '../src/forward.ts'
 import { proxyStatusOf, upstreamRefused } from '../src/forward-failure.ts'
 import { buildApp } from '../src/http/app.ts'
+import type { UserKey } from '../src/grant.ts'
 import type { Log } from '../src/ports.ts'
-import { PSEUDONYM, type RawAnswer, requestText, sendRaw, startProxy } from './support/proxy.ts'
+import {
+  PROXY_LIMITS,
+  PSEUDONYM,
+  type RawAnswer,
+  requestText,
+  sendRaw,
+  startProxy,
+} from './support/proxy.ts'
 import { answer, startUpstream } from './support/upstream.ts'
 
 const silent = (): void => undefined
@@ -257,6 +265,125 @@ t.test('a client that stops sending, or stops reading, is given up', async (t) =
   )
 })
 
+t.test(
+  'a body that trickles in is given up, one that is slow and fast enough passes',
+  async (t) => {
+    const upstream = await startUpstream(t, (call) => {
+      void call.body.then((body) => answer(call, 200, `${body.length} bytes`))
+    })
+    const limits = { idleTimeoutMs: 1_000, requestBytesPerSecondMin: 1_000 }
+    const proxy = await startProxy(t, { apiUrl: upstream.url, limits })
+    const upload = async (bytes: number, pieceBytes: number) => {
+      const socket = connect(proxy.port, '127.0.0.1')
+      const answered = once(socket, 'data') as Promise<[Buffer]>
+      socket.on('error', () => undefined)
+      socket.write(requestText('POST /api/a', [`Content-Length: ${bytes}`]))
+      let sent = 0
+      const timer = setInterval(() => {
+        const piece = Math.min(pieceBytes, bytes - sent)
+        sent += piece
+        if (piece > 0 && socket.writable) socket.write(Buffer.alloc(piece))
+      }, 100)
+      const [text] = await answered
+      clearInterval(timer)
+      socket.destroy()
+      return text.toString()
+    }
+    // Never silent for as long as it may be; and a small one takes no longer than that as a whole.
+    t.match(await upload(100_000, 10), /^HTTP\/1\.1 400 [^]*comes too slowly/)
+    t.match(await upload(990, 10), /^HTTP\/1\.1 400 /)
+    for (const call of upstream.calls) await call.closed
+    t.match(await upload(30_000, 1_000), /^HTTP\/1\.1 200 [^]*30000 bytes$/)
+  },
+)
+
+t.test("one user's calls leave connections to others, and only so many wait", async (t) => {
+  const upstream = await startUpstream(t, () => undefined)
+  const limits = { connections: 3, connectionsPerUser: 2, waitingMax: 2, headersTimeoutMs: 60_000 }
+  const names = ['alice', 'bob'] as const
+  let user: (typeof names)[number] = 'alice'
+  const proxy = await startProxy(t, {
+    apiUrl: upstream.url,
+    limits,
+    parts: {
+      authorize: async () => ({ user: user as UserKey, actor: 'session', name: user }),
+    },
+  })
+  const targets = () => upstream.calls.map(({ target }) => target)
+  const answers = new Map<string, Promise<RawAnswer>>()
+  const call = (whose: typeof user, target: string) => {
+    user = whose
+    answers.set(target, sendRaw(proxy.port, requestText(`GET /api${target}`)))
+    return sleep(50)
+  }
+  const reached = async (...expected: string[]) => {
+    const endMs = performance.now() + 5_000
+    while (upstream.calls.length < expected.length && performance.now() < endMs) await sleep(5)
+    t.strictSame(targets(), expected)
+  }
+  const end = (target: string) => {
+    for (const one of upstream.calls) if (one.target === target) answer(one, 200, target)
+    return answers.get(target)
+  }
+
+  await call('alice', '/a1')
+  await call('alice', '/a2')
+  await reached('/a1', '/a2')
+  await call('alice', '/a3')
+  await call('bob', '/b1')
+  await reached('/a1', '/a2', '/b1')
+  await call('bob', '/b2')
+  await call('bob', '/b3')
+  const refused = await answers.get('/b3')
+  t.equal(refused?.status, 503, 'a third that would wait')
+  t.match(refused?.body, '"code":"temporarily_unavailable"')
+  t.same(refused?.values('retry-after'), ['1'])
+  t.same(refused?.values('proxy-status'), [`${PSEUDONYM}; error=connection_limit_reached`])
+
+  await end('/b1')
+  await reached('/a1', '/a2', '/b1', '/b2')
+  await end('/a1')
+  await reached('/a1', '/a2', '/b1', '/b2', '/a3')
+  for (const target of ['/a2', '/b2', '/a3']) t.equal((await end(target))?.body, target)
+  await call('bob', '/b4')
+  await call('bob', '/b5')
+  await call('alice', '/a4')
+  t.equal(upstream.calls.length, 8, 'every connection has been given back')
+  for (const target of ['/b4', '/b5', '/a4']) t.equal((await end(target))?.body, target)
+})
+
+t.test('a connection is given back however a call ends, and waited for only so long', async (t) => {
+  const upstream = await startUpstream(t, (call) => {
+    if (call.target === '/reset') call.socket.resetAndDestroy()
+    if (call.target === '/early') answer(call, 403, 'enough')
+    if (call.target === '/refused') answer(call, 401, 'no')
+    if (call.target === '/silent-body')
+      call.socket.write('HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n')
+    if (call.target === '/fine') answer(call, 200, 'fine')
+  })
+  const limits = { connections: 1, headersTimeoutMs: 700, idleTimeoutMs: 500, requestBytesMax: 10 }
+  const proxy = await startProxy(t, { apiUrl: upstream.url, limits })
+  for (const [text, status] of [
+    [requestText('GET /api/reset'), 502],
+    [requestText('GET /api/silent'), 504],
+    [requestText('GET /api/silent-body'), 200],
+    [requestText('GET /api/refused'), 401],
+    [`${requestText('POST /api/early', ['Content-Length: 9'])}abc`, 403],
+    [`${requestText('POST /api/stopped', ['Content-Length: 9'])}abc`, 400],
+    [`${requestText('POST /api/over', ['Transfer-Encoding: chunked'])}b\r\nabcdefghijk\r\n`, 413],
+  ] as const) {
+    t.equal((await sendRaw(proxy.port, text)).status, status, text)
+    t.equal((await sendRaw(proxy.port, requestText('GET /api/fine'))).body, 'fine')
+  }
+  const [first, second] = await Promise.all([
+    sendRaw(proxy.port, requestText('GET /api/silent')),
+    sleep(50).then(() => sendRaw(proxy.port, requestText('GET /api/waiting'))),
+  ])
+  t.equal(first.status, 504)
+  t.ok([503, 504].includes(second.status), 'which comes first, its wait or the other call, is open')
+  t.equal((await sendRaw(proxy.port, requestText('GET /api/fine'))).body, 'fine')
+})
+
 t.test('a body over the limit is a 413, whether it says its length or not', async (t) => {
   const upstream = await startUpstream(t, (call) => {
     void call.body.then(() => answer(call, 200))
@@ -325,8 +452,8 @@ t.test(
       const [head] = (await once(socket, 'data')) as [Buffer]
       t.match(head.toString(), `HTTP/1.1 ${status} `, target)
       const answered = performance.now()
-      // Far more than the buffers of both sides hold: it goes through only if somebody reads.
-      await new Promise((resolve) => socket.write(Buffer.alloc(40_000_000), resolve))
+      // More than the buffers of both sides hold: it goes through only if somebody reads.
+      await new Promise((resolve) => socket.write(Buffer.alloc(15_000_000), resolve))
       t.same(errors, [], target)
       await once(socket.resume(), 'close')
       const openMs = performance.now() - answered
@@ -454,7 +581,12 @@ t.test(
 
 t.test('an upstream refusal carries no challenge of the broker, its own 401 does', async (t) => {
   const ports = { clock: systemClock, log: SILENT }
-  const settings = { trustedProxies: [], requestTimeoutMs: 1_000, tls: false }
+  const settings = {
+    trustedProxies: [],
+    requestTimeoutMs: 1_000,
+    answerIdleTimeoutMs: 1_000,
+    tls: false,
+  }
   const app = await buildApp(ports, { ...settings, listener: 'internal' }, (scope) => {
     scope.get('/refused', () => Promise.reject(upstreamRefused(401)))
     scope.get('/unknown', () => Promise.reject(new BrokerError('caller_unauthenticated', 'Who?')))
@@ -603,16 +735,11 @@ t.test('a forwarder that is closing refuses further calls, and ends those in fli
   const upstream = await startUpstream(t, (call) => {
     setTimeout(() => answer(call, 200, 'done'), 200)
   })
-  const limits = {
-    requestBytesMax: 1_000,
-    responseBytesMax: 1_000,
-    connectTimeoutMs: 1_000,
-    headersTimeoutMs: 1_000,
-    idleTimeoutMs: 1_000,
-    totalTimeoutMs: 5_000,
-    connections: 2,
-  }
-  const forwarder = createForwarder({ ...limits, apiUrl: upstream.url, viaPseudonym: PSEUDONYM })
+  const forwarder = createForwarder({
+    ...PROXY_LIMITS,
+    apiUrl: upstream.url,
+    viaPseudonym: PSEUDONYM,
+  })
   const proxy = await startProxy(t, { apiUrl: upstream.url, parts: { forwarder } })
   const inFlight = sendRaw(proxy.port, requestText('GET /api/a'))
   while (upstream.calls.length === 0) await sleep(5)

@@ -69,7 +69,7 @@ async function startApp(
 ): Promise<{ app: App; port: number }> {
   const app = await buildApp(
     { clock, log: recordingLog(lines) },
-    { listener, trustedProxies: [], requestTimeoutMs: 30_000, tls },
+    { listener, trustedProxies: [], requestTimeoutMs: 30_000, answerIdleTimeoutMs: 30_000, tls },
     (app) => {
       app.get('/throw/:code', (request) => {
         const { code } = request.params as { code: string }

@@ -43,6 +43,8 @@ export interface AppSettings {
   trustedProxies: readonly string[]
   /** Longest time for receiving one whole request, uploads included. */
   requestTimeoutMs: number
+  /** How long a client may read nothing of an answer that waits for it. */
+  answerIdleTimeoutMs: number
   /** Send Strict-Transport-Security: browsers reach the listener over TLS. */
   tls: boolean
   /** Is given each request before the router is, and answers it or returns false. It leaves no trace in the request log. */
@@ -118,7 +120,7 @@ function createBareApp(ports: { clock: Clock; log: Log }, settings: AppSettings)
         connectionsCheckingInterval: 1_000,
       })
       server.maxRequestsPerSocket = REQUESTS_PER_SOCKET_MAX
-      const connections = watchConnections(server)
+      const connections = watchConnections(server, settings)
       watched.push(connections)
       const parts = { listener, headers, connections }
       const refuseOrRoute = refuseBeforeRouting(

@@ -1,5 +1,5 @@
 // What is under way on each connection of a listener, and when one is closed although its client would keep it: when
-// the broker shuts down, when a body does not arrive, and when an answer came before the body was read.
+// the broker shuts down, when a body does not arrive, when an answer is not read, and when it came before the body was.
 // What is answered, and why, is for others to decide.
 
 import type { IncomingMessage, Server, ServerResponse } from 'node:http'
@@ -48,7 +48,10 @@ function isBounded(request: BoundedRequest): boolean {
 }
 
 /** Begins to keep account of the connections of a server. */
-export function watchConnections(server: Server): Connections {
+export function watchConnections(
+  server: Server,
+  limits: { answerIdleTimeoutMs: number },
+): Connections {
   /** In the order of their requests; only the first is being answered. */
   const underWay = new Map<Socket, Set<ServerResponse>>()
   /** What is to be done for the others. */
@@ -60,6 +63,12 @@ export function watchConnections(server: Server): Connections {
   server.on('connection', (socket) => {
     underWay.set(socket, new Set())
     socket.on('close', () => underWay.delete(socket))
+  })
+  // When nothing has moved either way for so long; Node has a longer time of its own for between two requests.
+  server.setTimeout(limits.answerIdleTimeoutMs, (socket) => {
+    // An answer that is still to come is waited for, and a body that does not come has limits of its own.
+    const isDue = (underWay.get(socket)?.size ?? 0) > 0
+    if (!isDue || socket.writableLength > 0) socket.destroy()
   })
 
   // One function for all answers: there is one on the way to every token.

@@ -62,6 +62,8 @@ export interface InternalParts {
     redirectUri: string
     /** Longest time for receiving one request, uploads included. */
     requestTimeoutMs: number
+    /** How long a client may read nothing of an answer that waits for it. */
+    answerIdleTimeoutMs: number
     trustedProxies: readonly string[]
     rateLimits: RateLimitSettings
   }
@@ -79,6 +81,7 @@ export function buildInternalApp(parts: InternalParts): Promise<App> {
       listener: 'internal',
       trustedProxies: settings.trustedProxies,
       requestTimeoutMs: settings.requestTimeoutMs,
+      answerIdleTimeoutMs: settings.answerIdleTimeoutMs,
       tls: false,
       answersAtOnce: createReadyTokenAnswers({
         callers,

@@ -54,7 +54,6 @@ const PROBLEMS: readonly ProblemCode[] = [
   'request_invalid',
   'grant_not_found',
   'confirmation_pending',
-  'confirmation_pending',
   'reauthentication_required',
   'payload_too_large',
   'uri_too_long',
@@ -149,6 +148,7 @@ async function forwardCall(
   reply.hijack()
   try {
     const forwarded = await forwarder.forward(request.raw, reply.raw, {
+      user,
       method: request.method,
       target: target.target,
       accessToken: token.accessToken,

@@ -47,8 +47,7 @@ export interface PublicParts {
     | 'sessions'
     | 'subjectClaim'
     | 'tokenCacheTrustMs'
-    | 'proxy'
-  >
+  > & { proxy: Pick<Config['proxy'], 'totalTimeoutMs' | 'idleTimeoutMs'> }
   accessTokens: AccessTokens
   forwarder: Forwarder
   revoker: Pick<Revoker, 'kick'>
@@ -75,6 +74,7 @@ export async function buildPublicApp(parts: PublicParts): Promise<App> {
       listener: 'public',
       trustedProxies: config.trustedProxies,
       requestTimeoutMs: Math.max(config.proxy.totalTimeoutMs, REQUEST_TIMEOUT_MIN_MS),
+      answerIdleTimeoutMs: config.proxy.idleTimeoutMs,
       tls: publicUrl.startsWith('https:'),
     },
     async (app) => {

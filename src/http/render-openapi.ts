@@ -1,28 +1,16 @@
 // openapi.yaml without a database and without Pagero: both apps are built from parts that nobody calls,
 // since a document needs routes and not requests.
 
-import type { Config } from '../config.ts'
 import { Secret } from '../secret.ts'
 import { buildInternalApp } from './internal-app.ts'
 import { openApiDocument, toYaml } from './openapi.ts'
-import { buildPublicApp } from './public-app.ts'
+import { buildPublicApp, type PublicParts } from './public-app.ts'
 
 /** Settings that show in the document: where browsers find the broker, and the path of the callback. */
 const PUBLIC_URL = 'http://localhost:3000'
 const CALLBACK_PATH = '/auth/callback'
 
-const CONFIG: Pick<
-  Config,
-  | 'pagero'
-  | 'publicUrl'
-  | 'allowedOrigins'
-  | 'trustedProxies'
-  | 'rateLimits'
-  | 'sessions'
-  | 'subjectClaim'
-  | 'tokenCacheTrustMs'
-  | 'proxy'
-> = {
+const CONFIG: PublicParts['config'] = {
   pagero: {
     clientId: 'client',
     clientSecret: new Secret(''),
@@ -45,15 +33,7 @@ const CONFIG: Pick<
   sessions: { idleSeconds: 1, absoluteSeconds: 1, perUserMax: 1 },
   subjectClaim: 'sub',
   tokenCacheTrustMs: 0,
-  proxy: {
-    requestBytesMax: 1,
-    responseBytesMax: 1,
-    connectTimeoutMs: 1,
-    headersTimeoutMs: 1,
-    idleTimeoutMs: 1,
-    totalTimeoutMs: 60_000,
-    connections: 1,
-  },
+  proxy: { totalTimeoutMs: 60_000, idleTimeoutMs: 60_000 },
 }
 
 /** A part that is only passed on; calling a function of it would be a TypeError. */
@@ -77,6 +57,7 @@ export async function renderOpenApi(): Promise<string> {
       allowedOrigins: [],
       redirectUri: CONFIG.pagero.redirectUri,
       requestTimeoutMs: CONFIG.proxy.totalTimeoutMs,
+      answerIdleTimeoutMs: CONFIG.proxy.idleTimeoutMs,
       trustedProxies: [],
       rateLimits: CONFIG.rateLimits,
     },

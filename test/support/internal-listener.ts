@@ -7,7 +7,6 @@ import { join } from 'node:path'
 import type { Test } from 'tap'
 import { type LookAlikeApi, startApi } from '../../demo/look-alike/api.ts'
 import { type Callers, createCallers } from '../../src/callers.ts'
-import type { Config } from '../../src/config.ts'
 import { createForwarder } from '../../src/forward.ts'
 import type { App } from '../../src/http/app.ts'
 import type { Check } from '../../src/http/health-routes.ts'
@@ -17,6 +16,7 @@ import { createImporter } from '../../src/import.ts'
 import type { RateLimitSettings } from '../../src/rate-limit.ts'
 import { createRevoker } from '../../src/revocation.ts'
 import { type Engine, type Scene, setScene } from './engine.ts'
+import { PROXY_LIMITS } from './proxy.ts'
 
 export interface CallerEntry {
   rights: readonly string[]
@@ -40,15 +40,7 @@ export interface InternalListener {
 
 const NO_LIMITS: RateLimitSettings = { perCaller: 0, perUser: 0, perAddress: 0 }
 
-const PROXY: Config['proxy'] = {
-  requestBytesMax: 1_000_000,
-  responseBytesMax: 1_000_000,
-  connectTimeoutMs: 1_000,
-  headersTimeoutMs: 5_000,
-  idleTimeoutMs: 5_000,
-  totalTimeoutMs: 10_000,
-  connections: 8,
-}
+const PROXY = { ...PROXY_LIMITS, requestBytesMax: 1_000_000, responseBytesMax: 1_000_000 }
 
 /** Origin of an application on another site. */
 export const APPLICATION = 'https://app.example'
@@ -118,6 +110,7 @@ export async function buildListeners(
       allowedOrigins: ALLOWED_ORIGINS,
       redirectUri: scene.pagero.redirectUri,
       requestTimeoutMs: PROXY.totalTimeoutMs,
+      answerIdleTimeoutMs: PROXY.idleTimeoutMs,
       trustedProxies: options.trustedProxies ?? [],
       rateLimits: options.rateLimits ?? NO_LIMITS,
     },

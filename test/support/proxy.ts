@@ -36,14 +36,17 @@ interface Options {
   lookup?: LookupFunction
 }
 
-const LIMITS: Config['proxy'] = {
+export const PROXY_LIMITS: Config['proxy'] = {
   requestBytesMax: 1_073_741_824,
   responseBytesMax: 1_073_741_824,
   connectTimeoutMs: 2_000,
   headersTimeoutMs: 5_000,
   idleTimeoutMs: 5_000,
   totalTimeoutMs: 60_000,
+  requestBytesPerSecondMin: 0,
   connections: 8,
+  connectionsPerUser: 8,
+  waitingMax: 256,
 }
 
 /** Starts a listener whose only route is the proxy, for the user `alice`; closed at teardown. */
@@ -57,7 +60,7 @@ export async function startProxy(
   const log: Log = { trace: record, debug: record, info: record, warn: record, error: record }
   const issued = issueTokens(tokens)
   const forwarder = createForwarder({
-    ...LIMITS,
+    ...PROXY_LIMITS,
     ...options.limits,
     apiUrl,
     viaPseudonym: PSEUDONYM,
@@ -65,7 +68,13 @@ export async function startProxy(
   })
   const app = await buildApp(
     { clock: systemClock, log },
-    { listener, trustedProxies: [], requestTimeoutMs: 60_000, tls: false },
+    {
+      listener,
+      trustedProxies: [],
+      requestTimeoutMs: 60_000,
+      answerIdleTimeoutMs: options.limits?.idleTimeoutMs ?? PROXY_LIMITS.idleTimeoutMs,
+      tls: false,
+    },
     (scope) =>
       registerProxyRoutes(scope, {
         listener,

@@ -3,7 +3,6 @@
 import type { AddressInfo } from 'node:net'
 import type { Test } from 'tap'
 import { type LookAlikeApi, startApi } from '../../demo/look-alike/api.ts'
-import type { Config } from '../../src/config.ts'
 import { createForwarder } from '../../src/forward.ts'
 import type { App } from '../../src/http/app.ts'
 import { buildPublicApp, type PublicParts } from '../../src/http/public-app.ts'
@@ -11,6 +10,7 @@ import type { Ports } from '../../src/ports.ts'
 import { createRevoker, type Revoker } from '../../src/revocation.ts'
 import { type Browser, createBrowser } from './browser.ts'
 import { type Engine, type Scene, setScene } from './engine.ts'
+import { PROXY_LIMITS } from './proxy.ts'
 
 type Setup = NonNullable<Parameters<typeof setScene>[1]> & {
   config?: Partial<Omit<PublicParts['config'], 'pagero'>>
@@ -35,15 +35,7 @@ export interface PublicListener {
   startReplica(): Promise<PublicListener>
 }
 
-const PROXY: Config['proxy'] = {
-  requestBytesMax: 1_000_000,
-  responseBytesMax: 1_000_000,
-  connectTimeoutMs: 1_000,
-  headersTimeoutMs: 5_000,
-  idleTimeoutMs: 5_000,
-  totalTimeoutMs: 10_000,
-  connections: 8,
-}
+const PROXY = { ...PROXY_LIMITS, requestBytesMax: 1_000_000, responseBytesMax: 1_000_000 }
 
 /** Starts a public listener with everything behind it; all of it ends with the test. */
 export async function startPublicListener(test: Test, setup: Setup = {}): Promise<PublicListener> {
