@@ -16,6 +16,7 @@ import { createForwarder } from './forward.ts'
 import { grantSealContext } from './grant.ts'
 import type { App } from './http/app.ts'
 import { buildInternalApp } from './http/internal-app.ts'
+import { watchOverload } from './http/overload.ts'
 import { buildPublicApp } from './http/public-app.ts'
 import { createAuthorizationServer } from './pagero.ts'
 import { startPeriodic } from './periodic.ts'
@@ -261,6 +262,8 @@ export async function startBroker(
     })
     closing.push(() => forwarder.close())
 
+    const overload = watchOverload(ports)
+    closing.push(async () => overload.stop())
     let draining = false
     const publicApp = await buildPublicApp({
       ports,
@@ -268,6 +271,7 @@ export async function startBroker(
       accessTokens,
       forwarder,
       revoker,
+      sheds: overload.sheds,
       ...(publicRoutes === undefined ? {} : { routes: publicRoutes }),
     })
     const internalApp = await buildInternalApp({
@@ -278,6 +282,7 @@ export async function startBroker(
       importer,
       revoker,
       webhookSender,
+      sheds: overload.sheds,
       publicApp,
       settings: {
         publicUrl: config.publicUrl,

@@ -100,7 +100,13 @@ t.test('four settings are enough, and the others have the documented defaults', 
     logLevel: 'info',
     auditRetentionDays: 400,
     shutdownListenSeconds: 5,
-    proxy: { connectTimeoutMs: 3000, headersTimeoutMs: 60_000, connections: 64 },
+    proxy: {
+      connectTimeoutMs: 3000,
+      headersTimeoutMs: 60_000,
+      connections: 64,
+      connectionsPerUser: 32,
+      waitingMax: 256,
+    },
   })
   t.equal(config.pagero.clientSecret.reveal(), 'client-secret')
 })

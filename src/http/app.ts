@@ -49,6 +49,8 @@ export interface AppSettings {
   tls: boolean
   /** Is given each request before the router is, and answers it or returns false. It leaves no trace in the request log. */
   answersAtOnce?: (request: IncomingMessage, response: ServerResponse) => boolean
+  /** Tells whether what would go through the router now is to be refused, because the process does not keep up. */
+  sheds?: () => boolean
 }
 
 /** The app of one listener, with TypeBox schemas as types. */
@@ -122,7 +124,7 @@ function createBareApp(ports: { clock: Clock; log: Log }, settings: AppSettings)
       server.maxRequestsPerSocket = REQUESTS_PER_SOCKET_MAX
       const connections = watchConnections(server, settings)
       watched.push(connections)
-      const parts = { listener, headers, connections }
+      const parts = { listener, headers, connections, sheds: settings.sheds ?? (() => false) }
       const refuseOrRoute = refuseBeforeRouting(
         parts,
         handler,

@@ -51,6 +51,7 @@ export interface InternalParts {
   revoker: Pick<Revoker, 'kick'>
   /** Undefined: nobody is told of events. */
   webhookSender?: Pick<QueueWorker, 'kick'> | undefined
+  sheds?: () => boolean
   /** The other listener's app, whose operations are documented here. */
   publicApp: App
   settings: {
@@ -83,6 +84,7 @@ export function buildInternalApp(parts: InternalParts): Promise<App> {
       requestTimeoutMs: settings.requestTimeoutMs,
       answerIdleTimeoutMs: settings.answerIdleTimeoutMs,
       tls: false,
+      ...(parts.sheds === undefined ? {} : { sheds: parts.sheds }),
       answersAtOnce: createReadyTokenAnswers({
         callers,
         limits,

@@ -103,7 +103,7 @@ export const PROBLEM_KINDS: Readonly<Record<ProblemCode, ProblemKind>> = {
     status: 503,
     title: 'Temporarily unavailable',
     meaning:
-      'Something the broker needs is away, or takes longer than a caller should wait. The grant is intact.',
+      'Something the broker needs is away or takes longer than a caller should wait, or there is more to do than it can. The grant is intact.',
     remedy: 'Try again after the seconds in Retry-After.',
   },
   client_rejected_by_pagero: {

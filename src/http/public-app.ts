@@ -51,6 +51,7 @@ export interface PublicParts {
   accessTokens: AccessTokens
   forwarder: Forwarder
   revoker: Pick<Revoker, 'kick'>
+  sheds?: () => boolean
   /** Further routes of this origin: the demonstration's page. */
   routes?: (app: App) => void | Promise<void>
 }
@@ -76,6 +77,7 @@ export async function buildPublicApp(parts: PublicParts): Promise<App> {
       requestTimeoutMs: Math.max(config.proxy.totalTimeoutMs, REQUEST_TIMEOUT_MIN_MS),
       answerIdleTimeoutMs: config.proxy.idleTimeoutMs,
       tls: publicUrl.startsWith('https:'),
+      ...(parts.sheds === undefined ? {} : { sheds: parts.sheds }),
     },
     async (app) => {
       await registerOpenApi(app, 'public')
