@@ -1,13 +1,11 @@
 // A real process whose event loop does not keep up: what is refused, what is answered all the same, and when that is over.
 
-import { pathToFileURL } from 'node:url'
-import { join } from 'node:path'
 import t from 'tap'
 import { createTestDatabase } from './support/database.ts'
 import { until } from './support/fleet.ts'
 import { startRawBroker } from './support/raw-broker.ts'
 
-const BUSY_LOOP = pathToFileURL(join(import.meta.dirname, 'support/busy-loop.ts')).href
+const BUSY_LOOP = import.meta.resolve('./support/busy-loop.ts')
 /** On a machine with ten times more to do than it can. */
 const LIMIT_MS = 30_000
 
