@@ -171,7 +171,7 @@ t.test(
         'migrations/0004_webhooks.sql',
         'src/settings.ts',
       ].flatMap((name) => readFileSync(join(ROOT, name), 'utf8').split(/[^A-Za-z0-9_]+/)),
-      // Of CALLERS_FILE, of PostgreSQL, of the log.
+      // Of CALLERS_FILE, of PostgreSQL, of the log, of Proxy-Status.
       ...[
         'proxy_allow',
         'ca_file',
@@ -180,6 +180,8 @@ t.test(
         'pg_upgrade',
         '_FILE',
         'grant_expiring',
+        'requests_shed',
+        'connection_limit_reached',
       ],
     ]
     const words = named.filter((text) => /^[A-Za-z]*_\w+$/.test(text))
