@@ -66,6 +66,8 @@ const HEARTBEAT_RETRY_SECONDS = 1
 const SWEEP_SECONDS = 60
 /** Warnings are of days. */
 const EXPIRY_WARNING_SECONDS = 3_600
+/** Told of with one statement: an import of many comes due on one day. */
+const EXPIRY_WARNINGS_MAX = 1_000
 /** How late the cut end of a chain is missed at most; one row an hour. */
 const HEADS_SECONDS = 3_600
 /** The retention is of days; each round leaves a row for each chain that it cuts. */
@@ -231,9 +233,12 @@ export async function startBroker(
     const warning = startPeriodic(ports, {
       intervalSeconds: EXPIRY_WARNING_SECONDS,
       event: 'expiry_warning_failed',
-      work: async () => {
-        for (const { user, withinDays } of await ports.grants.takeExpiryWarnings()) {
-          log.warn('grant_expiring', { user, withinDays })
+      work: async (stopping) => {
+        let isLast = false
+        while (!isLast && !stopping.aborted) {
+          const warnings = await ports.grants.takeExpiryWarnings(EXPIRY_WARNINGS_MAX)
+          for (const one of warnings) log.warn('grant_expiring', { ...one })
+          isLast = warnings.length < EXPIRY_WARNINGS_MAX
         }
       },
     })

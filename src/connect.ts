@@ -75,7 +75,7 @@ export async function connectGrant(
   }
 }
 
-const SUPERSEDED =
+export const SUPERSEDED =
   'A newer login of this user was completed meanwhile, and stays. Nothing is to be done.'
 
 /** Does work for a login, and again while it fails for a passing reason, for as long as any caller is kept waiting. */

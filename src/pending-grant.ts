@@ -10,6 +10,7 @@ import {
   patiently,
   refuseOtherAccount,
   sealNewGrant,
+  SUPERSEDED,
 } from './connect.ts'
 import { BrokerError, grantNotFound } from './errors.ts'
 import type { Grant, UserKey } from './grant.ts'
@@ -35,7 +36,8 @@ const CONFIRM_TRIES_MAX = 10
  * Keeps what a connect link brought until the application confirms it, and returns the confirmation for the browser to
  * carry there. An earlier one that waits for the user gives way and is revoked. Whatever is not stored is revoked.
  *
- * @throws BrokerError `account_mismatch`, `temporarily_unavailable`
+ * @throws BrokerError `account_mismatch`, `authorization_failed` when a newer connection has overtaken it,
+ *   `temporarily_unavailable`
  */
 export async function holdGrant(
   ports: Pick<
@@ -64,8 +66,12 @@ export async function holdGrant(
     keyId: sealer.primaryKeyId,
     revocation: sealRevocation(ports, user, tokens.refreshToken),
   }
+  let firstTriedAtMs: number | undefined
   try {
     await patiently(ports.clock, async () => {
+      // An earlier round may have been stored, and only its answer was lost.
+      if (firstTriedAtMs !== undefined && (await isPlaced(ports, place, firstTriedAtMs))) return
+      firstTriedAtMs ??= ports.clock.monotonicMs()
       refuseOtherAccount(await ports.grants.find(user), connection)
       const requestedMsAgo = ports.clock.monotonicMs() - connection.requestedAtMonotonicMs
       await ports.pendingGrants.place(
@@ -92,6 +98,23 @@ export async function holdGrant(
   }
   ports.log.info('grant_awaits_confirmation', { user })
   return confirmation
+}
+
+/**
+ * Whether a round before this one was stored.
+ * @throws BrokerError `authorization_failed` when a newer connection of the user has come since, and may have replaced it
+ */
+async function isPlaced(
+  ports: Pick<Ports, 'clock' | 'pendingGrants'>,
+  { user, confirmationHash }: Pick<PendingGrant, 'user' | 'confirmationHash'>,
+  firstTriedAtMs: number,
+): Promise<boolean> {
+  if ((await ports.pendingGrants.find(confirmationHash)) !== undefined) return true
+  const waiting = await ports.pendingGrants.findWaiting(user)
+  if (waiting === undefined) return false
+  const waitsForMs = waiting.readAt.getTime() - waiting.createdAt.getTime()
+  if (waitsForMs >= ports.clock.monotonicMs() - firstTriedAtMs) return false
+  throw new BrokerError('authorization_failed', SUPERSEDED)
 }
 
 export interface Confirmation {

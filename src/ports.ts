@@ -238,8 +238,11 @@ export interface GrantStore {
   findArmed(page: { replica: string; after: UserKey | undefined; limit: number }): Promise<Grant[]>
   /** Grants that were not rotated for half their lifetime and are not being refreshed, in no order. */
   findKeepAliveDue(limit: number): Promise<Grant[]>
-  /** Grants whose earlier expiry has come within 90, 30 or 7 days since it was last asked; each is told of once. */
-  takeExpiryWarnings(): Promise<ExpiryWarning[]>
+  /**
+   * So many of the grants whose earlier expiry has come within 90, 30 or 7 days and that have not been told of yet; each
+   * is told of once.
+   */
+  takeExpiryWarnings(limit: number): Promise<ExpiryWarning[]>
   /**
    * Drops what nobody will ask for again, some of it at a time: the ciphertext of grants that died a month ago, ledger
    * entries older than a quarter. Returns how many there were.

@@ -548,16 +548,34 @@ t.test('a stored connection whose answer is lost is stored once', async (t) => {
   const app = await start(t)
   const { pendingGrants } = app.engine.ports
   const { place } = pendingGrants
-  let answersLost = 1
+  let answersLost = 0
   pendingGrants.place = async (...pending) => {
     await place(...pending)
-    if ((answersLost -= 1) < 0) return
+    answersLost += 1
     throw new BrokerError('temporarily_unavailable', 'The answer was lost.')
   }
   const back = await app.follow(app.browser(), await app.link('acme-1'), 'alice')
-  t.equal(answersLost, -1, 'it was tried again')
+  t.equal(answersLost, 1, 'it is looked for, and not stored again')
   t.equal(await app.countOf('revocations'), 0)
   t.equal((await app.confirm('acme-1', back.confirmation)).status, 200)
+  t.equal(await app.servedSubject('acme-1'), 'alice')
+})
+
+t.test('a connection whose answer was lost does not push out a newer one', async (t) => {
+  const app = await start(t)
+  const { pendingGrants } = app.engine.ports
+  const { place } = pendingGrants
+  let newer: Awaited<ReturnType<typeof app.follow>> | undefined
+  pendingGrants.place = async (...pending) => {
+    pendingGrants.place = place
+    await place(...pending)
+    newer = await app.follow(app.browser(), await app.link('acme-1'), 'alice')
+    throw new BrokerError('temporarily_unavailable', 'The answer was lost.')
+  }
+  const overtaken = await app.follow(app.browser(), await app.link('acme-1'), 'alice')
+  t.equal(overtaken.status, 502)
+  t.equal(await app.countOf('pending_grants'), 1)
+  t.equal((await app.confirm('acme-1', newer?.confirmation ?? '')).status, 200)
   t.equal(await app.servedSubject('acme-1'), 'alice')
 })
 

@@ -15,7 +15,7 @@ t.test(
         'update grants set absolute_expires_at = now() + $1::interval',
         [interval],
       )
-      return engine.ports.grants.takeExpiryWarnings()
+      return engine.ports.grants.takeExpiryWarnings(100)
     }
     t.strictSame(await endsIn('91 days'), [])
     t.strictSame(await endsIn('89 days'), [{ user, withinDays: 90 }])
@@ -36,9 +36,22 @@ t.test('two replicas that ask at once warn once', async (t) => {
     "update grants set absolute_expires_at = now() + interval '1 day'",
   )
   const warnings = await Promise.all(
-    [one, two, one, two].map((engine) => engine.ports.grants.takeExpiryWarnings()),
+    [one, two, one, two].map((engine) => engine.ports.grants.takeExpiryWarnings(100)),
   )
   t.equal(warnings.flat().length, 1)
+})
+
+t.test('warnings are taken some at a time, and each once', async (t) => {
+  const scene = await setScene(t)
+  const engine = await scene.startEngine()
+  for (const name of ['acme-1', 'acme-2', 'acme-3']) await scene.connect(engine, name)
+  await scene.database.pool.query(
+    "update grants set absolute_expires_at = now() + interval '1 day'",
+  )
+  const take = async () => (await engine.ports.grants.takeExpiryWarnings(2)).map(({ user }) => user)
+  const told = [...(await take()), ...(await take())]
+  t.strictSame(told.toSorted(), ['acme-1', 'acme-2', 'acme-3'])
+  t.strictSame(await take(), [])
 })
 
 t.test('a refusal at the end of the lifetime says so', async (t) => {

@@ -134,7 +134,7 @@ t.test('each warning before the end of the lifetime is an event', async (t) => {
       'update grants set absolute_expires_at = now() + $1::interval',
       [interval],
     )
-    await Promise.all([1, 2].map(() => engine.ports.grants.takeExpiryWarnings()))
+    await Promise.all([1, 2].map(() => engine.ports.grants.takeExpiryWarnings(100)))
   }
   t.strictSame(
     (await eventsOf(scene)).map(({ type, user_id, within_days }) => [type, user_id, within_days]),
@@ -175,7 +175,7 @@ t.test(
      values ($1, gen_random_uuid(), 1, now(), now(), now(), now())`,
       [importUserKey(randomUUID())],
     )
-    t.equal((await engine.ports.grants.takeExpiryWarnings()).length, 1)
+    t.equal((await engine.ports.grants.takeExpiryWarnings(100)).length, 1)
     t.equal((await eventsOf(scene)).length, 1)
   },
 )
@@ -220,7 +220,7 @@ t.test('a change whose event cannot be written does not happen', async (t) => {
     lateSuccess: () => grants.store(successor),
     verdict: () => grants.condemn(user, 1, { state: 'reauthentication_required', reason: null }),
     closing: () => grants.close(user, 1, undefined),
-    warning: () => grants.takeExpiryWarnings(),
+    warning: () => grants.takeExpiryWarnings(100),
   }
   for (const [name, change] of Object.entries(changes)) {
     await t.rejects(change(), { code: '23514' }, name)
@@ -231,7 +231,7 @@ t.test('a change whose event cannot be written does not happen', async (t) => {
   }
   t.equal(await grants.find('acme-3' as UserKey), undefined)
   await scene.database.pool.query('alter table outbox drop constraint outbox_check')
-  t.equal((await grants.takeExpiryWarnings()).length, 1, 'the warning was not used up')
+  t.equal((await grants.takeExpiryWarnings(100)).length, 1, 'the warning was not used up')
 })
 
 t.test('without a receiver nothing is written', async (t) => {

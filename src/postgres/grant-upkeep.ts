@@ -57,25 +57,26 @@ export function createGrantUpkeep(
         return rows.map(grantOf)
       }),
 
-    takeExpiryWarnings: () =>
+    takeExpiryWarnings: (limit) =>
       throughDatabase(async () => {
+        const withinDays = sql`case
+          when least(rolling_expires_at, absolute_expires_at) <= ${now} + interval '7 days' then 7
+          when least(rolling_expires_at, absolute_expires_at) <= ${now} + interval '30 days' then 30
+          else 90
+        end`
         const { rows } = await sql<ExpiryWarning>`
           with near as (
-            select user_id as near_user, login_id as near_login,
-              case
-                when least(rolling_expires_at, absolute_expires_at) <= ${now} + interval '7 days' then 7
-                when least(rolling_expires_at, absolute_expires_at) <= ${now} + interval '30 days' then 30
-                else 90
-              end as within_days
+            select user_id as near_user, ${withinDays} as within_days
             from grants
             where state = 'active'
               and least(rolling_expires_at, absolute_expires_at) <= ${now} + interval '90 days'
+              and (expiry_warned_days is null or expiry_warned_days > ${withinDays})
+            -- Locked as it was read: a login of this moment begins anew, and waits or is passed over.
+            limit ${limit} for update skip locked
           ), warned as (
             update grants g set expiry_warned_days = near.within_days
             from near
-            -- A login of this moment begins anew.
-            where g.user_id = near.near_user and g.login_id = near.near_login
-              and (g.expiry_warned_days is null or g.expiry_warned_days > near.within_days)
+            where g.user_id = near.near_user
             returning ${EVENT_COLUMNS}, expiry_warned_days
           ), told as (${writeEvents(events, {
             changed: 'warned',
