@@ -2,29 +2,38 @@
 // each call, beside the same nginx with the same rules that asks nobody and sends a constant header. Both without TLS,
 // which costs both alike. The gateway shares its CPU with the broker. About a minute.
 
-import { spawnSync } from 'node:child_process'
-import { chmod, mkdir, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises'
+import { chmod, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { startEmbeddedPostgres } from '../src/postgres/embedded.ts'
 import { freePorts } from '../test/support/free-ports.ts'
-import { hasNginx, NGINX, nginxConfiguration, replaced } from '../test/support/nginx.ts'
+import { replaced } from '../test/support/nginx.ts'
 import { startBroker } from './support/broker.ts'
 import {
   interleave,
   machineFacts,
+  type Measured,
   rateText,
-  ratioOf,
+  ratioOfRounds,
   type Row,
   tableOf,
+  type Taken,
 } from './support/figures.ts'
 import { addUsers, createDatabase, TOKEN_CHARACTERS } from './support/grants.ts'
-import { CONNECTIONS, generator, load, type Load } from './support/load.ts'
-import { answers, canPin, type Place, startProgram } from './support/processes.ts'
+import { CONNECTIONS, generator, load } from './support/load.ts'
+import { nginxVersion, startNginx } from './support/nginx.ts'
+import { canPin, cpuUs, type Place, type Program } from './support/processes.ts'
 
 const RULES = new URL('../deploy/nginx/pagero-gateway.conf', import.meta.url)
-const ROUNDS = 5
-const SECONDS = 2
+interface Size {
+  rounds: number
+  smallSeconds: number
+  /** So long that a round moves hundreds of answers of 10 MB, and one more or less is no matter. */
+  largeSeconds: number
+}
+
+const WHOLE: Size = { rounds: 5, smallSeconds: 2, largeSeconds: 4 }
+const QUICK: Size = { rounds: 1, smallSeconds: 1, largeSeconds: 1 }
 /** Users who are asked for all the time; each is checked with PostgreSQL once a second. */
 const HOT_USERS = 100
 const SMALL_BYTES = 1_000
@@ -32,24 +41,27 @@ const LARGE_BYTES = 10_000_000
 /** So few that each gets its 10 MB long before a load generator gives up. */
 const LARGE_CONNECTIONS = 8
 
-const SMALL = '/document/v1/documents/user-'
-const LARGE = '/file/v1/files/user-'
+const SMALL = '/document/v1/documents/user-{number}'
+const LARGE = '/file/v1/files/user-{number}'
 
-/** Takes all measures and prints their table. */
-export async function measureForwardAuth(): Promise<void> {
-  if (!hasNginx) throw new Error('Install nginx first: apt-get install nginx')
+/** Takes all measures and prints their table. `quick` shows that everything works; its figures are not worth quoting. */
+export async function measureForwardAuth({ quick }: { quick: boolean }): Promise<void> {
+  const nginx = nginxVersion()
+  const size = quick ? QUICK : WHOLE
   const stops: Array<() => Promise<unknown>> = []
   try {
     const directory = await mkdtemp(join(tmpdir(), 'broker-bench-'))
     stops.push(() => rm(directory, { recursive: true, force: true }))
     // nginx's workers may have another user.
     await chmod(directory, 0o755)
-    const rows = await measure(await startGateways(directory, stops))
+    const rows = await measure(await startGateways(directory, stops), size)
     const notes = [
-      spawnSync(NGINX, ['-v'], { encoding: 'utf8' }).stderr.trim(),
+      nginx,
       `load by ${generator}, ${CONNECTIONS} connections, ${LARGE_CONNECTIONS} for 10 MB`,
-      canPin ? 'gateway and broker on one CPU' : 'processes not bound to CPUs',
-      `${ROUNDS} rounds of ${SECONDS} s, turn about, medians`,
+      canPin
+        ? 'gateway and broker on one CPU, whose time is theirs together'
+        : 'processes not bound to CPUs',
+      `${size.rounds} rounds of ${size.smallSeconds} s, ${size.largeSeconds} s for 10 MB, turn about; medians, in brackets the least and the most of a round`,
     ]
     process.stdout.write(`${machineFacts(notes)}\n\n${tableOf(rows)}\n`)
   } finally {
@@ -57,10 +69,16 @@ export async function measureForwardAuth(): Promise<void> {
   }
 }
 
+/** A gateway, and all that works for it. */
+interface Gateway {
+  port: number
+  programs: readonly Program[]
+}
+
 interface Gateways {
-  /** Ports: of the nginx that asks the broker, and of the one that asks nobody. */
-  asking: number
-  plain: number
+  /** The nginx that asks the broker, and the one that asks nobody. */
+  asking: Gateway
+  plain: Gateway
 }
 
 async function startGateways(
@@ -79,23 +97,14 @@ async function startGateways(
   const broker = await startBroker(directory, 'broker', { databaseUrl, tokenPort: api })
   stops.push(() => broker.stop())
 
-  const start = async (name: string, place: Place, port: number, http: string, probe: string) => {
-    const home = join(directory, name)
-    await mkdir(home)
-    const file = join(home, 'nginx.conf')
-    await writeFile(file, nginxConfiguration(home, http))
-    const nginx = await startProgram({
-      place,
-      program: NGINX,
-      parameters: ['-c', file, '-e', join(home, 'error.log')],
-      env: {},
-      outputFile: join(home, 'output.log'),
-      ready: answers(`http://127.0.0.1:${port}${probe}`),
-    })
+  const start = async (name: string, place: Place, port: number, http: string) => {
+    const probe = `http://127.0.0.1:${port}${SMALL.replace('{number}', '0000000')}`
+    const nginx = await startNginx({ directory, name, place, http, probe })
     stops.push(() => nginx.stop())
+    return nginx
   }
   await writeFile(join(directory, 'large'), Buffer.alloc(LARGE_BYTES, 'pagero'))
-  await start('api', 'around', api, apiRules(directory, api), `${SMALL}0000000`)
+  await start('api', 'around', api, apiRules(directory, api))
   await writeFile(
     join(directory, 'pagero-gateway.key'),
     `proxy_set_header Authorization "${broker.authorization}";\n`,
@@ -103,10 +112,13 @@ async function startGateways(
   const rules = await readFile(RULES, 'utf8')
   const shared = { directory, broker: broker.port, api }
   const askingRules = gatewayRules(rules, { ...shared, port: asking })
-  await start('asking', 'measured', asking, askingRules, `${SMALL}0000000`)
+  const askingNginx = await start('asking', 'measured', asking, askingRules)
   const plainRules = withoutBroker(gatewayRules(rules, { ...shared, port: plain }))
-  await start('plain', 'measured', plain, plainRules, `${SMALL}0000000`)
-  return { asking, plain }
+  const plainNginx = await start('plain', 'measured', plain, plainRules)
+  return {
+    asking: { port: asking, programs: [askingNginx, broker] },
+    plain: { port: plain, programs: [plainNginx] },
+  }
 }
 
 /** An API that costs as little as it can. */
@@ -158,29 +170,30 @@ function withoutBroker(rules: string): string {
   ])
 }
 
-async function measure({ asking, plain }: Gateways): Promise<Row[]> {
-  const target = (port: number, prefix: string): Load => ({
-    port,
-    prefix,
-    suffix: '',
-    first: 0,
-    count: HOT_USERS,
-    connections: prefix === LARGE ? LARGE_CONNECTIONS : CONNECTIONS,
-  })
-  const take = async (port: number, prefix: string) => {
-    const { answered, seconds } = await load(SECONDS, target(port, prefix))
-    return { perSecond: answered / seconds }
+async function measure({ asking, plain }: Gateways, size: Size): Promise<Row[]> {
+  const take = async ({ port, programs }: Gateway, path: string): Promise<Taken> => {
+    const isLarge = path === LARGE
+    const spentUs = () => programs.reduce((sum, { child }) => sum + cpuUs(child), 0)
+    const beforeUs = spentUs()
+    const { answered, seconds } = await load(isLarge ? size.largeSeconds : size.smallSeconds, {
+      port,
+      path,
+      first: 0,
+      count: HOT_USERS,
+      connections: isLarge ? LARGE_CONNECTIONS : CONNECTIONS,
+    })
+    return { perSecond: answered / seconds, cpuUs: (spentUs() - beforeUs) / answered }
   }
   await take(plain, SMALL)
   await take(asking, SMALL)
-  const rates = await interleave(ROUNDS, {
+  const rates = await interleave(size.rounds, {
     plainSmall: () => take(plain, SMALL),
     askingSmall: () => take(asking, SMALL),
     plainLarge: () => take(plain, LARGE),
     askingLarge: () => take(asking, LARGE),
   })
-  const ratio = (value: number, atLeast: number): NonNullable<Row['ratio']> => ({
-    value,
+  const ratio = (one: Measured, other: Measured, atLeast: number): NonNullable<Row['ratio']> => ({
+    ...ratioOfRounds(one, other),
     to: 'plain nginx',
     goal: { atLeast },
   })
@@ -189,13 +202,13 @@ async function measure({ asking, plain }: Gateways): Promise<Row[]> {
     {
       what: 'the same by forward-auth, the token in memory',
       figure: rateText(rates.askingSmall),
-      ratio: ratio(ratioOf(rates.askingSmall, rates.plainSmall), 0.35),
+      ratio: ratio(rates.askingSmall, rates.plainSmall, 0.35),
     },
     { what: '10 MB, plain nginx', figure: rateText(rates.plainLarge) },
     {
       what: 'the same by forward-auth',
       figure: rateText(rates.askingLarge),
-      ratio: ratio(ratioOf(rates.askingLarge, rates.plainLarge), 0.95),
+      ratio: ratio(rates.askingLarge, rates.plainLarge, 0.95),
     },
   ]
 }

@@ -177,7 +177,7 @@ async function measureReads(setting: Setting): Promise<Row[]> {
       CONNECTIONS: String(CONNECTIONS),
     },
   })
-  const constant = { port: minimalPort, prefix: '/constant/', suffix: '', first: 0, count: 1 }
+  const constant = { port: minimalPort, path: '/constant/{number}', first: 0, count: 1 }
   const hot = tokenLoad(broker, 0, HOT_USERS)
   const p99sUs = { constant: [] as number[], hot: [] as number[] }
   const takeNoting = async (program: Program, target: Load, p99s: number[]) => {
@@ -190,7 +190,8 @@ async function measureReads(setting: Setting): Promise<Row[]> {
   const memory = await interleave(ROUNDS, {
     constant: () => takeNoting(minimal, constant, p99sUs.constant),
     hot: () => takeNoting(broker, hot, p99sUs.hot),
-    grant: async () => (await take(broker, { ...hot, suffix: '/grant' })).taken,
+    grant: async () =>
+      (await take(broker, { ...hot, path: '/v1/users/user-{number}/grant' })).taken,
   })
   say('from memory: measured')
 
@@ -260,7 +261,13 @@ function memoryRow(rssMiB: number): Row {
 }
 
 function tokenLoad({ port, authorization }: RunningBroker, first: number, count: number): Load {
-  return { port, prefix: '/v1/users/user-', suffix: '/access-token', first, count, authorization }
+  return {
+    port,
+    path: '/v1/users/user-{number}/access-token',
+    first,
+    count,
+    fields: { authorization },
+  }
 }
 
 // ── Refreshes ────────────────────────────────────────────────────────────────────────────────────

@@ -9,8 +9,18 @@ import { encryptionKey } from './grants.ts'
 import { answers, type Program, startProgram } from './processes.ts'
 
 export interface RunningBroker extends Program {
+  /** Of the internal listener. */
   port: number
+  publicPort: number
   authorization: string
+}
+
+/** How every program in Node is run that is measured: as `npm start` and the image run the broker. */
+export const NODE_PARAMETERS = ['--max-semi-space-size=8']
+export const NODE_ENVIRONMENT = {
+  MALLOC_ARENA_MAX: '1',
+  MALLOC_TRIM_THRESHOLD_: '1048576',
+  MALLOC_MMAP_THRESHOLD_: '65536',
 }
 
 /** Starts a broker over the database. `env` changes its settings. */
@@ -27,16 +37,19 @@ export async function startBroker(
   const { key } = await addCaller(callersFile, 'bench', {
     rights: ['token:read', 'grant:read', 'proxy:call'],
     users: ['user-*'],
+    proxyAllow: [
+      'GET /document/v1/**',
+      'POST /document/v1/**',
+      'GET /file/v1/**',
+      'POST /file/v1/files',
+    ],
   })
   const tokenOrigin = `http://127.0.0.1:${settings.tokenPort}`
   const program = await startProgram({
     place: 'measured',
-    // As `npm start` and the image do.
-    parameters: ['--max-semi-space-size=8', 'src/main.ts', 'serve'],
+    parameters: [...NODE_PARAMETERS, 'src/main.ts', 'serve'],
     env: {
-      MALLOC_ARENA_MAX: '1',
-      MALLOC_TRIM_THRESHOLD_: '1048576',
-      MALLOC_MMAP_THRESHOLD_: '65536',
+      ...NODE_ENVIRONMENT,
       // One caller asks for all there is.
       RATE_LIMIT_PER_CALLER: '1000000',
       RATE_LIMIT_PER_USER: '1000000',
@@ -62,5 +75,5 @@ export async function startBroker(
     outputFile: join(home, 'log'),
     ready: answers(`http://127.0.0.1:${port}/readyz`),
   })
-  return { ...program, port, authorization: `Bearer ${key}` }
+  return { ...program, port, publicPort, authorization: `Bearer ${key}` }
 }

@@ -17,11 +17,16 @@ export interface Taken {
   cpuUs?: number
 }
 
+/** The medians of all takings of a measure, and the rate of each. */
+export interface Measured extends Taken {
+  perSecondOfRounds: readonly number[]
+}
+
 /** Takes each measure once a round, so that whatever else the machine does falls on all of them alike. */
 export async function interleave<Name extends string>(
   rounds: number,
   measures: Readonly<Record<Name, () => Promise<Taken>>>,
-): Promise<Record<Name, Taken>> {
+): Promise<Record<Name, Measured>> {
   const taken = new Map<Name, Taken[]>()
   const names = Object.keys(measures) as Name[]
   for (let round = 0; round < rounds; round += 1) {
@@ -32,24 +37,33 @@ export async function interleave<Name extends string>(
   const medians = names.map((name) => {
     const all = taken.get(name) ?? []
     const cpuTimesUs = all.flatMap(({ cpuUs }) => cpuUs ?? [])
-    const rate = { perSecond: median(all.map(({ perSecond }) => perSecond)) }
+    const perSecondOfRounds = all.map(({ perSecond }) => perSecond)
+    const rate = { perSecond: median(perSecondOfRounds), perSecondOfRounds }
     return [name, cpuTimesUs.length === 0 ? rate : { ...rate, cpuUs: median(cpuTimesUs) }]
   })
-  return Object.fromEntries(medians) as Record<Name, Taken>
+  return Object.fromEntries(medians) as Record<Name, Measured>
 }
 
 export interface Row {
   what: string
   figure: string
-  ratio?: { value: number; to: string; goal?: { atLeast?: number; below?: number } }
+  ratio?: Ratio & { to: string; goal?: { atLeast?: number; below?: number } }
+}
+
+interface Ratio {
+  value: number
+  /** The least and the most of any round, where each has one. */
+  spread?: readonly [number, number]
 }
 
 /** The rows as a markdown table, the goals judged. */
 export function tableOf(rows: readonly Row[]): string {
   const lines = rows.map(({ what, figure, ratio }) => {
     if (ratio === undefined) return `| ${what} | ${figure} | | |`
-    const { value, to, goal } = ratio
-    return `| ${what} | ${figure} | ${value.toFixed(2)} of ${to} | ${judged(value, goal)} |`
+    const { value, spread, to, goal } = ratio
+    const range =
+      spread === undefined ? '' : ` (${spread.map((one) => one.toFixed(2)).join(' to ')})`
+    return `| ${what} | ${figure} | ${value.toFixed(2)}${range} of ${to} | ${judged(value, goal)} |`
   })
   return ['| measure | figure | ratio | goal |', '| --- | --- | --- | --- |', ...lines].join('\n')
 }
@@ -73,6 +87,14 @@ export function rateText({ perSecond, cpuUs }: Taken): string {
 /** How many times as much as the other. */
 export function ratioOf(one: Taken, other: Taken): number {
   return one.perSecond / other.perSecond
+}
+
+/** The same round by round, each with what the other did in that round: the median, the least and the most. */
+export function ratioOfRounds(one: Measured, other: Measured): Required<Ratio> {
+  const ratios = one.perSecondOfRounds.map(
+    (perSecond, round) => perSecond / (other.perSecondOfRounds[round] ?? 0),
+  )
+  return { value: median(ratios), spread: [Math.min(...ratios), Math.max(...ratios)] }
 }
 
 export function milliseconds(us: number): string {

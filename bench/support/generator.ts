@@ -3,10 +3,9 @@
 
 import { Pool } from 'undici'
 
-const [connections, seconds, origin = '', prefix, suffix, first, count, authorization = ''] =
+const [connections, seconds, origin = '', path = '', first, count, method, body = '', ...fields] =
   process.argv.slice(2)
 const pool = new Pool(origin, { connections: Number(connections), pipelining: 1 })
-const headers = authorization === '' ? {} : { authorization }
 const latenciesUs: number[] = []
 let made = Number(first)
 let failed = 0
@@ -16,13 +15,14 @@ async function sendUntil(endMs: number): Promise<void> {
     const number = String(made++ % Number(count)).padStart(7, '0')
     const sentMs = performance.now()
     try {
-      const { statusCode, body } = await pool.request({
-        method: 'GET',
-        path: `${prefix}${number}${suffix}`,
-        headers,
+      const answer = await pool.request({
+        method: method === 'POST' ? 'POST' : 'GET',
+        path: path.replaceAll('{number}', number),
+        headers: fields.map((text) => text.replaceAll('{number}', number)),
+        body: body === '' ? null : body,
       })
-      await body.dump()
-      if (statusCode >= 300) failed += 1
+      await answer.body.dump()
+      if (answer.statusCode >= 300) failed += 1
     } catch {
       failed += 1
     }

@@ -3,10 +3,12 @@
 
 import { randomBytes, randomUUID } from 'node:crypto'
 import { fingerprintOf, grantSealContext, type UserKey } from '../../src/grant.ts'
+import { hashOpaqueToken } from '../../src/opaque-token.ts'
 import type { Log } from '../../src/ports.ts'
 import { type Database, openDatabase } from '../../src/postgres/database.ts'
 import { readDeploymentId } from '../../src/postgres/deployment.ts'
 import { migrate } from '../../src/postgres/migrate.ts'
+import { createSessionStore } from '../../src/postgres/session-store.ts'
 import { createSealer } from '../../src/seal.ts'
 import { Secret } from '../../src/secret.ts'
 
@@ -97,6 +99,25 @@ export async function addUsers(
         isFresh ? sealAll('access_token_sealed', TOKEN_CHARACTERS) : places.map(() => null),
         tokens.map((token) => (isFresh ? fingerprintOf(token) : null)),
       ],
+    )
+  }
+}
+
+/** What the cookie of a user's session holds: as many characters as the broker's own have, the user's seven digits last. */
+export function sessionTokenOf(digits: string): string {
+  return `${'s'.repeat(36)}${digits}`
+}
+
+/** Begins a session for each of users 0 to `count` - 1. */
+export async function addSessions({ db }: Database, count: number): Promise<void> {
+  const sessions = createSessionStore(db)
+  for (let number = 0; number < count; number += 1) {
+    const user = userOf(number)
+    await sessions.create(
+      hashOpaqueToken(sessionTokenOf(user.slice(-7))),
+      user,
+      { idleSeconds: 3_600, absoluteSeconds: 43_200 },
+      { replaces: null, perUserMax: 1 },
     )
   }
 }

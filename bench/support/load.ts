@@ -11,13 +11,15 @@ export const CONNECTIONS = 64
 
 export interface Load {
   port: number
-  /** The path up to the user's number, and from there on. */
-  prefix: string
-  suffix: string
+  /** `{number}` in it stands for the user's number, of seven digits; so it does in the value of a field. */
+  path: string
   /** The first number, and how many there are before they begin again. */
   first: number
   count: number
-  authorization?: string
+  /** Undefined: GET. */
+  method?: 'GET' | 'POST'
+  body?: string
+  fields?: Readonly<Record<string, string>>
   /** Undefined: `CONNECTIONS`. */
   connections?: number
 }
@@ -43,11 +45,12 @@ export async function load(seconds: number, target: Load): Promise<LoadResult> {
   const connections = target.connections ?? CONNECTIONS
   const origin = `http://127.0.0.1:${target.port}`
   const parameters = [
-    target.prefix,
-    target.suffix,
+    target.path,
     String(target.first),
     String(target.count),
-    target.authorization ?? '',
+    target.method ?? 'GET',
+    target.body ?? '',
+    ...Object.entries(target.fields ?? {}).flat(),
   ]
   const command = has('wrk')
     ? [
@@ -66,6 +69,6 @@ export async function load(seconds: number, target: Load): Promise<LoadResult> {
   const result = /^RESULT (.*)$/m.exec(stdout)?.[1]
   if (result === undefined) throw new Error(`The load generator said:\n${stdout}`)
   const { failed, ...figures } = JSON.parse(result) as LoadResult
-  if (failed > 0) throw new Error(`${failed} requests to ${target.prefix}… failed.`)
+  if (failed > 0) throw new Error(`${failed} requests to ${origin}${target.path} failed.`)
   return { ...figures, failed }
 }

@@ -2,7 +2,7 @@
 // server never takes its time.
 
 import { type ChildProcess, execFileSync, spawn } from 'node:child_process'
-import { closeSync, openSync, readFileSync } from 'node:fs'
+import { closeSync, openSync, readFileSync, writeFileSync } from 'node:fs'
 import { availableParallelism } from 'node:os'
 import { join } from 'node:path'
 import { setTimeout as delay } from 'node:timers/promises'
@@ -104,16 +104,43 @@ export function answers(url: string): () => Promise<boolean> {
   }
 }
 
-/** CPU time that the process has used, all threads, in microseconds; to 10 ms. */
+/** CPU time that the process and its workers have used, all threads, in microseconds; to 10 ms. */
 export function cpuUs(child: ChildProcess): number {
-  // Fields 14 and 15 of proc(5), in ticks of 10 ms; the name in field 2 may hold spaces.
-  const stat = readFileSync(join('/proc', String(child.pid), 'stat'), 'utf8')
-  const fields = stat.slice(stat.lastIndexOf(')') + 2).split(' ')
-  return (Number(fields[11]) + Number(fields[12])) * 10_000
+  let ticks = 0
+  for (const processId of withWorkers(child)) {
+    // Fields 14 and 15 of proc(5), in ticks of 10 ms; the name in field 2 may hold spaces.
+    const stat = readFileSync(join('/proc', processId, 'stat'), 'utf8')
+    const fields = stat.slice(stat.lastIndexOf(')') + 2).split(' ')
+    ticks += Number(fields[11]) + Number(fields[12])
+  }
+  return ticks * 10_000
 }
 
 /** Memory that the process holds, in MiB. */
 export function residentMiB(child: ChildProcess): number {
-  const status = readFileSync(join('/proc', String(child.pid), 'status'), 'utf8')
-  return Number(/VmRSS:\s+(\d+) kB/.exec(status)?.[1]) / 1024
+  return statusMiB(String(child.pid), 'VmRSS')
+}
+
+/** The most memory that the process and its workers have held since {@link forgetPeak}, in MiB. */
+export function peakMiB(child: ChildProcess): number {
+  return withWorkers(child).reduce((sum, processId) => sum + statusMiB(processId, 'VmHWM'), 0)
+}
+
+/** Begins to look for the peak of memory anew. */
+export function forgetPeak(child: ChildProcess): void {
+  for (const processId of withWorkers(child)) {
+    writeFileSync(join('/proc', processId, 'clear_refs'), '5')
+  }
+}
+
+/** nginx's master has workers; of others it is the process alone. */
+function withWorkers({ pid }: ChildProcess): string[] {
+  const own = String(pid)
+  const children = readFileSync(join('/proc', own, 'task', own, 'children'), 'utf8')
+  return [own, ...children.split(' ').filter((text) => text !== '')]
+}
+
+function statusMiB(processId: string, field: 'VmRSS' | 'VmHWM'): number {
+  const status = readFileSync(join('/proc', processId, 'status'), 'utf8')
+  return Number(new RegExp(`${field}:\\s+(\\d+) kB`).exec(status)?.[1]) / 1024
 }
