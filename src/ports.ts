@@ -232,10 +232,15 @@ export interface GrantStore {
   /** Notes that the grants were used, in one statement that waits for no other. */
   touch(users: readonly UserKey[]): Promise<void>
   /**
-   * Grants that this replica has armed, or that wait for a word of it, in the order of their keys from behind `after`:
-   * unless their attempts are under way, nobody knows whether their tokens are spent.
+   * Grants that this replica has armed, or that wait for a word of it, or whose token it has presented last or in doubt
+   * since it was stored, in the order of their keys from behind `after`: unless their attempts are under way, nobody knows
+   * whether their tokens are spent.
    */
-  findArmed(page: { replica: string; after: UserKey | undefined; limit: number }): Promise<Grant[]>
+  findUndecided(page: {
+    replica: string
+    after: UserKey | undefined
+    limit: number
+  }): Promise<Grant[]>
   /** Grants that were not rotated for half their lifetime and are not being refreshed, in no order. */
   findKeepAliveDue(limit: number): Promise<Grant[]>
   /**

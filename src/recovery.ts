@@ -1,6 +1,6 @@
-// What a death, or a failover of the database, may leave behind: rows that this replica has armed, or that wait for a
-// word of it. Nobody else comes for them by a timer of its own, and a user who is not asked for must learn of a loss too.
-// Nothing here presents a refresh token; refresh.ts does, by the take-over rule.
+// What a death, or a failover of the database, may leave behind: rows that this replica has armed, that wait for a word
+// of it, or whose token it has presented in doubt. Nobody else comes for them by a timer of its own, and a user who is
+// not asked for must learn of a loss too. Nothing here presents a refresh token; refresh.ts does, by the take-over rule.
 
 import type { UserKey } from './grant.ts'
 import type { Ports } from './ports.ts'
@@ -37,7 +37,7 @@ export function createRecovery(
     let isLast = false
     while (!isLast && !signal.aborted) {
       try {
-        const page = await grants.findArmed({ replica, after, limit: PAGE_GRANTS })
+        const page = await grants.findUndecided({ replica, after, limit: PAGE_GRANTS })
         for (const grant of page) {
           if (signal.aborted) return
           log.info('attempt_left_behind', { user: grant.user, generation: grant.generation })

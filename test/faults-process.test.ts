@@ -5,20 +5,13 @@ import { setTimeout as delay } from 'node:timers/promises'
 import t from 'tap'
 import type { Test } from 'tap'
 import { createTestDatabase } from './support/database.ts'
-import {
-  askUntilServed,
-  type Fleet,
-  inParallel,
-  LEASE_MS,
-  setFleet,
-  until,
-} from './support/fleet.ts'
+import { askUntilServed, type Fleet, LEASE_MS, setFleet, until } from './support/fleet.ts'
 import { expectIntact, readHistory } from './support/history.ts'
 import type { Answer, Replica } from './support/replica.ts'
+import { killWhileSpooled } from './support/soak.ts'
 
 t.setTimeout(280_000)
 
-const LONG = process.env['SOAK'] === '1'
 /** A lease that no test waits out: what is recovered before its end was not recovered by it. */
 const LONG_LEASE = { REFRESH_LEASE_SECONDS: '60' }
 /** What FG-13 allows from the restart of an owner, or the end of its lease, to the recovery; doubled for a busy machine. */
@@ -183,45 +176,33 @@ t.test('an owner that was killed comes back, or its lease ends', async (t) => {
 
 t.test('answers in the spool outlive the process while the database is away', async (t) => {
   const { fleet, owner, other } = await setPair(t)
-  const users = Array.from({ length: LONG ? 100 : 10 }, (_, i) => `user-${i}`)
+  const users = Array.from({ length: 10 }, (_, i) => `user-${i}`)
   await fleet.connect(users)
-  const gate = Promise.withResolvers<void>()
-  fleet.lookAlike.faults.push({
-    endpoint: 'token',
-    kind: 'delay',
-    when: 'after',
-    until: gate.promise,
-    times: users.length,
-  })
-  await fleet.expire()
   await owner.kill('SIGTERM')
   await owner.start({ ...LONG_LEASE, REFRESH_CONCURRENCY: String(users.length) })
-  const waiting = users.map((user) => owner.token(user))
-  await arrived(fleet, users.length)
-  fleet.toDatabase.mode = 'refuse'
-  fleet.toDatabase.cut()
-  gate.resolve()
-  await until(async () => (await fleet.spooled(owner)) === users.length, 10_000, 'all in the spool')
-  const served = await Promise.all(waiting)
-  t.strictSame([...new Set(served.map(({ status }) => status))], [200], 'spooled is served')
-  await owner.kill('SIGKILL')
-  fleet.toDatabase.mode = 'pass'
-
-  const others: Answer[] = []
-  const endsAtMs = performance.now() + LEASE_MS / 2
-  await inParallel(users, users.length, async (user) => {
-    while (performance.now() < endsAtMs) others.push(await other.token(user))
-  })
-  t.ok(others.length > 0)
-  t.strictSame([...new Set(others.map(({ status }) => status))], [503])
-  t.equal(
-    fleet.refreshes().length,
-    users.length,
-    'nobody presents a token whose successor is spooled',
+  const { toDatabase } = fleet
+  const figures = await killWhileSpooled(
+    fleet,
+    { owner, other },
+    {
+      users,
+      deadMs: LEASE_MS / 2,
+      database: {
+        async stop() {
+          toDatabase.mode = 'refuse'
+          toDatabase.cut()
+        },
+        async start() {
+          toDatabase.mode = 'pass'
+        },
+      },
+    },
   )
-
-  await owner.start()
-  for (const user of users) t.equal((await other.token(user)).status, 200)
+  t.equal(figures.spooled, users.length)
+  t.strictSame(figures.served, [200], 'spooled is served')
+  t.strictSame(figures.refused, [503])
+  t.equal(figures.presentedAgain, 0, 'nobody presents a token whose successor is spooled')
+  t.equal(figures.recovered, users.length)
   t.equal(fleet.refreshes().length, users.length)
   t.strictSame((await readHistory(fleet)).presentedAgain, [])
   await expectIntact(t, fleet)

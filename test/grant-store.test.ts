@@ -236,8 +236,8 @@ t.test('every sequence of calls leaves both stores alike', async (t) => {
           return [
             'left behind',
             async () => [
-              usersOf(model.findArmed(page)).length > 0,
-              usersOf(await real.findArmed(page)).includes(user),
+              usersOf(model.findUndecided(page)).length > 0,
+              usersOf(await real.findUndecided(page)).includes(user),
             ],
           ]
         }

@@ -121,6 +121,7 @@ const ONCE_BROKEN: ReadonlyArray<readonly [seed: number, met: string, profile?: 
       342,
       'an arming statement that ran after the one that takes it back: nobody could free the row',
     ],
+    [641, 'a loss that was told only when somebody asked: a later attempt was not processed'],
     [5407, 'a recovery not begun because one for the login before was still waiting'],
     [332, 'one refusal that became final when the attempt in doubt turned out to be none'],
     [162, 'a token with less life than was asked for, adopted from another replica'],

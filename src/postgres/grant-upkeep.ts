@@ -16,7 +16,7 @@ export function createGrantUpkeep(
   { refreshTokenLifetime, events = false }: { refreshTokenLifetime: string; events?: boolean },
 ): Pick<
   GrantStore,
-  'touch' | 'findArmed' | 'findKeepAliveDue' | 'takeExpiryWarnings' | 'sweep' | 'list'
+  'touch' | 'findUndecided' | 'findKeepAliveDue' | 'takeExpiryWarnings' | 'sweep' | 'list'
 > {
   return {
     touch: (users) =>
@@ -29,15 +29,20 @@ export function createGrantUpkeep(
             order by user_id for update skip locked)`.execute(db)
       }),
 
-    findArmed: ({ replica, after, limit }) =>
+    findUndecided: ({ replica, after, limit }) =>
       throughDatabase(async () => {
         // It may read the whole table, at the start of a process or of the database: an index would cost each refresh
-        // more than that.
+        // more than that. The ledger is asked only where the last attempt has failed.
         const { rows } = await sql<GrantRow>`
           select g.*, ${now} as read_at from grants g
-          where g.owner = ${replica}
-            and ((g.phase = 'armed' and g.state = 'active') or g.state = 'suspect')
-            and g.user_id > ${after ?? ''}
+          where g.user_id > ${after ?? ''}
+            and ((g.owner = ${replica}
+                and ((g.phase = 'armed' and g.state = 'active') or g.state = 'suspect'))
+              or (g.phase = 'idle' and g.state = 'active' and g.next_retry_at is not null and exists (
+                select 1 from refresh_attempts a
+                where a.user_id = g.user_id and a.login_id = g.login_id
+                  and a.generation = g.generation and (a.outcome = 'in_doubt' or a.outcome is null)
+                  and ${replica} in (a.replica, g.owner))))
           order by g.user_id limit ${limit}`.execute(db)
         return rows.map(grantOf)
       }),

@@ -78,8 +78,8 @@ export interface Fleet {
   row(user: string): Promise<GrantState>
   /** Number of answers in the spool of a replica. */
   spooled(replica: Replica): Promise<number>
-  /** Users whose stored refresh token the authorization server would refuse. */
-  lost(): Promise<string[]>
+  /** Users, all or some, whose stored refresh token the authorization server would refuse. */
+  lost(users?: readonly string[]): Promise<string[]>
   /** Refreshes that reached the look-alike. */
   refreshes(): LookAlike['record']
   /** Points the replicas and the test's own connections to the server's new port. */
@@ -230,9 +230,9 @@ export async function setFleet(
       const names = await readdir(join(directory, name, 'spool'))
       return names.filter((entry) => entry.endsWith('.json')).length
     },
-    async lost() {
+    async lost(users) {
       const lost: string[] = []
-      for (const { user, loginId, generation, sealed } of await readRows()) {
+      for (const { user, loginId, generation, sealed } of await readRows(users)) {
         const place = { user: userKeyOf(user), loginId, generation }
         const context = grantSealContext('refresh_token_sealed', place)
         const token = sealed === null ? '' : sealer.open(context, sealed)

@@ -45,7 +45,7 @@ export async function readHistory(fleet: Fleet): Promise<History> {
     spent: calls.filter(({ spent }) => spent !== undefined).length,
     granted: attempts.filter(({ outcome }) => outcome === 'granted').length,
     increments: rows.reduce((sum, { generation }) => sum + generation - 1, 0),
-    overlaps: overlapping(calls),
+    overlaps: findOverlaps(calls),
     unarmed: withoutAttempt(fleet, calls, attempts),
     presentedAgain: presentedAgain(calls),
   }
@@ -67,7 +67,8 @@ function nameOf({ presented }: Calls[number]): string {
   return presented === undefined ? 'unknown' : `${presented.subject}@${presented.generation}`
 }
 
-function overlapping(calls: Calls): string[] {
+/** Calls of one login that overlapped in time. */
+export function findOverlaps(calls: Calls): string[] {
   const busyUntil = new Map<string, number>()
   const found: string[] = []
   for (const call of calls.toSorted((a, b) => a.at - b.at)) {

@@ -1,25 +1,73 @@
-// The long run: rotations without end over several replicas with many callers each, first in peace and then while
-// replicas are killed and PostgreSQL is stopped without warning. It counts; whoever runs it says what the counts must be.
+// The long runs: rotations without end in peace, under kills and stops of PostgreSQL, through rolling restarts, and with
+// answers that only a spool holds. They count; whoever runs them says what the counts must be.
 
 import { setTimeout as delay } from 'node:timers/promises'
+import { startBalancer } from './balancer.ts'
 import { type Fleet, inParallel, until } from './fleet.ts'
+import { findOverlaps, readHistory } from './history.ts'
 import type { OwnPostgres } from './own-postgres.ts'
-import type { Replica } from './replica.ts'
+import type { Answer, Replica } from './replica.ts'
 
-export interface SoakFigures {
+export interface PeaceFigures {
+  /** Generations that the grants have grown by; the ledger and the server must say the same. */
+  rotations: number
+  granted: number
+  spent: number
+  calls: number
+  /** Calls that were not answered with a token. */
+  unserved: number
+  /** Calls at the authorization server beyond one for each rotation. */
+  extraCalls: number
+  /** Calls of one login at the server that overlapped in time. */
+  overlaps: number
+  lost: number
+  tookMs: number
+}
+
+export interface FireFigures {
   rotations: number
   calls: number
   /** Calls that were not answered with a token: refused by a process that is down, or told to come again. */
   unserved: number
-  /** Calls at the authorization server beyond one for each rotation. */
-  extraCalls: number
   kills: number
   databaseStops: number
-  /** Grants whose stored token the server would refuse, and those of them that could not have been kept. */
+  overlaps: number
+  /** Presentations of a token that had been presented before: what was in doubt, once more. */
+  presentedAgain: number
+  /** Logins whose token the server refuses in the end. Such a user logs in again and goes on. */
   lost: number
+  /** Those of them whose token was spent for a process that was killed before its fsync: nobody could have kept them. */
   irreducible: number
-  /** Lost grants that are not reported as `rotation_lost`. */
+  /** Those of them that were presented again only when the server's grace was over: the machine was too slow. */
+  beyondGrace: number
+  /** Lost logins that were not reported as `rotation_lost`. */
   unreported: number
+  /** Logins reported as dead that the server would still accept. */
+  reportedAlive: number
+  tookMs: number
+}
+
+export interface RestartFigures {
+  restarts: number
+  /** Distinct exit codes. */
+  exitCodes: unknown[]
+  calls: number
+  failed: Answer[]
+  rotations: number
+  tookMs: number
+}
+
+export interface SpoolFigures {
+  /** Grants whose answer only the spool of a dead process held. */
+  spooled: number
+  /** Distinct statuses of the callers that waited for those answers. */
+  served: number[]
+  /** Distinct statuses that another replica gave while the owner was dead, and how often. */
+  refused: number[]
+  refusals: number
+  /** Presentations at the server after the kill, until everybody was served again. */
+  presentedAgain: number
+  recovered: number
   tookMs: number
 }
 
@@ -39,7 +87,7 @@ const FSYNC_MS = 500
 export async function rotateInPeace(
   fleet: Fleet,
   options: { users: readonly string[]; rotations: number; callersPerGrant: number },
-): Promise<SoakFigures> {
+): Promise<PeaceFigures> {
   const startedAtMs = performance.now()
   let calls = 0
   let unserved = 0
@@ -55,26 +103,57 @@ export async function rotateInPeace(
       if ((await replica?.token(user))?.status !== 200) unserved += 1
     })
   }
-  return figuresOf(fleet, { startedAtMs, calls, unserved, kills: [], databaseStops: 0 })
+  const { increments, granted, spent, overlaps } = await readHistory(fleet)
+  return {
+    rotations: increments,
+    granted,
+    spent,
+    calls,
+    unserved,
+    extraCalls: fleet.refreshes().length - increments,
+    overlaps: overlaps.length,
+    lost: (await fleet.lost()).length,
+    tookMs: Math.round(performance.now() - startedAtMs),
+  }
 }
 
-/** Rotates under load while replicas are killed and the database is stopped, at moments drawn by chance. */
+/**
+ * Rotates under load while replicas are killed and the database is stopped, at moments drawn by chance. The server takes
+ * `serverMs` for each answer, so that some are always on their way.
+ */
 export async function rotateUnderFire(
   fleet: Fleet,
   postgres: OwnPostgres,
-  options: { users: readonly string[]; kills: number; databaseStops: number },
-): Promise<SoakFigures> {
+  options: {
+    users: readonly string[]
+    kills: number
+    databaseStops: number
+    serverMs: number
+    graceSeconds: number
+  },
+): Promise<FireFigures> {
   const startedAtMs = performance.now()
+  const graceMs = options.graceSeconds * 1000
   const kills: Kill[] = []
+  const reports: Reports = new Map()
   let databaseStops = 0
   let calls = 0
   let unserved = 0
   let isOver = false
+  fleet.lookAlike.faults.push({
+    endpoint: 'token',
+    kind: 'delay',
+    when: 'after',
+    ms: options.serverMs,
+    times: Infinity,
+  })
   const callers = options.users.map(async (user, i) => {
     while (!isOver) {
       const replica = fleet.replicas[(calls + i) % fleet.replicas.length]
       calls += 1
-      if ((await replica?.token(user, { limitMs: 5_000 }))?.status !== 200) unserved += 1
+      const answer = await replica?.token(user, { limitMs: 5_000 })
+      if (answer?.status !== 200) unserved += 1
+      if (answer?.status === 409) await logInAgain(fleet, user, answer, reports)
       await delay(50 * Math.random())
     }
   })
@@ -99,8 +178,137 @@ export async function rotateUnderFire(
   await Promise.all([killing, stopping])
   isOver = true
   await Promise.all([...callers, expiring])
-  await settle(fleet, options.users)
-  return figuresOf(fleet, { startedAtMs, calls, unserved, kills, databaseStops })
+  await settle(fleet, options.users, reports)
+  const onTheWay = await findLostOnTheWay(fleet, kills)
+  const lost = [...reports].filter(([, { isDead }]) => isDead)
+  const calledTokens = fleet.refreshes().map(({ form }) => form['refresh_token'])
+  return {
+    rotations: fleet.refreshes().filter(({ spent }) => spent !== undefined).length,
+    calls,
+    unserved,
+    kills: kills.length,
+    databaseStops,
+    overlaps: findOverlaps(fleet.refreshes()).length,
+    presentedAgain: calledTokens.length - new Set(calledTokens).size,
+    lost: lost.length,
+    irreducible: lost.filter(([loginId]) => onTheWay.has(loginId)).length,
+    beyondGrace: lost.filter(([loginId]) => (onTheWay.get(loginId) ?? 0) > graceMs).length,
+    unreported: lost.filter(([, { cause }]) => cause !== 'rotation_lost').length,
+    reportedAlive: reports.size - lost.length,
+    tookMs: Math.round(performance.now() - startedAtMs),
+  }
+}
+
+/** SIGTERM to one replica after the other, behind a balancer that heeds /readyz and repeats nothing. */
+export async function restartInTurn(
+  fleet: Fleet,
+  options: { users: readonly string[]; restarts: number },
+): Promise<RestartFigures> {
+  const startedAtMs = performance.now()
+  const { users } = options
+  const balancer = await startBalancer(fleet.replicas)
+  fleet.lookAlike.faults.push({
+    endpoint: 'token',
+    kind: 'delay',
+    when: 'after',
+    ms: 300,
+    times: Infinity,
+  })
+  const failed: Answer[] = []
+  let calls = 0
+  let isOver = false
+  const callers = users.map(async (user) => {
+    while (!isOver) {
+      const answer = await balancer.token(user)
+      calls += 1
+      if (answer.status !== 200) failed.push(answer)
+      await delay(20)
+    }
+  })
+  const expiring = (async () => {
+    for (let round = 0; !isOver; round += 1) {
+      await fleet.expire(users.filter((_, i) => i % 8 === round % 8))
+      await delay(150)
+    }
+  })()
+  const exitCodes = new Set<unknown>()
+  for (let restart = 0; restart < options.restarts; restart += 1) {
+    const replica = fleet.replicas[restart % fleet.replicas.length]
+    exitCodes.add(await replica?.kill('SIGTERM'))
+    await replica?.start()
+    await delay(300)
+  }
+  isOver = true
+  await Promise.all([...callers, expiring])
+  await balancer.stop()
+  return {
+    restarts: options.restarts,
+    exitCodes: [...exitCodes],
+    calls,
+    failed,
+    rotations: fleet.refreshes().length,
+    tookMs: Math.round(performance.now() - startedAtMs),
+  }
+}
+
+/**
+ * Takes the database away when the server has answered `owner` for every user, kills `owner`, and brings both back while
+ * `other` is asked all the time, for `deadMs`.
+ */
+export async function killWhileSpooled(
+  fleet: Fleet,
+  { owner, other }: { owner: Replica; other: Replica },
+  options: {
+    users: readonly string[]
+    deadMs: number
+    database: { stop(): Promise<unknown>; start(): Promise<unknown> }
+  },
+): Promise<SpoolFigures> {
+  const startedAtMs = performance.now()
+  const { users, database } = options
+  const gate = Promise.withResolvers<void>()
+  fleet.lookAlike.faults.push({
+    endpoint: 'token',
+    kind: 'delay',
+    when: 'after',
+    until: gate.promise,
+    times: users.length,
+  })
+  await fleet.expire()
+  const before = fleet.refreshes().length
+  const waiting = users.map((user) => owner.token(user))
+  await until(
+    () => fleet.refreshes().length - before >= users.length,
+    SETTLE_LIMIT_MS,
+    'all calls at the server',
+  )
+  await database.stop()
+  gate.resolve()
+  await until(
+    async () => (await fleet.spooled(owner)) >= users.length,
+    SETTLE_LIMIT_MS,
+    'all in the spool',
+  )
+  const spooled = await fleet.spooled(owner)
+  const served = await Promise.all(waiting)
+  await owner.kill('SIGKILL')
+  await database.start()
+  const refused: Answer[] = []
+  const endsAtMs = performance.now() + options.deadMs
+  await inParallel(users, users.length, async (user) => {
+    while (performance.now() < endsAtMs) refused.push(await other.token(user))
+  })
+  await owner.start()
+  const recovered = await Promise.all(users.map((user) => other.token(user)))
+  return {
+    spooled,
+    served: [...new Set(served.map(({ status }) => status))],
+    refused: [...new Set(refused.map(({ status }) => status))],
+    refusals: refused.length,
+    presentedAgain: fleet.refreshes().length - before - users.length,
+    recovered: recovered.filter(({ status }) => status === 200).length,
+    tookMs: Math.round(performance.now() - startedAtMs),
+  }
 }
 
 interface Kill {
@@ -108,11 +316,15 @@ interface Kill {
   atMs: number
 }
 
+/** What callers were told of logins that are said to be dead, by login; `isDead` when the server refuses its token too. */
+type Reports = Map<string, { cause: unknown; isDead: boolean }>
+
 async function killAtRandom(replicas: readonly Replica[], count: number, kills: Kill[]) {
   // One lane for each replica, so that each is killed, comes back, and is killed again.
   const lanes = replicas.map(async (replica) => {
-    while (kills.length < count) {
+    for (;;) {
       await delay(2_000 * Math.random())
+      if (kills.length >= count) return
       kills.push({ replica: replica.name, atMs: performance.now() })
       await replica.kill('SIGKILL')
       // It may start while the database is away; then it is started again.
@@ -128,77 +340,80 @@ async function killAtRandom(replicas: readonly Replica[], count: number, kills: 
   await Promise.all(lanes)
 }
 
+/** Notes what was told of a dead login, and logs the user in again, as its person would. */
+async function logInAgain(
+  fleet: Fleet,
+  user: string,
+  { body }: Answer,
+  reports: Reports,
+): Promise<void> {
+  try {
+    const { loginId } = await fleet.row(user)
+    const isDead = (await fleet.lost([user])).length > 0
+    reports.set(loginId, { cause: body['cause'], isDead })
+    await fleet.connect([user])
+  } catch {
+    // The database is away; the next answer says the same.
+  }
+}
+
 /** Asks for every grant until it is served, or said to be dead. */
-async function settle(fleet: Fleet, users: readonly string[]): Promise<void> {
+async function settle(fleet: Fleet, users: readonly string[], reports: Reports): Promise<void> {
   await fleet.expire()
   await inParallel(users, 20, async (user) => {
     const replica = fleet.replicas[0]
     await until(
-      async () => [200, 409].includes((await replica?.token(user))?.status ?? 0),
+      async () => {
+        const answer = await replica?.token(user)
+        if (answer?.status === 409) await logInAgain(fleet, user, answer, reports)
+        return answer?.status === 200
+      },
       SETTLE_LIMIT_MS,
-      `an end for ${user}`,
+      `a token for ${user}`,
     )
   })
 }
 
-async function figuresOf(
+/**
+ * Logins of which the server spent a token for a process that was killed between its intent and its fsync, each with the
+ * time until that token was presented again.
+ */
+async function findLostOnTheWay(
   fleet: Fleet,
-  run: {
-    startedAtMs: number
-    calls: number
-    unserved: number
-    kills: Kill[]
-    databaseStops: number
-  },
-): Promise<SoakFigures> {
-  const rows = await fleet.rows()
-  const lost = await fleet.lost()
-  const reported = new Set(
-    rows.filter(({ reason }) => reason === 'rotation_lost').map(({ user }) => user),
-  )
-  const onTheWay = await findLostOnTheWay(fleet, run.kills)
-  const rotations = rows.reduce((sum, { generation }) => sum + generation - 1, 0)
-  return {
-    rotations,
-    calls: run.calls,
-    unserved: run.unserved,
-    extraCalls: fleet.refreshes().length - rotations,
-    kills: run.kills.length,
-    databaseStops: run.databaseStops,
-    lost: lost.length,
-    irreducible: lost.filter((user) => onTheWay.has(user)).length,
-    unreported: lost.filter((user) => !reported.has(user)).length,
-    tookMs: Math.round(performance.now() - run.startedAtMs),
-  }
-}
-
-/** Users of whom the server spent a token for a process that was killed between its intent and its fsync. */
-async function findLostOnTheWay(fleet: Fleet, kills: readonly Kill[]): Promise<Set<string>> {
+  kills: readonly Kill[],
+): Promise<Map<string, number>> {
+  // Read now and not at the start of this process: the two clocks part slowly.
+  const originMs = Date.now() - performance.now()
   const { rows: attempts } = await fleet.database.pool.query<{
     user: string
+    loginId: string
     replica: string
     armedAtMs: number
   }>(
-    `select user_id as "user", replica, extract(epoch from armed_at)::float8 * 1000 as "armedAtMs"
+    `select user_id as "user", login_id as "loginId", replica,
+       extract(epoch from armed_at)::float8 * 1000 as "armedAtMs"
      from refresh_attempts order by armed_at`,
   )
   const attemptsOf = Map.groupBy(attempts, ({ user }) => user)
-  const found = new Set<string>()
-  for (const { presented, spent, at, endedAt } of fleet.refreshes()) {
+  const found = new Map<string, number>()
+  const calls = fleet.refreshes()
+  const callsWith = Map.groupBy(calls, ({ form }) => form['refresh_token'])
+  for (const { presented, spent, at, endedAt, form } of calls) {
     if (presented === undefined || spent === undefined) continue
-    const arrivedAtMs = performance.timeOrigin + at
     const attempt = attemptsOf
       .get(presented.subject)
-      ?.findLast(({ armedAtMs }) => armedAtMs <= arrivedAtMs + CLOCK_TOLERANCE_MS)
-    const armedAtMs = (attempt?.armedAtMs ?? arrivedAtMs) - performance.timeOrigin
+      ?.findLast(({ armedAtMs }) => armedAtMs - originMs <= at + CLOCK_TOLERANCE_MS)
+    if (attempt === undefined) continue
     const syncedAtMs = (endedAt ?? Infinity) + FSYNC_MS
     const killed = kills.some(
       ({ replica, atMs }) =>
-        replica === attempt?.replica &&
-        atMs >= armedAtMs - CLOCK_TOLERANCE_MS &&
+        replica === attempt.replica &&
+        atMs >= attempt.armedAtMs - originMs - CLOCK_TOLERANCE_MS &&
         atMs <= syncedAtMs,
     )
-    if (killed) found.add(presented.subject)
+    if (!killed) continue
+    const again = callsWith.get(form['refresh_token'])?.find((call) => call.at > at)
+    found.set(attempt.loginId, (again?.at ?? Infinity) - at)
   }
   return found
 }

@@ -145,7 +145,7 @@ export function linkDatabase(
       statement('evidence', () => database.evidence(user, loginId, generation)),
     lastForcedSecondsAgo: (user) =>
       statement('lastForced', () => database.lastForcedSecondsAgo(user)),
-    findArmed: (page) => statement('findArmed', () => database.findArmed(page)),
+    findUndecided: (page) => statement('findUndecided', () => database.findUndecided(page)),
     rearm: (request, armedAt) =>
       statement('rearm', () => {
         witness.note(life, `arms ${request.user} again at generation ${request.generation}`)

@@ -330,17 +330,23 @@ export function createSimulatedDatabase(settings: GrantStoreSettings, nowMs: () 
       return (nowMs() - Math.max(...forced.map(({ armedAtMs }) => armedAtMs))) / 1000
     },
 
-    findArmed(page: Parameters<GrantStore['findArmed']>[0]): Grant[] {
+    findUndecided(page: Parameters<GrantStore['findUndecided']>[0]): Grant[] {
       return [...grants.values()]
-        .filter(
-          ({ user, owner, phase, state }) =>
-            owner === page.replica &&
-            ((phase === 'armed' && state === 'active') || state === 'suspect') &&
-            user > (page.after ?? ''),
-        )
+        .filter((row) => row.user > (page.after ?? '') && isUndecidedBy(row, page.replica))
         .toSorted((a, b) => (a.user < b.user ? -1 : 1))
         .slice(0, page.limit)
         .map((row) => ({ ...row, readAt: new Date(nowMs()) }))
+    },
+
+    /** Attempts with the token of the row of which nobody knows whether they have spent it. */
+    inDoubt({ user, loginId, generation }: GrantRow): AttemptRow[] {
+      return [...attempts.values()].filter(
+        (one) =>
+          one.user === user &&
+          one.loginId === loginId &&
+          one.generation === generation &&
+          (one.outcome === 'in_doubt' || one.outcome === null),
+      )
     },
 
     touch(users: readonly UserKey[]): void {
@@ -388,6 +394,16 @@ export function createSimulatedDatabase(settings: GrantStoreSettings, nowMs: () 
   function finish(attempt: AttemptRow, outcome: AttemptOutcome): void {
     attempt.outcome = outcome
     attempt.finishedAtMs = nowMs()
+  }
+
+  function isUndecidedBy(row: GrantRow, replica: string): boolean {
+    const { phase, state } = row
+    if (row.owner === replica && ((phase === 'armed' && state === 'active') || state === 'suspect'))
+      return true
+    if (phase !== 'idle' || state !== 'active' || row.nextRetryAt === null) return false
+    return database
+      .inDoubt(row)
+      .some((attempt) => attempt.replica === replica || row.owner === replica)
   }
 
   function takeOverAllowed(row: GrantRow, replica: string, boot: string): boolean {

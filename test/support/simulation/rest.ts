@@ -31,23 +31,23 @@ export function judgeUnasked(
   { nowMs, isRunning }: { nowMs: number; isRunning: (replica: string) => boolean },
 ): void {
   for (const row of database.grants.values()) {
-    if (row.state !== 'active' || row.owner === null || !isRunning(row.owner)) continue
+    if (row.state !== 'active' || row.owner === null) continue
     const dueMs = Math.max(row.leaseUntil?.getTime() ?? 0, row.nextRetryAt?.getTime() ?? 0)
     if (nowMs - dueMs < REPORT_MS) continue
     // Armed by a late statement of a boot that has died: nothing was sent, and whoever asks next may take over.
     if (!witness.presentations.has(secretOf(row.refreshTokenSealed ?? Buffer.alloc(0)))) continue
     if (row.phase === 'armed') {
-      witness.violate('rest', `${row.owner} does not come back to the grant of ${row.user}`)
-    } else if (isInDoubt(database, row) && isLostUnseen(witness, server, row)) {
+      if (isRunning(row.owner)) {
+        witness.violate('rest', `${row.owner} does not come back to the grant of ${row.user}`)
+      }
+      continue
+    }
+    const inDoubt = database.inDoubt(row)
+    const settlers = [row.owner, ...inDoubt.map(({ replica }) => replica)]
+    if (inDoubt.length > 0 && settlers.some(isRunning) && isLostUnseen(witness, server, row)) {
       witness.violate('report', `the loss of ${row.user} waits for somebody to ask`)
     }
   }
-}
-
-/** An owner that dies after a later attempt that was surely not processed leaves a row like any other. */
-function isInDoubt(database: SimulatedDatabase, row: GrantRow): boolean {
-  const outcome = database.attempts.get(row.attemptId ?? '')?.outcome
-  return outcome === null || outcome === 'in_doubt'
 }
 
 function isLostUnseen(witness: Witness, server: SimulatedServer, row: GrantRow): boolean {
