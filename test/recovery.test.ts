@@ -40,7 +40,7 @@ t.test(
     recovery.run()
     await pass(60)
     t.strictSame(recovered, users)
-    t.strictSame(calls, ['findArmed', 'findArmed', 'findArmed'])
+    t.strictSame(calls, ['findUndecided', 'findUndecided', 'findUndecided'])
     const gaps = atMs.slice(1).map((ms, index) => ms - (atMs[index] ?? 0))
     t.equal(Math.round(Math.min(...gaps)), 100)
     t.ok(Math.max(...gaps) < 110)
@@ -53,7 +53,7 @@ t.test('a last page that is full is followed by one that is empty', async (t) =>
   recovery.run()
   await pass(60)
   t.equal(recovered.length, 100)
-  t.strictSame(calls, ['findArmed', 'findArmed'])
+  t.strictSame(calls, ['findUndecided', 'findUndecided'])
 })
 
 t.test('grants of another replica are left to it', async (t) => {
@@ -68,7 +68,7 @@ t.test('grants of another replica are left to it', async (t) => {
 
 t.test('a page that cannot be read is read again a second later, from where it was', async (t) => {
   const { recovery, recovered, users, faults, pass, calls, events } = leaveBehind(105)
-  faults.set('findArmed', [undefined, 'lost', 'lost'])
+  faults.set('findUndecided', [undefined, 'lost', 'lost'])
   recovery.run()
   await pass(10.2)
   t.strictSame(calls.length, 2)
@@ -97,7 +97,7 @@ t.test('runs follow one on the other, and a stop ends them', async (t) => {
 
 t.test('a stop ends the pause after a page that could not be read', async (t) => {
   const { recovery, faults, pass, outcomeOf, scheduler, calls } = leaveBehind(1)
-  faults.set('findArmed', ['lost'])
+  faults.set('findUndecided', ['lost'])
   recovery.run()
   await pass(0.5)
   const beforeMs = scheduler.nowMs()

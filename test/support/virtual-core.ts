@@ -94,7 +94,7 @@ export function setVirtualCore(identity = { replica: 'broker-0', boot: 'boot-0' 
       finishSuperseded: call('finishSuperseded', database.finishSuperseded),
       condemn: call('condemn', database.condemn),
       evidence: call('evidence', database.evidence),
-      findArmed: call('findArmed', database.findArmed),
+      findUndecided: call('findUndecided', database.findUndecided),
     } as unknown as Ports['grants'],
     replicas: {
       heartbeat: call('heartbeat', database.heartbeat),
