@@ -129,7 +129,7 @@ async function place(root: string, entry: Pending): Promise<Pending | undefined>
     await rename(temporary, join(root, entry.attemptId + ENTRY_SUFFIX))
     return entry
   } catch (error) {
-    await rm(temporary, { force: true }).catch(() => undefined)
+    await rm(temporary).catch(() => undefined)
     entry.reject(error)
     return undefined
   }

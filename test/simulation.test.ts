@@ -3,7 +3,7 @@
 // `npm run simulate -- --seed N`. SIMULATION_SEEDS sets how many, SIMULATION_FROM the first.
 
 import t, { type Test } from 'tap'
-import type { Profile } from './support/simulation/faults.ts'
+import { NO_FAULTS, type Profile } from './support/simulation/faults.ts'
 import { simulate, type SimulationOptions } from './support/simulation/simulate.ts'
 import { runSeeds } from './support/simulation/worker.ts'
 
@@ -30,12 +30,6 @@ async function expectNoneBroken(
 }
 
 const range = (from: number, count: number) => Array.from({ length: count }, (_, i) => from + i)
-
-const NO_FAULTS: Partial<Profile> = {
-  ...{ graceSeconds: 0, punishesReuse: true, kills: 0, pauses: 0, serverFaults: 0, lies: 0 },
-  ...{ statementFaults: 0, outages: 0, cuts: 0, failovers: 0, spoolFaults: 0 },
-  ...{ logins: 0, disconnects: 0, revocations: 0 },
-}
 
 t.test('no seed breaks a rule, and the runs see every kind of end', async (t) => {
   const totals = await expectNoneBroken(t, range(FROM, SEEDS))

@@ -3,7 +3,19 @@
 import { spawn } from 'node:child_process'
 import { randomBytes, randomUUID } from 'node:crypto'
 import { once } from 'node:events'
-import { chmod, mkdir, readdir, readFile, rename, stat, utimes, writeFile } from 'node:fs/promises'
+import {
+  chmod,
+  mkdir,
+  mkdtemp,
+  readdir,
+  readFile,
+  rename,
+  rm,
+  stat,
+  utimes,
+  writeFile,
+} from 'node:fs/promises'
+import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import t from 'tap'
 import { createSpool } from '../src/spool.ts'
@@ -60,25 +72,115 @@ t.test(
   },
 )
 
+const IMPORTS = `
+  import fs from 'node:fs'
+  import { createSpool } from ${JSON.stringify(new URL('../src/spool.ts', import.meta.url).href)}
+  import { parseEntry } from ${JSON.stringify(new URL('../src/spool-entry.ts', import.meta.url).href)}
+  const { DIRECTORY: directory, ENTRY: text } = process.env
+  const unread = { error() {}, warn() {} }
+  const spool = await createSpool(directory, unread)`
+
+/** Starts a process that has the spool open, under the limits that the shell sets. */
+function startProcess(directory: string, entry: Successor, script: string, limits = ':') {
+  const run = `${limits}; exec "$0" --input-type=module -e "$SCRIPT"`
+  return spawn('sh', ['-c', run, process.execPath], {
+    env: {
+      ...process.env,
+      ...{ SCRIPT: IMPORTS + script, DIRECTORY: directory, ENTRY: entryText(entry) },
+      // One thing after the other, in the order of asking.
+      UV_THREADPOOL_SIZE: '1',
+    },
+    stdio: ['ignore', 'pipe', 'inherit'],
+  })
+}
+
+async function outputOf(child: ReturnType<typeof startProcess>): Promise<string> {
+  let output = ''
+  for await (const chunk of child.stdout as AsyncIterable<Buffer>) output += chunk.toString()
+  return output
+}
+
 t.test('what write has confirmed survives SIGKILL', async (t) => {
   const directory = t.testdir()
   const entry = successor()
-  const script = `
-    import { createSpool } from ${JSON.stringify(new URL('../src/spool.ts', import.meta.url).href)}
-    import { parseEntry } from ${JSON.stringify(new URL('../src/spool-entry.ts', import.meta.url).href)}
-    const spool = await createSpool(process.env.DIRECTORY, {})
-    await spool.write(parseEntry(process.env.ENTRY))
+  const child = startProcess(
+    directory,
+    entry,
+    `
+    await spool.write(parseEntry(text))
     process.stdout.write('written')
-    setInterval(() => {}, 1000)`
-  const child = spawn(process.execPath, ['--input-type=module', '-e', script], {
-    env: { DIRECTORY: directory, ENTRY: entryText(entry) },
-    stdio: ['ignore', 'pipe', 'inherit'],
-  })
+    setInterval(() => {}, 1000)`,
+  )
   await once(child.stdout, 'data')
   child.kill('SIGKILL')
   const [, signal] = await once(child, 'exit')
   t.equal(signal, 'SIGKILL')
   t.strictSame(await (await createSpool(directory, unread)).list(), [entry])
+})
+
+t.test('an entry that cannot be read for want of descriptors is left where it is', async (t) => {
+  const directory = t.testdir()
+  const entry = successor()
+  const child = startProcess(
+    directory,
+    entry,
+    `
+    await spool.write(parseEntry(text))
+    const taken = []
+    try { for (;;) taken.push(fs.openSync('/dev/null')) } catch {}
+    fs.closeSync(taken.pop())
+    const listed = spool.list()
+    // Takes the last descriptor between the reading of the directory and that of the entry.
+    fs.open('/dev/null', () => {})
+    process.stdout.write(await listed.then(() => 'listed', ({ code }) => code))
+    process.exit()`,
+    'ulimit -n 64',
+  )
+  t.equal(await outputOf(child), 'EMFILE')
+  t.strictSame(await readdir(directory), [`${entry.attemptId}.json`])
+  t.strictSame(await (await createSpool(directory, unread)).list(), [entry])
+})
+
+t.test('a write is not confirmed while its place in the directory is not durable', async (t) => {
+  // Nobody's, under a parent that anybody may pass: a directory that its owner can write to and not open.
+  const parent = await mkdtemp(join(tmpdir(), 'spool-'))
+  t.teardown(() => rm(parent, { recursive: true, force: true }))
+  await chmod(parent, 0o777)
+  const child = startProcess(
+    join(parent, 'spool'),
+    successor(),
+    `
+    fs.chmodSync(directory, 0o300)
+    if (process.getuid() === 0) {
+      fs.chownSync(directory, 65534, 65534)
+      process.seteuid(65534)
+    }
+    const written = spool.write(parseEntry(text))
+    process.stdout.write(await written.then(() => 'written', ({ code }) => code))
+    process.exit()`,
+  )
+  t.equal(await outputOf(child), 'EACCES')
+})
+
+t.test('of entries that are written together one that fails takes no other with it', async (t) => {
+  const directory = t.testdir()
+  const spool = await createSpool(directory, unread)
+  const [first, bad, good] = [1, 2, 3].map((generation) => successor({ generation }))
+  if (first === undefined || bad === undefined || good === undefined) throw new Error('three')
+  await mkdir(join(directory, `${bad.attemptId}.json`))
+  const ends = await Promise.allSettled([first, bad, good].map((entry) => spool.write(entry)))
+  t.strictSame(
+    ends.map(({ status }) => status),
+    ['fulfilled', 'rejected', 'fulfilled'],
+  )
+  t.strictSame(await spool.list(), [first, good])
+})
+
+t.test('a spool that has written comes to rest', async (t) => {
+  const spool = await createSpool(t.testdir(), unread)
+  await spool.write(successor())
+  await new Promise((resolve) => setImmediate(resolve))
+  t.notOk(process.getActiveResourcesInfo().includes('FSReqPromise'))
 })
 
 t.test('files are for their owner alone and hold no temporary remains', async (t) => {
@@ -97,6 +199,14 @@ t.test('a directory that is open to others is closed', async (t) => {
   await chmod(directory, 0o755)
   await createSpool(directory, unread)
   t.equal((await stat(directory)).mode & 0o777, 0o700)
+})
+
+t.test('a directory that is private already is left alone', async (t) => {
+  const directory = t.testdir()
+  await chmod(directory, 0o700)
+  const { ctimeMs } = await stat(directory)
+  await createSpool(directory, unread)
+  t.equal((await stat(directory)).ctimeMs, ctimeMs)
 })
 
 t.test('an entry written twice is there once; one removed twice is gone', async (t) => {
@@ -188,8 +298,12 @@ t.test('temporary files are cleared at the start once they are old', async (t) =
   const directory = t.testdir({ '.old.tmp': 'x', '.young.tmp': 'x' })
   const longAgo = new Date(Date.now() - 120_000)
   await utimes(join(directory, '.old.tmp'), longAgo, longAgo)
+  const entry = successor()
+  await (await createSpool(directory, unread)).write(entry)
+  const file = `${entry.attemptId}.json`
+  await utimes(join(directory, file), longAgo, longAgo)
   await createSpool(directory, unread)
-  t.strictSame(await readdir(directory), ['.young.tmp'])
+  t.strictSame(await readdir(directory), ['.young.tmp', file], 'entries never are')
 })
 
 t.test('an attempt id that is no UUID never becomes a path', async (t) => {
@@ -246,3 +360,14 @@ t.test(
     t.equal((await spool.list()).length, 18)
   },
 )
+
+t.test('an entry that was set aside makes room', async (t) => {
+  const directory = t.testdir()
+  const spool = await createSpool(directory, unread, 1)
+  const entry = successor()
+  await spool.write(entry)
+  await t.rejects(spool.write(successor()), { code: 'SPOOL_FULL' })
+  await writeFile(join(directory, `${entry.attemptId}.json`), 'unreadable')
+  t.strictSame(await spool.list(), [])
+  await t.resolves(spool.write(successor()))
+})

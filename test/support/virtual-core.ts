@@ -3,7 +3,13 @@
 
 import type { RefreshSettings } from '../../src/config.ts'
 import { BrokerError } from '../../src/errors.ts'
-import { type Grant, grantSealContext, type TokenOutcome, type UserKey } from '../../src/grant.ts'
+import {
+  fingerprintOf,
+  type Grant,
+  grantSealContext,
+  type TokenOutcome,
+  type UserKey,
+} from '../../src/grant.ts'
 import type { NewRevocation, Ports, Successor } from '../../src/ports.ts'
 import { keepingLog } from './keeping-log.ts'
 import { createSimulatedDatabase } from './simulation/database.ts'
@@ -58,7 +64,7 @@ export function setVirtualCore(identity = { replica: 'broker-0', boot: 'boot-0' 
     []
   const revoked: string[] = []
   /** What the server answers to the next presentations; when there is nothing, the successor. */
-  const answers: Array<Partial<TokenOutcome> & { afterMs?: number }> = []
+  const answers: Array<TokenOutcome & { afterMs?: number }> = []
   const server = { confirmsRevocations: true }
 
   database.heartbeat(identity.replica, identity.boot)
@@ -116,9 +122,9 @@ export function setVirtualCore(identity = { replica: 'broker-0', boot: 'boot-0' 
     authorizationServer: {
       async refresh(token: string, limits: { sendBeforeMs: number; deadlineMs: number }) {
         presented.push({ token, limits })
-        const { afterMs = 50, ...answer } = answers.shift() ?? {}
+        const { afterMs = 50, ...outcome } = answers.shift() ?? granted(presented.length)
         await clock.sleep(afterMs)
-        return { ...granted(presented.length), ...answer } as TokenOutcome
+        return outcome
       },
       revoke: call('revoke', (token: string) => {
         revoked.push(token)
@@ -153,19 +159,19 @@ export function setVirtualCore(identity = { replica: 'broker-0', boot: 'boot-0' 
       if (end === undefined) throw new Error('It has not settled.')
       return (end as { as: T | BrokerError }).as
     },
-    /** Stores a grant that has been logged in just now, with a token that lives for `lifeSeconds`. */
-    connect(name: string, lifeSeconds = 0): Grant {
+    /** Stores a grant that has been logged in just now; its access token has run out unless it is given a life. */
+    connect(name: string, { lifeSeconds = 0, loginId = LOGIN_ID } = {}): Grant {
       const user = name as UserKey
-      const place = { user, loginId: LOGIN_ID, generation: 1 }
+      const place = { user, loginId, generation: 1 }
       database.connect({
-        ...{ user, loginId: LOGIN_ID, replaces: 0, keyId: 'simulated', scope: '' },
+        ...{ user, loginId, replaces: 0, keyId: 'simulated', scope: '' },
         refreshTokenSealed: sealer.seal(
           grantSealContext('refresh_token_sealed', place),
           `${name}-rt`,
         ),
         accessToken: {
           sealed: sealer.seal(grantSealContext('access_token_sealed', place), `${name}-at`),
-          fingerprint: 'unread',
+          fingerprint: fingerprintOf(`${name}-at`),
         },
         requestedSecondsAgo: 1,
         expiresInSeconds: lifeSeconds + 1,
@@ -204,7 +210,7 @@ export function setVirtualCore(identity = { replica: 'broker-0', boot: 'boot-0' 
   }
 }
 
-function granted(number: number): TokenOutcome {
+function granted(number: number): TokenOutcome & { afterMs?: number } {
   return {
     kind: 'granted',
     httpStatus: 200,

@@ -68,6 +68,7 @@ interface Node {
   name?: string
   value?: unknown
   callee?: Node
+  expression?: Node
   object?: Node
   property?: Node
   quasis?: Array<{ value: { raw: string } }>
@@ -75,7 +76,8 @@ interface Node {
 
 const LEVELS = new Set(['trace', 'debug', 'info', 'warn', 'error'])
 
-function isLogCall({ type, callee }: Node): boolean {
+function isLogCall({ type, callee, expression }: Node): boolean {
+  if (type === 'ExpressionStatement' && expression !== undefined) return isLogCall(expression)
   if (type !== 'CallExpression' || callee?.type !== 'MemberExpression') return false
   const { object, property } = callee
   const isLog = object?.name === 'log' || object?.property?.name === 'log'

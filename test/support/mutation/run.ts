@@ -9,6 +9,8 @@ import { join } from 'node:path'
 import type { LogLevel, MutantResult } from '@stryker-mutator/api/core'
 import { Stryker } from '@stryker-mutator/core'
 
+const SIMULATION = 'test/support/mutation/simulation.ts'
+
 /** Of each file the tests that must notice, the quick ones first. Each is a program that ends with 0 when all is well. */
 const TESTS: Readonly<Record<string, readonly string[]>> = {
   seal: ['test/seal.test.ts'],
@@ -25,6 +27,9 @@ const TESTS: Readonly<Record<string, readonly string[]>> = {
   recovery: ['test/recovery.test.ts'],
   failover: ['test/recovery.test.ts'],
   revocation: ['test/revocation.test.ts'],
+  'send-once': ['test/send-once.test.ts'],
+  'keep-alive': ['test/keep-alive-round.test.ts'],
+  refresh: ['test/refresher.test.ts', SIMULATION],
 }
 
 /** What issue and README promise. */

@@ -54,6 +54,8 @@ function standIn(name: string) {
     notOk: (value: unknown, message?: string) => check(!value, 'is so', message),
     equal: (found: unknown, wanted: unknown, message?: string) =>
       check(Object.is(found, wanted), `${String(found)} is not ${String(wanted)}`, message),
+    not: (found: unknown, unwanted: unknown, message?: string) =>
+      check(!Object.is(found, unwanted), `is ${String(unwanted)}`, message),
     strictSame: (found: unknown, wanted: unknown, message?: string) =>
       check(isDeepStrictEqual(found, wanted), 'is not the same', message),
     notSame: (found: unknown, wanted: unknown, message?: string) =>

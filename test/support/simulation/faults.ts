@@ -60,6 +60,13 @@ export function drawProfile(random: Random): Profile {
   }
 }
 
+/** What a run that names its own faults begins from. */
+export const NO_FAULTS: Partial<Profile> = {
+  ...{ graceSeconds: 0, punishesReuse: true, kills: 0, pauses: 0, serverFaults: 0, lies: 0 },
+  ...{ statementFaults: 0, outages: 0, cuts: 0, failovers: 0, spoolFaults: 0 },
+  ...{ logins: 0, disconnects: 0, revocations: 0 },
+}
+
 export const TOKEN_CALL_FAULTS = [
   'connection_refused',
   'connects_late',

@@ -1,0 +1,71 @@
+// One round of keeping alive, in virtual time: which grants it comes to, and what ends it. When a grant is due is the
+// database's to say; see keep-alive.test.ts.
+
+import t from 'tap'
+import type { Grant } from '../src/grant.ts'
+import { keepAlive } from '../src/keep-alive.ts'
+import { createRefresher } from '../src/refresh.ts'
+import { SETTINGS, setVirtualCore } from './support/virtual-core.ts'
+
+function setUp(names: readonly string[]) {
+  const core = setVirtualCore()
+  const refresher = createRefresher(core.ports, SETTINGS, core.identity)
+  const due = names.map((name) => core.connect(name))
+  const asked: number[] = []
+  const grants = {
+    ...core.ports.grants,
+    async findKeepAliveDue(limit: number): Promise<Grant[]> {
+      asked.push(limit)
+      return due
+    },
+  }
+  const round = (stopping?: AbortSignal) =>
+    core.outcomeOf(keepAlive({ log: core.log, grants }, refresher, stopping))
+  const tokens = () => core.presented.map(({ token }) => token)
+  return { ...core, refresher, asked, round, tokens }
+}
+
+t.test('those that are due are refreshed one after the other, ten at most', async (t) => {
+  const { round, tokens, asked, database, refresher } = setUp(['a', 'b', 'c'])
+  t.equal(await round(), 3)
+  t.strictSame(asked, [10])
+  t.strictSame(tokens(), ['a-rt', 'b-rt', 'c-rt'])
+  t.equal(refresher.inFlight(), 0)
+  t.ok([...database.attempts.values()].every(({ cause }) => cause === 'keep_alive'))
+})
+
+t.test('a grant that is dead is no reason to leave out the next', async (t) => {
+  const { round, tokens, answers, log } = setUp(['a', 'b'])
+  answers.push({ kind: 'refused', httpStatus: 400 }, { kind: 'refused', httpStatus: 400 })
+  t.equal(await round(), 1)
+  t.strictSame(tokens(), ['a-rt', 'a-rt', 'b-rt'])
+  t.match(log.events.at(-2), { event: 'keep_alive_failed', code: 'reauthentication_required' })
+})
+
+t.test('any other trouble would befall the next one too', async (t) => {
+  const { round, tokens, faults, log } = setUp(['a', 'b'])
+  faults.set('arm', ['lost'])
+  t.equal(await round(), 0)
+  t.strictSame(tokens(), [])
+  t.match(log.events.at(-1), { user: 'a', code: 'temporarily_unavailable' })
+})
+
+t.test('an error of nobody ends the round as well', async (t) => {
+  const { log, ports, outcomeOf, connect } = setUp([])
+  const due = [connect('a'), connect('b')]
+  const grants = { ...ports.grants, findKeepAliveDue: async () => due }
+  const broken = { refresh: async () => Promise.reject(new TypeError('broken')) }
+  const round = keepAlive({ log, grants }, broken as never)
+  t.equal(await outcomeOf(round), 0)
+  t.match(log.events, [{ user: 'a', code: 'internal_error' }])
+  t.equal(log.events.length, 1)
+})
+
+t.test('a stop ends it between two grants', async (t) => {
+  const { round, tokens } = setUp(['a', 'b'])
+  const stopping = new AbortController()
+  stopping.abort()
+  t.equal(await round(stopping.signal), 0)
+  t.strictSame(tokens(), [])
+  t.equal(await round(new AbortController().signal), 2)
+})
