@@ -305,6 +305,14 @@ t.test(
   },
 )
 
+t.test('a call that has ended keeps no process alive', async (t) => {
+  const timers = () => process.getActiveResourcesInfo().filter((one) => one === 'Timeout').length
+  const server = await startServer(t, (socket) => socket.write(WHOLE))
+  const before = timers()
+  await post(server.url)
+  t.equal(timers(), before)
+})
+
 t.test('a deadline that is over already is one that is over now', async (t) => {
   const server = await startServer(t, () => undefined)
   t.match(await post(server.url, { deadlineInMs: -1_000 }), { reason: 'deadline' })
