@@ -18,8 +18,13 @@ ENV SPOOL_DIR=/var/lib/broker/spool
 RUN mkdir -p /var/lib/broker/spool && chown -R 1000:1000 /var/lib/broker && chmod 0700 /var/lib/broker/spool
 VOLUME /var/lib/broker/spool
 
+# The sources without their types, compiled: the process starts faster, and needs no compiler in its memory.
+ENV NODE_COMPILE_CACHE=/broker/.compile-cache
+RUN mkdir .compile-cache && chown 1000:1000 .compile-cache
+
 # By number, so that Kubernetes can tell that it is not root; it is the user `node` of the base image.
 USER 1000:1000
+RUN node --max-semi-space-size=8 src/main.ts openapi > /dev/null
 
 # Public and internal listener.
 EXPOSE 3000 3001

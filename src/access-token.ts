@@ -230,7 +230,7 @@ export function createAccessTokens(
     return {
       accessToken: token.accessToken,
       expiresInSeconds: Math.floor(secondsLeft(token)),
-      expiresAt: token.expiresAt,
+      expiresAt: new Date(token.expiresAtEpochMs),
       scope: token.scope,
       fingerprint: token.fingerprint,
     }

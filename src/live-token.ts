@@ -18,12 +18,12 @@ export interface LiveToken {
   accessToken: string
   fingerprint: string
   scope: string
-  /** By the database clock. */
-  expiresAt: Date
   /** Its whole life. */
   lifeSeconds: number
   /** `clock.monotonicMs()` at which it runs out; never later than it really does. */
   expiresAtMs: number
+  /** The same by the database clock, since 1970. A number, because many tokens are kept. */
+  expiresAtEpochMs: number
 }
 
 /** Opens the stored access token, or returns undefined when it has none that lives. `readAtMs` is from before the read. */
@@ -50,7 +50,7 @@ export function openLiveToken(
     accessToken: opened,
     fingerprint,
     scope: grant.scope,
-    expiresAt: accessToken.expiresAt,
+    expiresAtEpochMs: accessToken.expiresAt.getTime(),
     lifeSeconds: accessTokenLifeSeconds(grant),
     expiresAtMs: readAtMs + secondsLeft * 1000,
   }

@@ -42,9 +42,9 @@ export function sealSuccessor(
           accessToken: tokens.accessToken,
           fingerprint: fingerprintOf(tokens.accessToken),
           scope: tokens.scope,
-          expiresAt: new Date(attempt.armedAt.getTime() + lifeMs),
           lifeSeconds: tokens.expiresInSeconds,
           expiresAtMs: attempt.armingAtMs + lifeMs,
+          expiresAtEpochMs: attempt.armedAt.getTime() + lifeMs,
         }
   const successor: Successor = {
     ...place,
@@ -57,7 +57,7 @@ export function sealSuccessor(
         : {
             sealed: sealer.seal(grantSealContext('access_token_sealed', place), token.accessToken),
             requestedAt: attempt.armedAt,
-            expiresAt: token.expiresAt,
+            expiresAt: new Date(token.expiresAtEpochMs),
             fingerprint: token.fingerprint,
           },
     scope: tokens.scope,

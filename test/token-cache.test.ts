@@ -97,9 +97,9 @@ t.test('a successor that is only spooled is not given up for the older row', asy
     accessToken: 'second token',
     fingerprint: fingerprintOf('second token'),
     scope: '',
-    expiresAt: new Date(Date.now() + 600_000),
     lifeSeconds: 600,
     expiresAtMs: 600_000,
+    expiresAtEpochMs: Date.now() + 600_000,
   }
   cache.keepToken(ALICE, successor)
   clock.pass(TRUST_MS + 1)
@@ -117,9 +117,9 @@ t.test('the row of another login takes the place of whatever was known', async (
     accessToken: 'token of a login that was replaced',
     fingerprint: fingerprintOf('token of a login that was replaced'),
     scope: '',
-    expiresAt: new Date(Date.now() + 600_000),
     lifeSeconds: 600,
     expiresAtMs: 600_000,
+    expiresAtEpochMs: Date.now() + 600_000,
   })
   clock.pass(TRUST_MS + 1)
   t.equal(await tokenOf(ALICE), 'token of the login in the row')
@@ -153,7 +153,7 @@ t.test('a changed end of life is noticed though the ciphertext is the same', asy
   clock.pass(TRUST_MS + 1)
   const after = await cache.read(ALICE)
   const endedEarlierMs =
-    Number(before.token?.expiresAt.getTime()) - Number(after.token?.expiresAt.getTime())
+    Number(before.token?.expiresAtEpochMs) - Number(after.token?.expiresAtEpochMs)
   t.equal(endedEarlierMs, 300_000)
 })
 

@@ -21,6 +21,7 @@ export const NODE_ENVIRONMENT = {
   MALLOC_ARENA_MAX: '1',
   MALLOC_TRIM_THRESHOLD_: '1048576',
   MALLOC_MMAP_THRESHOLD_: '65536',
+  NODE_COMPILE_CACHE: 'node_modules/.compile-cache',
 }
 
 /** Starts a broker over the database. `env` changes its settings. */
