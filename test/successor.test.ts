@@ -70,7 +70,7 @@ t.test('a successor is sealed for the next generation, and lives from the arming
     accessToken: 'at',
     fingerprint: fingerprintOf('at'),
     scope: 'all',
-    expiresAt,
+    expiresAtEpochMs: expiresAt.getTime(),
     lifeSeconds: 600,
     expiresAtMs: 690_000,
   })
@@ -107,7 +107,7 @@ t.test('what was stored is served with the life that is left of it', async (t) =
     accessToken: 'at',
     fingerprint: fingerprintOf('at'),
     scope: 'all',
-    expiresAt: new Date('2026-11-20T10:10:00.000Z'),
+    expiresAtEpochMs: Date.parse('2026-11-20T10:10:00.000Z'),
     lifeSeconds: 600,
     expiresAtMs: 365_000,
   })
