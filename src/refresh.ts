@@ -60,6 +60,11 @@ type RefreshPorts = Pick<
 /** First and longest pause while another replica's rotation is awaited. */
 const POLL_FIRST_MS = 50
 const POLL_LONGEST_MS = 500
+/**
+ * How long an armed row is watched whose owner does not present its token again though it might: its breaker is open, and
+ * callers of this replica are to be told within a second, as those of the owner are.
+ */
+const ABANDONED_WAIT_MS = 300
 /** Pauses between tries to write what must be written. It is tried for as long as it takes. */
 const STORE_RETRY_FIRST_MS = 50
 const STORE_RETRY_LONGEST_MS = 2_000
@@ -134,6 +139,7 @@ export function createRefresher(
     let readAtMs = clock.monotonicMs()
     let pauseMs = POLL_FIRST_MS
     const patienceEndsAtMs = readAtMs + settings.callerWaitSeconds * 1000
+    const abandonedUntilMs = readAtMs + ABANDONED_WAIT_MS
     for (;;) {
       if (grant.loginId !== first.loginId || grant.generation > first.generation) {
         answer.serve(adopt(grant, readAtMs))
@@ -155,7 +161,8 @@ export function createRefresher(
       } finally {
         release()
       }
-      if (clock.monotonicMs() >= patienceEndsAtMs) {
+      const nowMs = clock.monotonicMs()
+      if (nowMs >= patienceEndsAtMs || (nowMs >= abandonedUntilMs && isWithNobody(grant))) {
         throw unavailable('The token is being refreshed and the answer is not there yet.', 2)
       }
       await clock.sleep(pauseMs * (0.75 + clock.random() / 2))
@@ -163,6 +170,12 @@ export function createRefresher(
       readAtMs = clock.monotonicMs()
       grant = await mustFind(first.user)
     }
+  }
+
+  /** Whether the last attempt with an armed row has ended in doubt and no other has begun. */
+  function isWithNobody({ phase, leaseUntil, nextRetryAt }: Grant): boolean {
+    if (phase !== 'armed' || leaseUntil === null || nextRetryAt === null) return false
+    return nextRetryAt.getTime() > leaseUntil.getTime() - settings.leaseSeconds * 1000
   }
 
   /**

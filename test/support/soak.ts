@@ -232,15 +232,18 @@ export async function restartInTurn(
     }
   })()
   const exitCodes = new Set<unknown>()
-  for (let restart = 0; restart < options.restarts; restart += 1) {
-    const replica = fleet.replicas[restart % fleet.replicas.length]
-    exitCodes.add(await replica?.kill('SIGTERM'))
-    await replica?.start()
-    await delay(300)
+  try {
+    for (let restart = 0; restart < options.restarts; restart += 1) {
+      const replica = fleet.replicas[restart % fleet.replicas.length]
+      exitCodes.add(await replica?.kill('SIGTERM'))
+      await replica?.start()
+      await delay(300)
+    }
+  } finally {
+    isOver = true
+    await Promise.all([...callers, expiring])
+    await balancer.stop()
   }
-  isOver = true
-  await Promise.all([...callers, expiring])
-  await balancer.stop()
   return {
     restarts: options.restarts,
     exitCodes: [...exitCodes],

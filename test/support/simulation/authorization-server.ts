@@ -131,7 +131,7 @@ export function createSimulatedServer(
   ): Promise<TokenOutcome> {
     return life.call<TokenOutcome>((settle) => {
       const call: TokenCall = {
-        ...{ life, token, fault: faults.tokenCall() },
+        ...{ life, token, fault: faults.tokenCall(token) },
         ...{ sentAtMs: 0, open: false, atServer: false },
       }
       /** What waits in the socket; a deadline that fires reads it first. */

@@ -17,7 +17,7 @@ import { createScheduler } from './scheduler.ts'
 import { createWitness } from './witness.ts'
 
 /** The defaults of production; only what a run waits for at its end is shorter. */
-const SIMULATED_SETTINGS: RefreshSettings & { staleLimitSeconds: number } = {
+export const SIMULATED_SETTINGS: RefreshSettings & { staleLimitSeconds: number } = {
   deadlineSeconds: 45,
   sendDeadlineSeconds: 5,
   leaseSeconds: 60,
