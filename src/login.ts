@@ -13,7 +13,7 @@ import {
 } from './identity.ts'
 import { hashOpaqueToken, isOpaqueToken, newOpaqueToken } from './opaque-token.ts'
 import { holdGrant } from './pending-grant.ts'
-import type { LoginTransaction, Ports, SealContext, StartedLogin } from './ports.ts'
+import type { Ports, ReturnedLogin, SealContext, StartedLogin } from './ports.ts'
 import { safeReturnTo, withParameter } from './return-to.ts'
 import { discardRefreshToken } from './revocation.ts'
 import { issueSession, type SessionSettings } from './session.ts'
@@ -175,7 +175,7 @@ export async function completeLogin(
 async function completeTransaction(
   ports: CallbackPorts,
   settings: LoginSettings,
-  transaction: LoginTransaction,
+  transaction: ReturnedLogin,
   { parameters, state }: { parameters: URLSearchParams; state: string },
 ): Promise<CompletedLogin> {
   const { connect, returnTo, stateHash } = transaction
@@ -302,7 +302,7 @@ async function identify(
   ports: Pick<Ports, 'authorizationServer' | 'log'>,
   settings: Pick<LoginSettings, 'subjectClaim'>,
   tokens: TokenSet,
-  transaction: Pick<LoginTransaction, 'nonceHash' | 'connect'>,
+  transaction: Pick<ReturnedLogin, 'nonceHash' | 'connect' | 'returnedAt'>,
 ): Promise<Pick<GrantConnection, 'user' | 'pagero'> | { refusal: string }> {
   let claims: Readonly<Record<string, unknown>> | undefined
   if (tokens.idToken === undefined) {
@@ -311,7 +311,10 @@ async function identify(
     if (transaction.nonceHash !== null) ports.log.warn('id_token_missing')
     claims = accessTokenClaims(tokens.accessToken ?? '')
   } else {
-    const read = await ports.authorizationServer.readIdToken(tokens.idToken, transaction.nonceHash)
+    const read = await ports.authorizationServer.readIdToken(tokens.idToken, {
+      nonceHash: transaction.nonceHash,
+      now: transaction.returnedAt,
+    })
     if ('invalid' in read) return { refusal: `The ID token is not to be trusted: ${read.invalid}.` }
     claims = read.claims
   }

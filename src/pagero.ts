@@ -169,7 +169,7 @@ export function createAuthorizationServer(
       return sent.kind === 'answered' && sent.status === 200
     },
 
-    async readIdToken(idToken, nonceHash) {
+    async readIdToken(idToken, { nonceHash, now }) {
       let claims: jose.JWTPayload
       try {
         claims =
@@ -179,6 +179,7 @@ export function createAuthorizationServer(
                 await jose.jwtVerify(idToken, keySet, {
                   algorithms: ID_TOKEN_ALGORITHMS,
                   clockTolerance: CLOCK_LEEWAY_SECONDS,
+                  currentDate: now,
                 })
               ).payload
       } catch (error) {
@@ -186,7 +187,7 @@ export function createAuthorizationServer(
           error instanceof jose.errors.JWKSTimeout || !(error instanceof jose.errors.JOSEError)
         return { invalid: unreachable ? 'its keys could not be fetched' : 'its signature is wrong' }
       }
-      const invalid = wrongClaim(claims, nonceHash, settings, clock)
+      const invalid = wrongClaim(claims, nonceHash, settings, now)
       return invalid === undefined ? { claims } : { invalid }
     },
   }
@@ -223,14 +224,14 @@ function wrongClaim(
   claims: jose.JWTPayload,
   nonceHash: Buffer | null,
   settings: Pick<PageroSettings, 'clientId' | 'issuer'>,
-  clock: Clock,
+  now: Date,
 ): string | undefined {
   const audience = [claims.aud ?? []].flat()
   if (!audience.includes(settings.clientId)) return 'it was made for another client'
   if (audience.length > 1 && claims['azp'] !== settings.clientId) {
     return 'it was made for several clients and not issued to this one'
   }
-  const nowSeconds = clock.now().getTime() / 1000
+  const nowSeconds = now.getTime() / 1000
   if (typeof claims.exp !== 'number' || claims.exp + CLOCK_LEEWAY_SECONDS <= nowSeconds) {
     return 'it has expired'
   }

@@ -411,6 +411,12 @@ export interface LoginTransaction {
   connect: ConnectRequest | null
 }
 
+/** A login that its browser has come back from. */
+export interface ReturnedLogin extends LoginTransaction {
+  /** When it came back, by the database's clock. */
+  returnedAt: Date
+}
+
 /** What every login has of its own, whatever began it. */
 export type StartedLogin = Omit<LoginTransaction, 'returnTo' | 'connect'>
 
@@ -424,7 +430,7 @@ export interface LoginTransactionStore {
   /** Stores a plain login; those of connect links are stored by opening one. */
   create(login: StartedLogin & { returnTo: string }, limits: LoginLimits): Promise<void>
   /** Takes the transaction out, once: one DELETE … RETURNING that matches state and browser and has not expired. */
-  consume(stateHash: Buffer, browserBindingHash: Buffer): Promise<LoginTransaction | undefined>
+  consume(stateHash: Buffer, browserBindingHash: Buffer): Promise<ReturnedLogin | undefined>
   sweep(): Promise<number>
 }
 
@@ -687,11 +693,12 @@ export interface AuthorizationServer {
   revoke(refreshToken: string): Promise<boolean>
   /**
    * Checks the claims of an ID token: `aud`, `exp`, `nonce` always, `iss` and the signature when configured.
-   * Returns them, or a sentence that says what is wrong.
+   * Returns them, or a sentence that says what is wrong. `now` is by the database's clock: one replica whose own is wrong
+   * would refuse every login.
    */
   readIdToken(
     idToken: string,
-    nonceHash: Buffer | null,
+    expected: { nonceHash: Buffer | null; now: Date },
   ): Promise<{ claims: Readonly<Record<string, unknown>> } | { invalid: string }>
 }
 

@@ -7,6 +7,7 @@ import type { Kysely, RawBuilder, Selectable } from 'kysely'
 import type { ConnectRequest, LoginTransaction, LoginTransactionStore } from '../ports.ts'
 import { SWEEP_ROWS_MAX, throughDatabase } from './database.ts'
 import type { Tables } from './database.ts'
+import { now } from './time.ts'
 
 /** Makes the store of login transactions. Every method may be called at once, on any number of replicas. */
 export function createLoginTransactionStore(db: Kysely<Tables>): LoginTransactionStore {
@@ -39,8 +40,11 @@ export function createLoginTransactionStore(db: Kysely<Tables>): LoginTransactio
           .where('browser_binding_hash', '=', browserBindingHash)
           .where('expires_at', '>', sql<Date>`clock_timestamp()`)
           .returningAll()
+          .returning(now.as('returned_at'))
           .executeTakeFirst()
-        return row === undefined ? undefined : transactionOf(row)
+        return row === undefined
+          ? undefined
+          : { ...transactionOf(row), returnedAt: row.returned_at }
       }),
 
     sweep: () =>

@@ -32,14 +32,6 @@ export interface Profile {
   revocations: number
 }
 
-/** One replica and one user, and nothing ever goes wrong. */
-export const NO_FAULTS: Profile = {
-  ...{ replicas: 1, users: 1, graceSeconds: 0, punishesReuse: true, cacheTrustMs: 0, skewMs: 0 },
-  ...{ kills: 0, pauses: 0, restarts: 1, keepsDisk: 1, serverFaults: 0, lies: 0 },
-  ...{ statementFaults: 0, outages: 0, cuts: 0, failovers: 0, spoolFaults: 0 },
-  ...{ logins: 0, disconnects: 0, revocations: 0 },
-}
-
 /** Draws the profile of a run. Half of the kinds of fault are absent from any one run, so that others come through. */
 export function drawProfile(random: Random): Profile {
   const often = <T>(value: T, otherwise: T) => (random.chance(0.5) ? value : otherwise)

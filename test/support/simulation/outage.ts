@@ -8,7 +8,7 @@ import { parseUserKey, type UserKey } from '../../../src/grant.ts'
 import { createSimulatedServer } from './authorization-server.ts'
 import { createSimulatedDatabase } from './database.ts'
 import { type Disk, secretOf } from './disk.ts'
-import { createFaults, NO_FAULTS, type TokenCallFault } from './faults.ts'
+import { createFaults, drawProfile, NO_FAULTS, type TokenCallFault } from './faults.ts'
 import { EPOCH_MS, startLife } from './life.ts'
 import { createRandom } from './random.ts'
 import { type Replica, startReplica } from './replica.ts'
@@ -48,7 +48,7 @@ export async function setOutage(
   )
   const calls: Array<{ user: string; atMs: number }> = []
   const faults = {
-    ...createFaults(random.fork(), NO_FAULTS),
+    ...createFaults(random.fork(), { ...drawProfile(random), ...NO_FAULTS }),
     tokenCall(token: string): TokenCallFault {
       const { user } = server.familyOf(token)
       calls.push({ user, atMs: nowMs() })
