@@ -107,10 +107,12 @@ export function createAccessTokens(
         throw stillRefreshing()
       return answer
     } catch (error) {
-      // A token that still lives is better than none; a life asked for aloud is a promise.
-      const useful = asked === undefined && secondsLeft(token) > 0 && isPassing(error)
-      if (token === undefined || !useful) throw error
-      return answerOf(token)
+      if (asked !== undefined || secondsLeft(token) <= 0 || !isPassing(error)) throw error
+      // A token that still lives is better than none; a life asked for aloud is a promise. It has been a while since the
+      // grant was looked at, and it may have been closed or replaced meanwhile.
+      const { token: present } = cache.trusted(user) ?? (await read(user))
+      if (present === undefined || secondsLeft(present) <= 0) throw error
+      return answerOf(present)
     }
   }
 

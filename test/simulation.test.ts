@@ -135,6 +135,10 @@ const ONCE_BROKEN: ReadonlyArray<readonly [seed: number, met: string, profile?: 
     [1924, 'a late word of a dead boot that made the living one look gone', RESTARTS],
     [53362, 'a loss by a token presented two generations late, told as the doing of the user'],
     [96, 'a loss told only when somebody asked: a later attempt was not processed', DEATHS],
+    [
+      213336,
+      'a token served after the grant was closed, to a caller that had waited for a newer one',
+    ],
     [99711, 'one refusal that was believed for an attempt in doubt that turned out to be none'],
   ]
 for (const [seed, met, profile = {}] of ONCE_BROKEN) {

@@ -7,8 +7,8 @@ import { setTimeout as delay } from 'node:timers/promises'
 import { Pool } from 'undici'
 import { ROOT } from './program.ts'
 
-/** A start takes one second; on a machine with ten times more to do than it can, half a minute. */
-const READY_LIMIT_MS = 60_000
+/** A start takes one second; on a machine with twenty times more to do than it can, more than a minute. */
+const READY_LIMIT_MS = 120_000
 /** Beyond the longest wait of a caller. */
 const CALL_LIMIT_MS = 20_000
 
