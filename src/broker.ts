@@ -267,7 +267,7 @@ export async function startBroker(
     })
     closing.push(() => forwarder.close())
 
-    const overload = watchOverload(ports)
+    const overload = watchOverload(ports, config.overloadDelayMs)
     closing.push(async () => overload.stop())
     let draining = false
     const publicApp = await buildPublicApp({

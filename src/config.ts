@@ -118,6 +118,8 @@ export interface Config {
   /** 0: the audit record is kept for good. */
   auditRetentionDays: number
   shutdownListenSeconds: number
+  /** 0: nothing is refused for overload. */
+  overloadDelayMs: number
   /** Undefined: nobody is told of events. */
   webhooks: WebhookSettings | undefined
   proxy: {
@@ -207,6 +209,7 @@ export function readConfig(
     logLevel: withDefault('LOG_LEVEL', oneOf('trace', 'debug', 'info', 'warn', 'error')),
     auditRetentionDays: whole('AUDIT_RETENTION_DAYS', 0, 36_500),
     shutdownListenSeconds: seconds('SHUTDOWN_LISTEN_SECONDS', 0, 300),
+    overloadDelayMs: whole('OVERLOAD_DELAY_MS', 0, 60_000),
     webhooks: readWebhooks(reader),
     proxy: {
       requestBytesMax: whole('PROXY_REQUEST_BYTES_MAX', 0, 2 ** 40),

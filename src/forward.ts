@@ -215,8 +215,12 @@ function attempt(
     }
     /** Breaks the connection off, so that no cut answer looks whole. A pipelined response has no socket yet. */
     const cut = () => {
+      const { socket, httpVersion } = request
+      // What a client has not read would wait for it in the kernel, for as long as it likes; and with HTTP/1.0 the end of
+      // a connection is the end of an answer.
+      if (socket.writableLength > 0 || httpVersion === '1.0') socket.resetAndDestroy()
       response.destroy()
-      request.socket.destroy()
+      socket.destroy()
       finish(false)
     }
     const fail = (failure: unknown) => {

@@ -192,6 +192,12 @@ export const SETTINGS = [
     meaning: 'After SIGTERM, how long requests are still accepted, for a balancer to notice.',
   },
   {
+    name: 'OVERLOAD_DELAY_MS',
+    default: '200',
+    meaning:
+      'A process that comes to its timers later than this, three times in a row, refuses what costs work until it is on time again; a healthy one is late by a few milliseconds. 0: nothing is refused.',
+  },
+  {
     name: 'SESSION_IDLE_SECONDS',
     default: '3600',
     meaning: 'A browser session ends after so long without a request: an hour.',

@@ -100,6 +100,7 @@ t.test('four settings are enough, and the others have the documented defaults', 
     logLevel: 'info',
     auditRetentionDays: 400,
     shutdownListenSeconds: 5,
+    overloadDelayMs: 200,
     proxy: {
       connectTimeoutMs: 3000,
       headersTimeoutMs: 60_000,

@@ -13,7 +13,11 @@ t.test('a process that does not keep up refuses what costs work, until it does',
   const { url } = await createTestDatabase(t)
   const { fleet, replica, upstream, seat } = await startRawBroker(t, {
     databaseUrl: url,
-    env: { NODE_OPTIONS: `--import=${BUSY_LOOP}`, TOKEN_CACHE_TRUST_MS: '60000' },
+    env: {
+      NODE_OPTIONS: `--import=${BUSY_LOOP}`,
+      TOKEN_CACHE_TRUST_MS: '60000',
+      OVERLOAD_DELAY_MS: '200',
+    },
   })
   const [, internal] = await seat('alice')
   const before = await fleet.row('alice')

@@ -68,7 +68,9 @@ export function watchConnections(
   server.setTimeout(limits.answerIdleTimeoutMs, (socket) => {
     // An answer that is still to come is waited for, and a body that does not come has limits of its own.
     const isDue = (underWay.get(socket)?.size ?? 0) > 0
-    if (!isDue || socket.writableLength > 0) socket.destroy()
+    // Reset, or what has not been read would wait in the kernel, for as long as its client likes.
+    if (socket.writableLength > 0) socket.resetAndDestroy()
+    else if (!isDue) socket.destroy()
   })
 
   // One function for all answers: there is one on the way to every token.

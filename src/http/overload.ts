@@ -4,8 +4,6 @@
 import type { Log } from '../ports.ts'
 
 const TICK_MS = 100
-/** What an honest client may be made to wait on top of its answer; a healthy process is late by a few milliseconds. */
-const LATE_MS = 200
 /** A collection of garbage, or a process that was paused, is late once. */
 const LATE_TICKS = 3
 /** Overload may come and go every second; it is told this often. */
@@ -17,15 +15,15 @@ export interface Overload {
   stop(): void
 }
 
-/** Begins to watch how late the event loop comes to its timers. One for a process: it has one loop. */
-export function watchOverload({ log }: { log: Pick<Log, 'warn'> }): Overload {
+/** Begins to watch whether the event loop comes to its timers later than `delayMs`. One for a process: it has one loop. */
+export function watchOverload({ log }: { log: Pick<Log, 'warn'> }, delayMs: number): Overload {
   let dueMs = performance.now() + TICK_MS
   let lateTicks = 0
   let shed = 0
   let notedAtMs = Number.NEGATIVE_INFINITY
   const timer = setInterval(() => {
     const nowMs = performance.now()
-    lateTicks = nowMs - dueMs > LATE_MS ? lateTicks + 1 : 0
+    lateTicks = nowMs - dueMs > delayMs ? lateTicks + 1 : 0
     dueMs = nowMs + TICK_MS
     if (shed === 0 || nowMs - notedAtMs < NOTE_INTERVAL_MS) return
     log.warn('requests_shed', { count: shed })
@@ -35,7 +33,7 @@ export function watchOverload({ log }: { log: Pick<Log, 'warn'> }): Overload {
   timer.unref()
   return {
     sheds() {
-      if (lateTicks < LATE_TICKS) return false
+      if (delayMs === 0 || lateTicks < LATE_TICKS) return false
       shed += 1
       return true
     },

@@ -69,14 +69,22 @@ export async function startNginx(
     await gone
     await rm(directory, { recursive: true, force: true })
   })
+  await untilListening(options.port, () => {
+    if (child.exitCode !== null) throw new Error(`nginx does not start:\n${output}`)
+  })
+  return { logs: async () => output + (await readFile(errorLog, 'utf8').catch(() => '')) }
+}
+
+/** Waits until somebody listens on a port. `check` throws when nobody will any more. */
+export async function untilListening(port: number, check: () => void): Promise<void> {
   const startedAtMs = performance.now()
-  while (!(await listens(options.port))) {
-    if (child.exitCode !== null || performance.now() - startedAtMs > START_LIMIT_MS) {
-      throw new Error(`nginx does not start:\n${output}`)
+  while (!(await listens(port))) {
+    check()
+    if (performance.now() - startedAtMs > START_LIMIT_MS) {
+      throw new Error(`Nobody listens on port ${port}.`)
     }
     await delay(20)
   }
-  return { logs: async () => output + (await readFile(errorLog, 'utf8').catch(() => '')) }
 }
 
 function listens(port: number): Promise<boolean> {
