@@ -82,6 +82,17 @@ t.test('a rotation arms, presents, spools, stores, and then serves', async (t) =
   t.ok(scheduler.nowMs() < 60)
 })
 
+t.test('what an attempt took is counted from its arming', async (t) => {
+  const { refresh, pass, disk, answers, ends } = setUp()
+  await pass(10)
+  answers.push({ ...UNREACHABLE, httpStatus: 503 })
+  await refresh()
+  await pass(3)
+  t.match(ends, [{ httpStatus: 503, durationMs: 51, outcome: 'not_processed' }])
+  await refresh()
+  t.equal(Math.round([...disk.values()][0]?.durationMs ?? 0), 51)
+})
+
 t.test('the lease that is asked for is the one of the settings', async (t) => {
   const { refresher, alice, grantOf, user, pass, inSeconds } = setUp()
   void refresher.refresh(alice, 'expiry')
@@ -331,7 +342,7 @@ t.test('a failed rotation gives its slot back', async (t) => {
 // ── The successor is kept ────────────────────────────────────────────────────────────────────────
 
 t.test('once it is spooled it is served, though the database is away', async (t) => {
-  const { refresh, faults, storedTokenOf, user, pass, calls, refresher, disk } = setUp()
+  const { refresh, faults, storedTokenOf, user, pass, calls, refresher, disk, events } = setUp()
   faults.set('store', ['lost', 'lost', 'lost', 'lost', 'lost', 'lost', 'lost', 'lost'])
   t.match(await refresh(), { accessToken: 'at-1' })
   t.equal(storedTokenOf(user), 'alice-rt')
@@ -340,6 +351,7 @@ t.test('once it is spooled it is served, though the database is away', async (t)
   await pass(1)
   const stores = () => calls.filter((name) => name === 'store').length
   t.ok(stores() >= 4 && stores() <= 6, `${stores()} tries in a second`)
+  t.ok(events().includes('grant_store_failed'))
   await pass(8)
   t.equal(storedTokenOf(user), 'rt-1')
   t.equal(refresher.inFlight(), 0)
@@ -402,7 +414,7 @@ t.test('a successor of a grant that was closed meanwhile is revoked', async (t) 
 })
 
 t.test('its revocation is queued for as long as that takes', async (t) => {
-  const { refresher, alice, pass, database, user, faults } = setUp()
+  const { refresher, alice, pass, database, user, faults, events } = setUp()
   void refresher.refresh(alice, 'expiry')
   await pass(0.01)
   database.close(user, 1, undefined)
@@ -411,23 +423,35 @@ t.test('its revocation is queued for as long as that takes', async (t) => {
   t.equal(database.revocations.size, 0)
   await pass(2)
   t.equal(database.revocations.size, 1)
+  t.ok(events().includes('revocation_store_failed'))
 })
 
 // ── A database that has gone back ────────────────────────────────────────────────────────────────
 
 t.test('a row that has lost the newest token is not armed while the spool keeps it', async (t) => {
-  const { refresh, database, pass, calls, presented } = setUp()
+  const { refresh, database, scheduler, calls, presented } = setUp()
   const putBack = database.snapshot()
   await refresh()
   putBack()
   calls.length = 0
   t.match(await refresh(), unavailable(5))
-  await pass(119)
+  // It was spooled 52 ms after the start, and is kept for two minutes.
+  await scheduler.run({ untilMs: 120_052 })
   t.match(await refresh(), unavailable(5))
   t.strictSame(calls, [])
-  await pass(2)
+  await scheduler.run({ untilMs: 120_053 })
   t.match(await refresh(), { generation: 2 }, 'beyond that nobody has it any more')
   t.equal(presented.length, 2)
+})
+
+t.test('the rotation of another changes nothing about that', async (t) => {
+  const { refresh, database, connect, refresher, outcomeOf } = setUp()
+  const other = connect('b')
+  const putBack = database.snapshot()
+  await refresh()
+  await outcomeOf(refresher.refresh(other, 'expiry'))
+  putBack()
+  t.match(await refresh(), unavailable(5))
 })
 
 t.test('a login after it is no step back', async (t) => {
@@ -464,6 +488,26 @@ t.test('a new server is given what is in no spool', async (t) => {
   await outcomeOf(refresher.restore())
   t.strictSame(calls, ['store'])
   t.equal(storedTokenOf(user), 'rt-1')
+})
+
+t.test('what a spool would no longer keep is forgotten', async (t) => {
+  const { refresh, refresher, faults, connect, outcomeOf, pass, calls } = setUp()
+  faults.set('write', ['lost'])
+  await refresh()
+  await pass(121)
+  await outcomeOf(refresher.refresh(connect('b'), 'expiry'))
+  calls.length = 0
+  await outcomeOf(refresher.restore())
+  t.strictSame(calls, [])
+})
+
+t.test('a new server is not told of an attempt that was refused', async (t) => {
+  const { refresher, alice, answers, pass, calls, outcomeOf } = setUp()
+  answers.push(REFUSED)
+  void refresher.refresh(alice, 'expiry')
+  await pass(1)
+  await outcomeOf(refresher.restore())
+  t.notOk(calls.includes('rearm'))
 })
 
 t.test('a new server that cannot be told is told by nobody’s word', async (t) => {
@@ -549,6 +593,61 @@ t.test('a refusal that a newer token has overtaken serves that', async (t) => {
   t.equal(database.grants.get(user)?.state, 'active')
 })
 
+t.test('a refusal that a new login has overtaken serves that', async (t) => {
+  const { refresher, alice, answers, pass, database, outcomeOf, user, connect, grantOf } = setUp()
+  answers.push({ ...REFUSED, afterMs: 100 })
+  const waiting = refresher.refresh(alice, 'expiry')
+  await pass(0.01)
+  database.grants.delete(user)
+  connect('alice', { lifeSeconds: 300, loginId: 'another' })
+  t.match(await outcomeOf(waiting), { accessToken: 'alice-at', loginId: 'another' })
+  await pass(200)
+  t.match(grantOf(user), { state: 'active', loginId: 'another', generation: 1 })
+})
+
+t.test('a refusal that is believed gives its slot back', async (t) => {
+  const { refresh, refresher, answers, connect, outcomeOf } = setUp({
+    settings: { concurrency: 1 },
+  })
+  answers.push(REFUSED, REFUSED)
+  await refresh()
+  t.match(await outcomeOf(refresher.refresh(connect('b'), 'expiry')), { accessToken: 'at-3' })
+})
+
+/** An attempt of long ago whose end nobody knows, and as many refusals since as are asked for. */
+function inDoubtSince(core: ReturnType<typeof setUp>, refusals: number) {
+  const { loginId, user } = core.alice
+  const attempt = { user, loginId, generation: 1, replica: 'gone', boot: 'gone', cause: 'expiry' }
+  const times = { armedAtMs: 0, finishedAtMs: null, outcome: null }
+  core.database.attempts.set('doubt', { ...attempt, ...times, attemptId: 'doubt' })
+  for (let i = 0; i < refusals; i += 1) {
+    const refused = { armedAtMs: 1 + i, finishedAtMs: 1 + i, outcome: 'refused' } as const
+    core.database.attempts.set(`no-${i}`, { ...attempt, ...refused, attemptId: `no-${i}` })
+  }
+  const clear = () => {
+    const row = core.database.attempts.get('doubt')
+    if (row !== undefined) row.outcome = 'not_processed'
+  }
+  return clear
+}
+
+t.test('one refusal is a verdict only while the doubt lasts, two are one anyhow', async (t) => {
+  for (const [before, problem, state] of [
+    [0, unavailable(1), 'active'],
+    [1, { code: 'reauthentication_required' }, 'reauthentication_required'],
+  ] as const) {
+    const core = setUp()
+    const { refresher, alice, answers, calls, scheduler, outcomeOf, grantOf, user } = core
+    const clear = inDoubtSince(core, before)
+    answers.push(REFUSED)
+    const waiting = refresher.refresh(alice, 'expiry')
+    await scheduler.run({ untilMs: 10_000, done: () => calls.at(-1) === 'condemn' })
+    clear()
+    t.match(await outcomeOf(waiting), problem)
+    t.equal(grantOf(user).state, state)
+  }
+})
+
 t.test('a verdict that a late success has overtaken is told to nobody', async (t) => {
   const { refresher, alice, answers, pass, database, outcomeOf, user, successorOf, scheduler } =
     setUp()
@@ -594,7 +693,8 @@ t.test('a verdict that cannot be reached now is reached when the lease is over',
 })
 
 t.test('while another’s answer may come back a refusal only casts doubt', async (t) => {
-  const { refresh, answers, armElsewhere, pass, grantOf, user, presented, database } = setUp()
+  const { refresh, answers, armElsewhere, pass, grantOf, user, calls, presented, database } =
+    setUp()
   armElsewhere()
   // The owner is gone, and its lease is over: it may have got an answer all the same.
   await pass(61)
@@ -607,7 +707,9 @@ t.test('while another’s answer may come back a refusal only casts doubt', asyn
   t.match(await refresh(), unavailable(15))
   t.match(grantOf(user), { state: 'suspect', phase: 'idle' })
   await pass(3)
+  calls.length = 0
   t.match(await refresh(), unavailable(15))
+  t.strictSame(calls, ['evidence'], 'and nothing is written')
   t.equal(presented.length, 1)
   await pass(100)
   t.match(await refresh(), { code: 'reauthentication_required' })
@@ -683,7 +785,7 @@ t.test('a rejected client is the operator’s to mend, and changes no grant', as
 })
 
 t.test('the end of an attempt is written for as long as that takes', async (t) => {
-  const { refresh, answers, faults, grantOf, user, pass, refresher } = setUp()
+  const { refresh, answers, faults, grantOf, user, pass, refresher, events } = setUp()
   answers.push(UNREACHABLE)
   faults.set('disarm', ['lost', 'lost', 'lost'])
   t.match(await refresh(), unavailable(2), 'the caller does not wait for it')
@@ -693,6 +795,35 @@ t.test('the end of an attempt is written for as long as that takes', async (t) =
   await pass(1)
   t.equal(grantOf(user).phase, 'idle')
   t.equal(refresher.inFlight(), 0)
+  t.equal(events().filter((event) => event === 'grant_store_failed').length, 3)
+})
+
+t.test('what was not processed is not tried again before somebody asks', async (t) => {
+  const { refresh, answers, pass, presented } = setUp()
+  answers.push(UNREACHABLE)
+  await refresh()
+  await pass(1_000)
+  t.equal(presented.length, 1)
+})
+
+t.test('a refusal, and the verdict on it, are written for as long as that takes', async (t) => {
+  const { refresh, answers, faults, grantOf, user, events } = setUp()
+  answers.push(REFUSED, REFUSED)
+  faults.set('disarm', ['lost'])
+  faults.set('condemn', ['lost', 'lost'])
+  t.match(await refresh(), { code: 'reauthentication_required' })
+  t.equal(grantOf(user).state, 'reauthentication_required')
+  t.equal(events().filter((event) => event === 'grant_store_failed').length, 3)
+})
+
+t.test('an intent is taken back for as long as that takes', async (t) => {
+  const { refresh, faults, grantOf, user, pass, events } = setUp()
+  faults.set('arm', ['unconfirmed'])
+  faults.set('disarm', ['lost', 'lost'])
+  await refresh()
+  await pass(1)
+  t.equal(grantOf(user).phase, 'idle')
+  t.strictSame(events(), ['grant_store_failed', 'grant_store_failed'])
 })
 
 t.test('a breaker that opens while a grant waits for its turn keeps it back', async (t) => {
@@ -703,6 +834,23 @@ t.test('a breaker that opens while a grant waits for its turn keeps it back', as
     code: 'client_rejected_by_pagero',
   })
   t.strictSame(tokens(), ['a-rt'])
+})
+
+t.test('while the breaker is open nobody waits for a slot to be told so', async (t) => {
+  const { refresher, connect, answers, pass, outcomeOf, scheduler } = setUp({
+    settings: { concurrency: 2 },
+  })
+  answers.push({ ...IN_DOUBT, afterMs: 20_000 }, REJECTED, { ...REJECTED, afterMs: 20_000 })
+  void refresher.refresh(connect('a'), 'expiry')
+  void refresher.refresh(connect('b'), 'expiry')
+  await pass(6)
+  void refresher.refresh(connect('c'), 'expiry')
+  await pass(1)
+  const atMs = scheduler.nowMs()
+  t.match(await outcomeOf(refresher.refresh(connect('d'), 'expiry')), {
+    code: 'client_rejected_by_pagero',
+  })
+  t.equal(scheduler.nowMs(), atMs)
 })
 
 // ── Coming back ──────────────────────────────────────────────────────────────────────────────────
@@ -750,7 +898,7 @@ t.test('whoever comes back leaves alone what is decided, or another’s', async 
 })
 
 t.test('it waits for the back-off, and goes on after an error', async (t) => {
-  const { refresher, alice, change, inSeconds, pass, presented, faults, calls } = setUp()
+  const { refresher, alice, change, inSeconds, pass, presented, faults, calls, log } = setUp()
   change({ nextRetryAt: inSeconds(20) })
   refresher.recover(alice)
   await pass(19.9)
@@ -758,6 +906,7 @@ t.test('it waits for the back-off, and goes on after an error', async (t) => {
   faults.set('find', ['lost'])
   await pass(1)
   t.strictSame(calls, ['find', 'find'])
+  t.match(log.events, [{ event: 'refresh_recovery_failed', user: alice.user }])
   await pass(4)
   t.equal(calls.length, 2)
   await pass(1)
@@ -799,17 +948,28 @@ t.test('a stop ends every coming back', async (t) => {
 // ── Stopping ─────────────────────────────────────────────────────────────────────────────────────
 
 t.test('a stop arms nothing more, and ends when what is in flight is stored', async (t) => {
-  const { refresher, alice, pass, faults, connect, outcomeOf, storedTokenOf, user, tokens } = setUp(
-    {
-      settings: { concurrency: 1 },
-    },
-  )
+  const {
+    refresher,
+    alice,
+    pass,
+    faults,
+    connect,
+    outcomeOf,
+    storedTokenOf,
+    user,
+    scheduler,
+    tokens,
+  } = setUp({
+    settings: { concurrency: 1 },
+  })
   faults.set('store', ['lost', 'lost'])
   void refresher.refresh(alice, 'expiry')
   const waiting = refresher.refresh(connect('b'), 'expiry')
   await pass(0.01)
   const stopped = refresher.stop()
+  const atMs = scheduler.nowMs()
   t.match(await outcomeOf(refresher.refresh(connect('c'), 'expiry')), unavailable(1))
+  t.equal(scheduler.nowMs(), atMs, 'at once')
   t.match(await outcomeOf(waiting), unavailable(1), 'not even for who waits for his turn')
   await outcomeOf(stopped)
   t.equal(storedTokenOf(user), 'rt-1')

@@ -72,96 +72,6 @@ t.test(
   },
 )
 
-const IMPORTS = `
-  import fs from 'node:fs'
-  import { createSpool } from ${JSON.stringify(new URL('../src/spool.ts', import.meta.url).href)}
-  import { parseEntry } from ${JSON.stringify(new URL('../src/spool-entry.ts', import.meta.url).href)}
-  const { DIRECTORY: directory, ENTRY: text } = process.env
-  const unread = { error() {}, warn() {} }
-  const spool = await createSpool(directory, unread)`
-
-/** Starts a process that has the spool open, under the limits that the shell sets. */
-function startProcess(directory: string, entry: Successor, script: string, limits = ':') {
-  const run = `${limits}; exec "$0" --input-type=module -e "$SCRIPT"`
-  return spawn('sh', ['-c', run, process.execPath], {
-    env: {
-      ...process.env,
-      ...{ SCRIPT: IMPORTS + script, DIRECTORY: directory, ENTRY: entryText(entry) },
-      // One thing after the other, in the order of asking.
-      UV_THREADPOOL_SIZE: '1',
-    },
-    stdio: ['ignore', 'pipe', 'inherit'],
-  })
-}
-
-async function outputOf(child: ReturnType<typeof startProcess>): Promise<string> {
-  let output = ''
-  for await (const chunk of child.stdout as AsyncIterable<Buffer>) output += chunk.toString()
-  return output
-}
-
-t.test('what write has confirmed survives SIGKILL', async (t) => {
-  const directory = t.testdir()
-  const entry = successor()
-  const child = startProcess(
-    directory,
-    entry,
-    `
-    await spool.write(parseEntry(text))
-    process.stdout.write('written')
-    setInterval(() => {}, 1000)`,
-  )
-  await once(child.stdout, 'data')
-  child.kill('SIGKILL')
-  const [, signal] = await once(child, 'exit')
-  t.equal(signal, 'SIGKILL')
-  t.strictSame(await (await createSpool(directory, unread)).list(), [entry])
-})
-
-t.test('an entry that cannot be read for want of descriptors is left where it is', async (t) => {
-  const directory = t.testdir()
-  const entry = successor()
-  const child = startProcess(
-    directory,
-    entry,
-    `
-    await spool.write(parseEntry(text))
-    const taken = []
-    try { for (;;) taken.push(fs.openSync('/dev/null')) } catch {}
-    fs.closeSync(taken.pop())
-    const listed = spool.list()
-    // Takes the last descriptor between the reading of the directory and that of the entry.
-    fs.open('/dev/null', () => {})
-    process.stdout.write(await listed.then(() => 'listed', ({ code }) => code))
-    process.exit()`,
-    'ulimit -n 64',
-  )
-  t.equal(await outputOf(child), 'EMFILE')
-  t.strictSame(await readdir(directory), [`${entry.attemptId}.json`])
-  t.strictSame(await (await createSpool(directory, unread)).list(), [entry])
-})
-
-t.test('a write is not confirmed while its place in the directory is not durable', async (t) => {
-  // Nobody's, under a parent that anybody may pass: a directory that its owner can write to and not open.
-  const parent = await mkdtemp(join(tmpdir(), 'spool-'))
-  t.teardown(() => rm(parent, { recursive: true, force: true }))
-  await chmod(parent, 0o777)
-  const child = startProcess(
-    join(parent, 'spool'),
-    successor(),
-    `
-    fs.chmodSync(directory, 0o300)
-    if (process.getuid() === 0) {
-      fs.chownSync(directory, 65534, 65534)
-      process.seteuid(65534)
-    }
-    const written = spool.write(parseEntry(text))
-    process.stdout.write(await written.then(() => 'written', ({ code }) => code))
-    process.exit()`,
-  )
-  t.equal(await outputOf(child), 'EACCES')
-})
-
 t.test('of entries that are written together one that fails takes no other with it', async (t) => {
   const directory = t.testdir()
   const spool = await createSpool(directory, unread)
@@ -370,4 +280,95 @@ t.test('an entry that was set aside makes room', async (t) => {
   await writeFile(join(directory, `${entry.attemptId}.json`), 'unreadable')
   t.strictSame(await spool.list(), [])
   await t.resolves(spool.write(successor()))
+})
+
+// ── In a process of its own ──────────────────────────────────────────────────────────────────────
+
+const IMPORTS = `
+  import fs from 'node:fs'
+  import { createSpool } from ${JSON.stringify(new URL('../src/spool.ts', import.meta.url).href)}
+  import { parseEntry } from ${JSON.stringify(new URL('../src/spool-entry.ts', import.meta.url).href)}
+  const { DIRECTORY: directory, ENTRY: text } = process.env
+  const unread = { error() {}, warn() {} }
+  const spool = await createSpool(directory, unread)`
+
+/** Starts a process that has the spool open, under the limits that the shell sets. */
+function startProcess(directory: string, entry: Successor, script: string, limits = ':') {
+  const run = `${limits}; exec "$0" --input-type=module -e "$SCRIPT"`
+  return spawn('sh', ['-c', run, process.execPath], {
+    env: {
+      ...{ SCRIPT: IMPORTS + script, DIRECTORY: directory, ENTRY: entryText(entry) },
+      // One thing after the other, in the order of asking.
+      UV_THREADPOOL_SIZE: '1',
+    },
+    stdio: ['ignore', 'pipe', 'inherit'],
+  })
+}
+
+async function outputOf(child: ReturnType<typeof startProcess>): Promise<string> {
+  let output = ''
+  for await (const chunk of child.stdout as AsyncIterable<Buffer>) output += chunk.toString()
+  return output
+}
+
+t.test('what write has confirmed survives SIGKILL', async (t) => {
+  const directory = t.testdir()
+  const entry = successor()
+  const child = startProcess(
+    directory,
+    entry,
+    `
+    await spool.write(parseEntry(text))
+    process.stdout.write('written')
+    setInterval(() => {}, 1000)`,
+  )
+  await once(child.stdout, 'data')
+  child.kill('SIGKILL')
+  const [, signal] = await once(child, 'exit')
+  t.equal(signal, 'SIGKILL')
+  t.strictSame(await (await createSpool(directory, unread)).list(), [entry])
+})
+
+t.test('an entry that cannot be read for want of descriptors is left where it is', async (t) => {
+  const directory = t.testdir()
+  const entry = successor()
+  const child = startProcess(
+    directory,
+    entry,
+    `
+    await spool.write(parseEntry(text))
+    const taken = []
+    try { for (;;) taken.push(fs.openSync('/dev/null')) } catch {}
+    fs.closeSync(taken.pop())
+    const listed = spool.list()
+    // Takes the last descriptor between the reading of the directory and that of the entry.
+    fs.open('/dev/null', () => {})
+    process.stdout.write(await listed.then(() => 'listed', ({ code }) => code))
+    process.exit()`,
+    'ulimit -n 64',
+  )
+  t.equal(await outputOf(child), 'EMFILE')
+  t.strictSame(await readdir(directory), [`${entry.attemptId}.json`])
+  t.strictSame(await (await createSpool(directory, unread)).list(), [entry])
+})
+
+t.test('a write is not confirmed while its place in the directory is not durable', async (t) => {
+  // Nobody's, under a parent that anybody may pass: a directory that its owner can write to and not open.
+  const parent = await mkdtemp(join(tmpdir(), 'spool-'))
+  t.teardown(() => rm(parent, { recursive: true, force: true }))
+  await chmod(parent, 0o777)
+  const child = startProcess(
+    join(parent, 'spool'),
+    successor(),
+    `
+    fs.chmodSync(directory, 0o300)
+    if (process.getuid() === 0) {
+      fs.chownSync(directory, 65534, 65534)
+      process.seteuid(65534)
+    }
+    const written = spool.write(parseEntry(text))
+    process.stdout.write(await written.then(() => 'written', ({ code }) => code))
+    process.exit()`,
+  )
+  t.equal(await outputOf(child), 'EACCES')
 })

@@ -63,6 +63,7 @@ export function setVirtualCore(identity = { replica: 'broker-0', boot: 'boot-0' 
   const presented: Array<{ token: string; limits: { sendBeforeMs: number; deadlineMs: number } }> =
     []
   const revoked: string[] = []
+  const ends: Array<Parameters<Ports['grants']['disarm']>[0]> = []
   /** What the server answers to the next presentations; when there is nothing, the successor. */
   const answers: Array<TokenOutcome & { afterMs?: number }> = []
   const server = { confirmsRevocations: true }
@@ -95,7 +96,10 @@ export function setVirtualCore(identity = { replica: 'broker-0', boot: 'boot-0' 
       find: call('find', database.find),
       arm: call('arm', database.arm),
       rearm: call('rearm', database.rearm),
-      disarm: call('disarm', database.disarm),
+      disarm: call('disarm', (end: Parameters<Ports['grants']['disarm']>[0]) => {
+        ends.push(end)
+        database.disarm(end)
+      }),
       store: call('store', database.store),
       finishSuperseded: call('finishSuperseded', database.finishSuperseded),
       condemn: call('condemn', database.condemn),
@@ -142,6 +146,7 @@ export function setVirtualCore(identity = { replica: 'broker-0', boot: 'boot-0' 
     calls,
     presented,
     revoked,
+    ends,
     answers,
     server,
     log,

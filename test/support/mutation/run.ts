@@ -1,5 +1,5 @@
 // Mutation testing: each file of the engine is changed in one place at a time, and tests must notice. `npm run mutation`
-// runs all of it, for most of an hour; `npm run mutation -- breaker seal:30-90` runs those files, or lines of them.
+// runs all of it, for most of an hour; `npm run mutation -- breaker seal:30-90,120-130` runs those files, or lines of them.
 // test/mutation.md says what survives, and why.
 
 import { rmSync } from 'node:fs'
@@ -60,7 +60,7 @@ async function mutate(asked: string): Promise<readonly MutantResult[]> {
   const tempDirName = await mkdtemp(join(tmpdir(), 'mutation-'))
   try {
     const stryker = new Stryker({
-      mutate: [lines === undefined ? `src/${name}.ts` : `src/${name}.ts:${lines}`],
+      mutate: lines?.split(',').map((some) => `src/${name}.ts:${some}`) ?? [`src/${name}.ts`],
       testRunner: 'threads',
       coverageAnalysis: 'off',
       plugins: [new URL('plugins.ts', import.meta.url).href],

@@ -16,4 +16,6 @@ registerHooks({
 for (const test of workerData as readonly string[]) await import(test)
 const { runTests } = (await import(standIn)) as typeof import('./tap.ts')
 await runTests()
+// A rejection that nobody has handled is told at the end of a turn.
+await new Promise((resolve) => setImmediate(resolve))
 parentPort?.postMessage('unnoticed')
