@@ -3,6 +3,7 @@
 import { spawn } from 'node:child_process'
 import { randomBytes, randomUUID } from 'node:crypto'
 import { once } from 'node:events'
+import { existsSync, readdirSync } from 'node:fs'
 import {
   chmod,
   mkdir,
@@ -199,8 +200,13 @@ t.test('what does not parse is set aside, reported once, and hides no other entr
 t.test('files of other names are left alone', async (t) => {
   const directory = t.testdir({ 'README.json': '{}', 'notes.txt': 'x' })
   const { log, lines } = recordingLog()
+  const backup = `${randomUUID()}.jsom`
+  await writeFile(join(directory, backup), '{}')
   t.strictSame(await (await createSpool(directory, log)).list(), [])
-  t.strictSame((await readdir(directory)).toSorted(), ['README.json', 'notes.txt'])
+  t.strictSame(
+    (await readdir(directory)).toSorted(),
+    [backup, 'README.json', 'notes.txt'].toSorted(),
+  )
   t.equal(lines.length, 0)
 })
 
@@ -271,6 +277,18 @@ t.test(
   },
 )
 
+t.test(
+  'every file is closed again',
+  { skip: existsSync('/proc/self/fd') ? false : 'there is no /proc here' },
+  async (t) => {
+    const spool = await createSpool(t.testdir(), unread)
+    const before = readdirSync('/proc/self/fd').length
+    for (let i = 0; i < 20; i += 1) await spool.write(successor())
+    await spool.list()
+    t.ok(readdirSync('/proc/self/fd').length < before + 20)
+  },
+)
+
 t.test('an entry that was set aside makes room', async (t) => {
   const directory = t.testdir()
   const spool = await createSpool(directory, unread, 1)
@@ -289,14 +307,18 @@ const IMPORTS = `
   import { createSpool } from ${JSON.stringify(new URL('../src/spool.ts', import.meta.url).href)}
   import { parseEntry } from ${JSON.stringify(new URL('../src/spool-entry.ts', import.meta.url).href)}
   const { DIRECTORY: directory, ENTRY: text } = process.env
-  const unread = { error() {}, warn() {} }
+  let reported = 0
+  const unread = { error: () => (reported += 1), warn() {} }
   const spool = await createSpool(directory, unread)`
 
 /** Starts a process that has the spool open, under the limits that the shell sets. */
 function startProcess(directory: string, entry: Successor, script: string, limits = ':') {
   const run = `${limits}; exec "$0" --input-type=module -e "$SCRIPT"`
+  // Without what tap asks of its children.
+  const { NODE_OPTIONS: _tap, ...inherited } = process.env
   return spawn('sh', ['-c', run, process.execPath], {
     env: {
+      ...inherited,
       ...{ SCRIPT: IMPORTS + script, DIRECTORY: directory, ENTRY: entryText(entry) },
       // One thing after the other, in the order of asking.
       UV_THREADPOOL_SIZE: '1',
@@ -350,6 +372,22 @@ t.test('an entry that cannot be read for want of descriptors is left where it is
   t.equal(await outputOf(child), 'EMFILE')
   t.strictSame(await readdir(directory), [`${entry.attemptId}.json`])
   t.strictSame(await (await createSpool(directory, unread)).list(), [entry])
+})
+
+t.test('an entry that is removed while it is being listed is nothing to report', async (t) => {
+  const child = startProcess(
+    t.testdir(),
+    successor(),
+    `
+    const entry = parseEntry(text)
+    await spool.write(entry)
+    const listed = spool.list()
+    // Between the reading of the directory and that of the entry.
+    fs.unlink(directory + '/' + entry.attemptId + '.json', () => {})
+    process.stdout.write((await listed).length + ' listed, ' + reported + ' reported')
+    process.exit()`,
+  )
+  t.equal(await outputOf(child), '0 listed, 0 reported')
 })
 
 t.test('a write is not confirmed while its place in the directory is not durable', async (t) => {

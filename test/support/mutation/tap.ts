@@ -104,5 +104,8 @@ function isMatch(found: unknown, pattern: unknown): boolean {
 
 export default {
   ...standIn('root'),
-  test: (name: string, body: Body) => void queue.push({ name, body }),
+  test(name: string, ...rest: [Body] | [options: { skip?: string | false }, Body]) {
+    const body = rest.at(-1) as Body
+    queue.push({ name, body })
+  },
 }
