@@ -41,6 +41,8 @@ export interface RateLimiter {
   check(key: string): void
   /** Tells whether the next request would pass, without counting. */
   allows(key: string): boolean
+  /** Tells whether that of every key would. */
+  allowsAll(): boolean
 }
 
 /** The limits of one listener. */
@@ -68,6 +70,7 @@ const UNLIMITED: RateLimiter = {
   admit: () => undefined,
   check: () => undefined,
   allows: () => true,
+  allowsAll: () => true,
 }
 
 function createRateLimiter(
@@ -81,6 +84,8 @@ function createRateLimiter(
   const emptyMs = Math.max(0, BURST_SECONDS * 1000 - intervalMs)
   let recent = new Map<string, Bucket>()
   let earlier = new Map<string, Bucket>()
+  /** Of the bucket that is full again last. */
+  let allFullAtMs = -Infinity
 
   function bucketOf(key: string): Bucket {
     const known = recent.get(key)
@@ -115,6 +120,7 @@ function createRateLimiter(
       const bucket = bucketOf(key)
       refuseEmpty(key, bucket, nowMs)
       bucket.fullAtMs = Math.max(bucket.fullAtMs, nowMs) + intervalMs
+      allFullAtMs = Math.max(allFullAtMs, bucket.fullAtMs)
     },
     check(key) {
       const bucket = recent.get(key) ?? earlier.get(key)
@@ -124,6 +130,7 @@ function createRateLimiter(
       const bucket = recent.get(key) ?? earlier.get(key)
       return bucket === undefined || waitMsOf(bucket, clock.monotonicMs()) <= 0
     },
+    allowsAll: () => allFullAtMs - clock.monotonicMs() - emptyMs <= 0,
   }
 }
 

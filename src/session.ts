@@ -2,6 +2,7 @@
 // that the store keeps by the database clock. What a cookie is and who may send it belongs to http/.
 
 import { BrokerError } from './errors.ts'
+import { hash } from 'node:crypto'
 import type { UserKey } from './grant.ts'
 import { hashOpaqueToken, isOpaqueToken, newOpaqueToken } from './opaque-token.ts'
 import type { Clock, Ports, Session, SessionLifetimes } from './ports.ts'
@@ -75,6 +76,8 @@ const ENTRIES_MAX = 10_000
 /** Sessions as they were read at most `trustMs` ago, so that a page's burst of calls costs one statement. */
 export interface SessionReader {
   resolve(token: string | undefined): Promise<Session | undefined>
+  /** Returns what \`resolve\` would, if that is in memory; undefined says nothing about the session. */
+  ready(token: string | undefined): Session | undefined
   /** Ends trust in one token at once in this process; other replicas follow within `trustMs`. */
   forget(token: string | undefined): void
   /** The same for every token of a user. */
@@ -132,15 +135,24 @@ export function createSessionReader(
     reading.clear()
   }
 
+  function trusted(key: string): Session | undefined {
+    const known = read.get(key)
+    return known !== undefined && ports.clock.monotonicMs() < known.untilMs
+      ? known.session
+      : undefined
+  }
+
   return {
     async resolve(token) {
       if (!isOpaqueToken(token)) return undefined
-      const key = hashOpaqueToken(token).toString('base64url')
-      const known = read.get(key)
-      if (known !== undefined && ports.clock.monotonicMs() < known.untilMs) return known.session
+      const key = keyOf(token)
+      const known = trusted(key)
+      if (known !== undefined) return known
       read.delete(key)
       return (reading.get(key) ?? begin(key, token)).answer
     },
+
+    ready: (token) => (isOpaqueToken(token) ? trusted(keyOf(token)) : undefined),
 
     forget(token) {
       if (isOpaqueToken(token)) forgetHash(hashOpaqueToken(token))
@@ -158,6 +170,12 @@ export function createSessionReader(
       },
     },
   }
+}
+
+/** The hash of a token as the text that sessions are remembered by: the token itself is kept nowhere. */
+function keyOf(token: string): string {
+  // In one step: on the way to every call of a page, this takes half as long.
+  return hash('sha256', token, 'base64url')
 }
 
 /** A read in flight; `keep` turns false when its answer is out of date before it comes. */

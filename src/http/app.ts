@@ -49,6 +49,8 @@ export interface AppSettings {
   tls: boolean
   /** Is given each request before the router is, and answers it or returns false. It leaves no trace in the request log. */
   answersAtOnce?: (request: IncomingMessage, response: ServerResponse) => boolean
+  /** The same for what takes its time to answer: it is given each request in its turn on the connection. */
+  takesAtOnce?: (request: IncomingMessage, response: ServerResponse) => boolean
   /** Tells whether what would go through the router now is to be refused, because the process does not keep up. */
   sheds?: () => boolean
 }
@@ -77,15 +79,13 @@ export async function buildApp(
 
 function createBareApp(ports: { clock: Clock; log: Log }, settings: AppSettings) {
   const { listener } = settings
-  const headers = settings.tls
-    ? { ...SECURITY_HEADERS, 'strict-transport-security': 'max-age=63072000' }
-    : SECURITY_HEADERS
+  const headers = securityHeaders(settings)
   /** One for each address of the listener. */
   const watched: Connections[] = []
   const tracesRequests = ports.log.writes?.('debug') ?? true
   // Where each request is to be traced, and while the listener closes, all go through the router.
-  let { answersAtOnce } = settings
-  if (tracesRequests) answersAtOnce = undefined
+  let { answersAtOnce, takesAtOnce } = settings
+  if (tracesRequests) answersAtOnce = takesAtOnce = undefined
   const app = fastify({
     logger: false,
     requestIdHeader: false,
@@ -125,11 +125,10 @@ function createBareApp(ports: { clock: Clock; log: Log }, settings: AppSettings)
       const connections = watchConnections(server, settings)
       watched.push(connections)
       const parts = { listener, headers, connections, sheds: settings.sheds ?? (() => false) }
-      const refuseOrRoute = refuseBeforeRouting(
-        parts,
-        handler,
-        (request, response) => answersAtOnce?.(request, response) === true,
-      )
+      const refuseOrRoute = refuseBeforeRouting(parts, handler, {
+        answersAtOnce: (request, response) => answersAtOnce?.(request, response) === true,
+        takesAtOnce: (request, response) => takesAtOnce?.(request, response) === true,
+      })
       server.on('request', refuseOrRoute)
       refuseUnrouted(server, parts)
       return server
@@ -139,7 +138,7 @@ function createBareApp(ports: { clock: Clock; log: Log }, settings: AppSettings)
   app.addSchema(ProblemSchema)
 
   app.addHook('preClose', async () => {
-    answersAtOnce = undefined
+    answersAtOnce = takesAtOnce = undefined
     for (const connections of watched) connections.close()
   })
 
@@ -159,16 +158,13 @@ function createBareApp(ports: { clock: Clock; log: Log }, settings: AppSettings)
 
   app.addHook('onResponse', (request, reply, done) => {
     done()
-    if (reply.statusCode < 500 && !tracesRequests) return
-    const fields = {
+    noteAnswered(ports.log, {
       requestId: request.id,
       method: request.method,
       route: request.routeOptions.url ?? '(none)',
       status: reply.statusCode,
-      durationMs: Math.round(reply.elapsedTime * 10) / 10,
-    }
-    if (reply.statusCode >= 500) ports.log.warn('request_answered', fields)
-    else ports.log.debug('request_answered', fields)
+      durationMs: reply.elapsedTime,
+    })
   })
 
   app.setErrorHandler((error: FastifyError | BrokerError, request, reply) => {
@@ -187,6 +183,32 @@ function createBareApp(ports: { clock: Clock; log: Log }, settings: AppSettings)
   )
 
   return app
+}
+
+/** The security headers of a listener's answers. */
+export function securityHeaders({
+  tls,
+}: Pick<AppSettings, 'tls'>): Readonly<Record<string, string>> {
+  return tls
+    ? { ...SECURITY_HEADERS, 'strict-transport-security': 'max-age=63072000' }
+    : SECURITY_HEADERS
+}
+
+/** A request that has been answered, as the log tells of it. */
+export interface AnsweredRequest {
+  requestId: string
+  method: string
+  /** URL of the route, never that of the request. */
+  route: string
+  status: number
+  durationMs: number
+}
+
+/** Tells the log of an answer: of the broker's faults always, of others only where it traces each request. */
+export function noteAnswered(log: Log, { durationMs, ...answered }: AnsweredRequest): void {
+  const level = answered.status >= 500 ? 'warn' : 'debug'
+  if (level === 'debug' && log.writes?.('debug') === false) return
+  log[level]('request_answered', { ...answered, durationMs: Math.round(durationMs * 10) / 10 })
 }
 
 /** Leaves on record what an operator must look at. */

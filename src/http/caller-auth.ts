@@ -209,6 +209,21 @@ export async function authorizeProxiedCall(
 }
 
 /**
+ * Returns the caller that `authorizeProxiedCall` would, if it is known by now and the call is plainly allowed; undefined
+ * says nothing. Nothing is counted or recorded. Rate limits are not looked at.
+ */
+export function recognizeProxiedCall(
+  { callers }: CallerAuth,
+  authorization: string | undefined,
+  { user, method, path }: { user: UserKey; method: string; path: string },
+): Caller | undefined {
+  const caller = callers.recognize(authorization)
+  if (caller === undefined || !callers.mayUse(caller, 'proxy:call')) return undefined
+  if (!callers.mayCall(caller, method, path) || !callers.maySee(caller, user)) return undefined
+  return caller
+}
+
+/**
  * Checks that the caller's `proxy_allow` covers a call to Pagero; `path` is raw, without its query.
  * @throws BrokerError `caller_forbidden`
  */

@@ -6,7 +6,7 @@ import type { Caller } from '../callers.ts'
 import { BrokerError } from '../errors.ts'
 import { parseUserKey, type UserKey } from '../grant.ts'
 import { readForwardTarget } from '../request-target.ts'
-import { METHODS } from './proxy-routes.ts'
+import { PROXIED_METHODS } from './proxied-call.ts'
 
 /** The target of a call that stands in a header is all of it. */
 const NO_PREFIX = /^(?=\/)/
@@ -59,8 +59,8 @@ export function readAskedCall(
   if (others.some(({ method, target }) => method !== call.method || target !== call.target)) {
     throw refusal('X-Original-URI', 'differs from what another part of the request tells')
   }
-  if (!METHODS.some((method) => method === call.method)) {
-    throw refusal('X-Original-Method', `must be one of ${METHODS.join(', ')}`)
+  if (!PROXIED_METHODS.some((method) => method === call.method)) {
+    throw refusal('X-Original-Method', `must be one of ${PROXIED_METHODS.join(', ')}`)
   }
   const { path } = readForwardTarget(call.target, NO_PREFIX)
   return { method: call.method, path }

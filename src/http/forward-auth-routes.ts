@@ -20,7 +20,7 @@ import { type OriginalCall, readAskedCall, readGatewayUser } from './forward-aut
 import { CALLER_SECURITY } from './openapi.ts'
 import { asBrokerError, problemResponses } from './problem.ts'
 import { sendProblem } from './problem-answers.ts'
-import { METHODS } from './proxy-routes.ts'
+import { PROXIED_METHODS } from './proxied-call.ts'
 
 /** Most of its answers are given before the router is asked: see `ready-token.ts`. */
 export const FORWARD_AUTH_PATH = '/v1/forward-auth'
@@ -130,7 +130,7 @@ export function registerForwardAuthRoutes(app: App, parts: ForwardAuthParts): vo
   )
 
   app.route({
-    method: [...METHODS],
+    method: [...PROXIED_METHODS],
     url: `${FORWARD_AUTH_PATH}/*`,
     onRequest,
     errorHandler,

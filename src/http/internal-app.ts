@@ -2,16 +2,22 @@
 // listener is served. Reads top to bottom: each line mounts one group of routes on what it needs.
 
 import type { AccessTokens } from '../access-token.ts'
-import type { Callers } from '../callers.ts'
+import type { Caller, Callers } from '../callers.ts'
 import type { Forwarder } from '../forward.ts'
+import { parseUserKey, type UserKey } from '../grant.ts'
 import type { Importer } from '../import.ts'
 import type { Ports } from '../ports.ts'
 import { createRateLimits, type RateLimitSettings } from '../rate-limit.ts'
 import type { QueueWorker } from '../queue.ts'
 import type { Revoker } from '../revocation.ts'
 import { createAccessTokenJson } from './access-token-json.ts'
-import { type App, buildApp, SECURITY_HEADERS } from './app.ts'
-import { authorizeProxiedCall, CALLER, type CallerAuth } from './caller-auth.ts'
+import { type App, buildApp, noteAnswered, SECURITY_HEADERS } from './app.ts'
+import {
+  authorizeProxiedCall,
+  CALLER,
+  type CallerAuth,
+  recognizeProxiedCall,
+} from './caller-auth.ts'
 import { registerConnectLinkRoutes } from './connect-link-routes.ts'
 import { registerAuditRoutes } from './audit-routes.ts'
 import { registerDocsRoutes } from './docs-routes.ts'
@@ -21,7 +27,9 @@ import { registerGrantRoutes } from './grant-routes.ts'
 import { type Check, registerHealthRoutes } from './health-routes.ts'
 import { registerImportRoute } from './import-route.ts'
 import { CALLER_SECURITY, openApiDocument, registerOpenApi } from './openapi.ts'
+import type { OnBehalf } from './proxied-call.ts'
 import { registerProxyRoutes } from './proxy-routes.ts'
+import { createReadyCalls } from './ready-call.ts'
 import { createReadyTokenAnswers } from './ready-token.ts'
 import { registerTokenRoutes, TOKEN_FIELDS } from './token-routes.ts'
 import { registerWebhookRoutes } from './webhook-routes.ts'
@@ -76,6 +84,19 @@ export function buildInternalApp(parts: InternalParts): Promise<App> {
   const limits = createRateLimits(ports, settings.rateLimits)
   const auth: CallerAuth = { callers, limits, ports }
   const jsonOf = createAccessTokenJson()
+  const calls = {
+    listener: 'internal',
+    accessTokens,
+    forwarder,
+    audit: ports.audit,
+    log: ports.log,
+  } as const
+  const fields = Object.entries(SECURITY_HEADERS).flat()
+  const onBehalfOf = ({ name }: Caller, user: UserKey): OnBehalf => ({
+    user,
+    actor: 'caller',
+    name,
+  })
   return buildApp(
     ports,
     {
@@ -94,6 +115,18 @@ export function buildInternalApp(parts: InternalParts): Promise<App> {
         gatewayFields: Object.entries({ ...SECURITY_HEADERS, ...FORWARD_AUTH_FIELDS }).flat(),
         audit: ports.audit,
       }),
+      takesAtOnce: createReadyCalls({
+        ...calls,
+        limits,
+        recognize({ headers, method = '' }, { prefix, path }) {
+          const user = parseUserKey(prefix.split('/', 4)[3] ?? '')
+          if (user === undefined) return undefined
+          const caller = recognizeProxiedCall(auth, headers.authorization, { user, method, path })
+          return caller && onBehalfOf(caller, user)
+        },
+        fieldsOf: () => fields,
+        noteAnswered: (answered) => noteAnswered(ports.log, answered),
+      }),
     },
     async (app) => {
       app.decorateRequest(CALLER)
@@ -104,15 +137,11 @@ export function buildInternalApp(parts: InternalParts): Promise<App> {
       registerForwardAuthRoutes(app, { auth, accessTokens, ports })
       registerGrantRoutes(app, { auth, ports, revoker: parts.revoker, accessTokens })
       registerProxyRoutes(app, {
-        listener: 'internal',
-        accessTokens,
-        forwarder,
-        audit: ports.audit,
-        log: ports.log,
+        ...calls,
         security: CALLER_SECURITY,
         async authorize(request, call) {
           const { caller, user } = await authorizeProxiedCall(auth, request, call)
-          return { user, actor: 'caller', name: caller.name }
+          return onBehalfOf(caller, user)
         },
       })
       registerConnectLinkRoutes(app, {

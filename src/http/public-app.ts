@@ -4,17 +4,19 @@ import cookie from '@fastify/cookie'
 import type { AccessTokens } from '../access-token.ts'
 import type { Config } from '../config.ts'
 import type { Forwarder } from '../forward.ts'
-import type { Ports } from '../ports.ts'
+import type { Ports, Session } from '../ports.ts'
 import { createRateLimits, networkOf, type RateLimits } from '../rate-limit.ts'
 import type { Revoker } from '../revocation.ts'
 import { createSessionReader } from '../session.ts'
-import { type App, buildApp } from './app.ts'
+import { type App, buildApp, noteAnswered, securityHeaders } from './app.ts'
 import { registerConnectRoutes } from './connect-routes.ts'
 import { corsHeaders, type OriginRules } from './csrf.ts'
 import { registerLivenessRoute } from './health-routes.ts'
 import { registerLoginRoutes } from './login-routes.ts'
 import { registerOpenApi } from './openapi.ts'
+import type { OnBehalf } from './proxied-call.ts'
 import { registerProxyRoutes } from './proxy-routes.ts'
+import { createReadyCalls } from './ready-call.ts'
 import { createSessionAuth } from './session-cookie.ts'
 import { registerSessionRoutes } from './session-routes.ts'
 
@@ -68,6 +70,16 @@ export async function buildPublicApp(parts: PublicParts): Promise<App> {
   const loginPorts = { ...ports, sessions: sessions.store }
   const limits = createRateLimits(ports, config.rateLimits)
   const auth = createSessionAuth(sessions, rules, limits, ports.audit)
+  const tls = publicUrl.startsWith('https:')
+  const fields = Object.entries(securityHeaders({ tls })).flat()
+  const calls = {
+    listener: 'public',
+    accessTokens,
+    forwarder,
+    audit: ports.audit,
+    log: ports.log,
+  } as const
+  const onBehalfOf = ({ user }: Session): OnBehalf => ({ user, actor: 'session', name: user })
 
   return buildApp(
     ports,
@@ -76,7 +88,20 @@ export async function buildPublicApp(parts: PublicParts): Promise<App> {
       trustedProxies: config.trustedProxies,
       requestTimeoutMs: Math.max(config.proxy.totalTimeoutMs, REQUEST_TIMEOUT_MIN_MS),
       answerIdleTimeoutMs: config.proxy.idleTimeoutMs,
-      tls: publicUrl.startsWith('https:'),
+      tls,
+      takesAtOnce: createReadyCalls({
+        ...calls,
+        limits,
+        recognize(request) {
+          const session = auth.readySession(request)
+          return session && onBehalfOf(session)
+        },
+        fieldsOf({ headers }) {
+          const cors = corsHeaders(headers, { ...rules, preflight: false })
+          return [...fields, ...Object.entries(cors).flat()]
+        },
+        noteAnswered: (answered) => noteAnswered(ports.log, answered),
+      }),
       ...(parts.sheds === undefined ? {} : { sheds: parts.sheds }),
     },
     async (app) => {
@@ -107,15 +132,8 @@ export async function buildPublicApp(parts: PublicParts): Promise<App> {
       registerConnectRoutes(app, { ports: loginPorts, settings: loginSettings, revoker })
       registerSessionRoutes(app, { ports, auth, sessions, accessTokens, revoker })
       registerProxyRoutes(app, {
-        listener: 'public',
-        async authorize(request) {
-          const { user } = await auth.requireSession(request)
-          return { user, actor: 'session', name: user }
-        },
-        accessTokens,
-        forwarder,
-        audit: ports.audit,
-        log: ports.log,
+        ...calls,
+        authorize: async (request) => onBehalfOf(await auth.requireSession(request)),
         security: [{ session: [], csrf: [] }],
       })
       await parts.routes?.(app)

@@ -6,6 +6,7 @@ import type { IncomingMessage, Server, ServerResponse } from 'node:http'
 import type { Socket } from 'node:net'
 import type { HTTPMethods } from 'fastify'
 import { BrokerError } from '../errors.ts'
+import type { AppSettings } from './app.ts'
 import type { Connections } from './connections.ts'
 import type { Listener } from './problem.ts'
 import { answerOnSocket, answerProblem } from './problem-answers.ts'
@@ -53,24 +54,24 @@ interface RefusalParts {
 const PROBES: ReadonlySet<string | undefined> = new Set(['/livez', '/readyz'])
 
 /**
- * Returns the listener of a server's requests: those that may be routed go on to `route`, unless `answersAtOnce` has
+ * Returns the listener of a server's requests: those that may be routed go on to `route`, unless one of `early` has
  * them, the others are answered.
  */
 export function refuseBeforeRouting(
   parts: RefusalParts,
   route: (request: IncomingMessage, response: ServerResponse) => void,
-  answersAtOnce?: (request: IncomingMessage, response: ServerResponse) => boolean,
+  early: Required<Pick<AppSettings, 'answersAtOnce' | 'takesAtOnce'>>,
 ): (request: IncomingMessage, response: ServerResponse) => void {
   return (request, response) => {
     const refusal = refusalOf(request)
     // Nothing is upgraded here, but Node reads no further request behind one that asks for it.
     if (request.headers.upgrade !== undefined) response.shouldKeepAlive = false
     // What is answered before this returns is never under way, and need not be kept account of.
-    if (refusal === undefined && answersAtOnce?.(request, response) === true) return
+    if (refusal === undefined && early.answersAtOnce(request, response)) return
     parts.connections.begin(request, response, () => {
       if (refusal !== undefined) answerRefusal(parts, request, response, refusal)
       else if (!PROBES.has(request.url) && parts.sheds()) shed(parts, request, response)
-      else route(request, response)
+      else if (!early.takesAtOnce(request, response)) route(request, response)
     })
   }
 }

@@ -1,7 +1,7 @@
 // The broker's two cookies. `__Host-` makes browsers insist on Secure, Path=/ and no Domain, so that no
 // sibling host can plant one. Read here from the raw header, because of two with one name neither is trusted.
 
-import type { IncomingHttpHeaders } from 'node:http'
+import type { IncomingHttpHeaders, IncomingMessage } from 'node:http'
 import type { CookieSerializeOptions } from '@fastify/cookie'
 import type { FastifyReply, FastifyRequest } from 'fastify'
 import { BrokerError } from '../errors.ts'
@@ -93,6 +93,11 @@ export interface SessionAuth {
    * @throws BrokerError `request_invalid`, `csrf_refused`, `session_required`, `rate_limited`, `temporarily_unavailable`
    */
   requireSession(request: FastifyRequest): Promise<Session>
+  /**
+   * Returns what `requireSession` would, if that is in memory; undefined says nothing. Nothing is counted or recorded.
+   * @throws BrokerError `request_invalid`
+   */
+  readySession(request: IncomingMessage): Session | undefined
 }
 
 /** Joins the checks in their order: cookie sent once, no other site's page, session alive, within the limits. */
@@ -119,6 +124,12 @@ export function createSessionAuth(
   }
   return {
     readToken,
+    readySession({ headers, method = '' }) {
+      // Some address has used up what it may send. Whether it is this one, and what follows, the route finds out.
+      if (!limits.address.allowsAll()) return undefined
+      if (refuseCrossSite(headers, { ...rules, method }) !== undefined) return undefined
+      return sessions.ready(readCookie(headers, SESSION_COOKIE))
+    },
     async requireSession(request) {
       const session = await sessions.resolve(readToken(request))
       if (session !== undefined) {
