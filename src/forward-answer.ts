@@ -2,9 +2,16 @@
 // The body is counted, never parsed, with back-pressure. Nothing here knows the client library or decides on failures.
 
 import type { IncomingMessage, ServerResponse } from 'node:http'
-import { type AnswerContext, answerFields, fieldOf } from './forward-headers.ts'
+import {
+  type AnswerContext,
+  answerFields,
+  fieldOf,
+  type ReceivedFields,
+} from './forward-headers.ts'
 import { hasBody } from './forward-upload.ts'
 
+/** An answer of so many bytes at most leaves with its head in one write: copying it costs less than a second one. */
+const ONE_WRITE_BYTES_MAX = 16_384
 /** Long enough for the client to read an early answer, too short to be fed by one that does not stop sending. */
 export const LINGER_MS = 1_000
 
@@ -23,7 +30,7 @@ export interface Answer {
   /** Undefined while nothing has been written. */
   readonly status: number | undefined
   /** Writes the head, unless it announces too much. @throws AnswerTooLargeError */
-  begin(status: number, rawFields: readonly string[]): void
+  begin(status: number, received: ReceivedFields): void
   /**
    * Passes on a chunk. False means: no more before `onReadable`; the client does not keep up.
    * @throws AnswerTooLargeError
@@ -48,7 +55,9 @@ export function openAnswer(
   settings: AnswerSettings,
   reader: ReaderEvents,
 ): Answer {
-  const uploading = hasBody(request)
+  const withBody = hasBody(request)
+  /** Whether something of the body is still on its way through the broker. */
+  const isUploading = () => withBody && !request.readableEnded
   let status: number | undefined
   let bytes = 0
   let bytesExpected: number | undefined
@@ -68,15 +77,15 @@ export function openAnswer(
     get status() {
       return status
     },
-    begin(receivedStatus, rawFields) {
-      const fields = answerFields(rawFields, { ...settings, status: receivedStatus })
+    begin(receivedStatus, received) {
+      const fields = answerFields(received, { ...settings, status: receivedStatus })
       const length = fieldOf(fields, 'content-length')
       bytesExpected = length === undefined ? undefined : Number(length)
       if (request.method !== 'HEAD' && bytesExpected !== undefined) {
         if (bytesExpected > settings.bytesMax) throw new AnswerTooLargeError()
       }
       // With a part of the request unread, the connection cannot be used again.
-      if (uploading && !request.complete) fields.push('connection', 'close')
+      if (withBody && !request.complete) fields.push('connection', 'close')
       response.writeHead(receivedStatus, fields)
       status = receivedStatus
       // Fields and first bytes usually come in one read, and then leave in one write.
@@ -86,8 +95,11 @@ export function openAnswer(
     },
     write(chunk) {
       count(chunk.length)
-      if (bytes === bytesExpected && !uploading) {
-        response.end(chunk)
+      if (bytes === bytesExpected && !isUploading()) {
+        // As text of as many characters Node sends it with the head; the bytes are the same.
+        const isSmall = chunk.length === bytes && bytes <= ONE_WRITE_BYTES_MAX
+        if (isSmall) response.end(chunk.toString('latin1'), 'latin1')
+        else response.end(chunk)
         return true
       }
       if (response.write(chunk)) return true

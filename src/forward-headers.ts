@@ -59,8 +59,6 @@ const OWN_RESPONSE_FIELDS: ReadonlySet<string> = new Set([
   'x-content-type-options',
 ])
 
-const NO_FIELDS: ReadonlySet<string> = new Set()
-
 /**
  * Returns the fields of a request that are passed on. Those that the client names in `Connection` are for the broker
  * alone and fall away first, so that they cannot touch what the broker adds afterwards (RFC 9110 section 7.6.1).
@@ -69,19 +67,24 @@ const NO_FIELDS: ReadonlySet<string> = new Set()
  *   `request_invalid` when a field stands twice that may stand once
  */
 export function passedRequestFields(raw: readonly string[], viaPseudonym: string): string[] {
-  refuseLoop(raw, viaPseudonym)
-  const named = connectionOptions(raw)
+  const named: string[] = []
   const passed: string[] = []
+  const repeated: string[] = []
   for (let i = 0; i < raw.length; i += 2) {
     const name = (raw[i] ?? '').toLowerCase()
+    const value = raw[i + 1] ?? ''
+    if (name === 'connection') named.push(...connectionOptions(value))
+    else if (name === 'via') refuseLoop(value, viaPseudonym)
     const cardinality = REQUEST_FIELDS.get(name)
-    if (cardinality === undefined || named.has(name)) continue
-    if (add(passed, name, raw[i + 1] ?? '', cardinality)) continue
-    throw new BrokerError('request_invalid', `Send ${name} once.`, {
-      errors: [{ pointer: `headers/${name}`, detail: 'must not be repeated' }],
+    if (cardinality !== undefined && !add(passed, name, value, cardinality)) repeated.push(name)
+  }
+  const wrong = repeated.find((name) => !named.includes(name))
+  if (wrong !== undefined) {
+    throw new BrokerError('request_invalid', `Send ${wrong} once.`, {
+      errors: [{ pointer: `headers/${wrong}`, detail: 'must not be repeated' }],
     })
   }
-  return passed
+  return named.length === 0 ? passed : without(passed, named)
 }
 
 /** What an answer's fields depend on besides the answer. */
@@ -96,18 +99,21 @@ export interface AnswerContext {
   brokerFields: readonly string[]
 }
 
+/** Fields of an answer as they were received, by lower-case name; several values where a field stood several times. */
+export type ReceivedFields = Readonly<Record<string, string | string[] | undefined>>
+
 /** Returns the fields of an answer for the client: those passed on, the route's, and the forwarder's own. */
-export function answerFields(raw: readonly string[], context: AnswerContext): string[] {
-  const named = connectionOptions(raw)
+export function answerFields(received: ReceivedFields, context: AnswerContext): string[] {
+  const named = connectionOptions([received['connection'] ?? ''].flat().join())
   const fields: string[] = []
-  for (let i = 0; i < raw.length; i += 2) {
-    const name = (raw[i] ?? '').toLowerCase()
+  for (const [name, values] of Object.entries(received)) {
     const cardinality = RESPONSE_FIELDS.get(name)
-    if (cardinality === undefined || named.has(name)) continue
+    if (cardinality === undefined || values === undefined || named.includes(name)) continue
     // RFC 9110 section 8.6 forbids it with a 204, and some servers send it all the same.
     if (name === 'content-length' && context.status === 204) continue
-    const value = name === 'location' ? rewriteLocation(raw[i + 1] ?? '', context) : raw[i + 1]
-    if (value !== undefined) add(fields, name, value, cardinality)
+    const value = typeof values === 'string' ? values : joined(values, cardinality)
+    const passed = name === 'location' ? rewriteLocation(value, context) : value
+    if (passed !== undefined) fields.push(name, passed)
   }
   const active = isActiveContent(fieldOf(fields, 'content-type'))
   addBrokerFields(fields, context.brokerFields, active)
@@ -164,24 +170,26 @@ function add(fields: string[], name: string, value: string, cardinality: Cardina
   return true
 }
 
-function connectionOptions(raw: readonly string[]): ReadonlySet<string> {
-  let options: Set<string> | undefined
-  for (let i = 0; i < raw.length; i += 2) {
-    if ((raw[i] ?? '').toLowerCase() !== 'connection') continue
-    options ??= new Set()
-    for (const option of (raw[i + 1] ?? '').split(',')) options.add(option.trim().toLowerCase())
-  }
-  return options ?? NO_FIELDS
+/** Of several values of a field that may stand once, the first counts. */
+function joined(values: readonly string[], cardinality: Cardinality): string {
+  return cardinality === 'single' ? (values[0] ?? '') : values.join(', ')
 }
 
-function refuseLoop(raw: readonly string[], viaPseudonym: string): void {
-  for (let i = 0; i < raw.length; i += 2) {
-    if ((raw[i] ?? '').toLowerCase() !== 'via') continue
-    for (const hop of (raw[i + 1] ?? '').split(',')) {
-      // Each hop is `[protocol/]version received-by [(comment)]`.
-      const [, receivedBy] = hop.trim().split(/[ \t]+/, 2)
-      if (receivedBy?.toLowerCase() !== viaPseudonym.toLowerCase()) continue
-      throw new BrokerError('loop_detected', 'The request has passed through this broker already.')
-    }
+function without(fields: readonly string[], named: readonly string[]): string[] {
+  return fields.filter((_, i) => !named.includes(fields[i - (i % 2)] ?? ''))
+}
+
+/** The fields that a Connection field names. What nearly every one holds names none. */
+function connectionOptions(value: string): readonly string[] {
+  if (value === '' || value === 'keep-alive' || value === 'close') return []
+  return value.split(',').map((option) => option.trim().toLowerCase())
+}
+
+function refuseLoop(via: string, viaPseudonym: string): void {
+  for (const hop of via.split(',')) {
+    // Each hop is `[protocol/]version received-by [(comment)]`.
+    const [, receivedBy] = hop.trim().split(/[ \t]+/, 2)
+    if (receivedBy?.toLowerCase() !== viaPseudonym.toLowerCase()) continue
+    throw new BrokerError('loop_detected', 'The request has passed through this broker already.')
   }
 }

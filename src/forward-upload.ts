@@ -26,14 +26,23 @@ export function hasBody(request: IncomingMessage): boolean {
 }
 
 /**
+ * Returns the whole body of a request if it is small and has come with the head, as most bodies do, and undefined if
+ * it is still to come: then it takes a stream.
+ */
+export async function arrivedBody(request: IncomingMessage): Promise<Buffer | undefined> {
+  const length = Number(request.headers['content-length'] ?? 0)
+  if (length === 0 || length > BUFFER_BYTES) return undefined
+  // The parser tells of the head before it goes on to what came with it.
+  await undefined
+  if (!request.complete || request.readableLength !== length) return undefined
+  return request.read() as Buffer
+}
+
+/**
  * Returns the body of a request as a stream with back-pressure. It fails with `payload_too_large` when the body
  * outgrows the limit, and with `request_invalid` when it stops arriving or comes too slowly. Destroying it leaves the request alone.
- *
- * @throws BrokerError `payload_too_large` when the announced length is over the limit
  */
 export function openUpload(request: IncomingMessage, limits: UploadLimits): Readable {
-  const announced = Number(request.headers['content-length'] ?? 0)
-  if (announced > limits.bytesMax) throw tooLarge(limits)
   /** What must come within each idle timeout. */
   const bytesPerWait = (limits.bytesPerSecondMin * limits.idleTimeoutMs) / 1000
   let bytes = 0
@@ -82,6 +91,11 @@ export function openUpload(request: IncomingMessage, limits: UploadLimits): Read
   awaitClient()
   request.on('data', onData).on('end', onEnd)
   return upload
+}
+
+/** @throws BrokerError `payload_too_large` when the announced length is over the limit */
+export function refuseTooLarge(request: IncomingMessage, limits: UploadLimits): void {
+  if (Number(request.headers['content-length'] ?? 0) > limits.bytesMax) throw tooLarge(limits)
 }
 
 function tooLarge(limits: UploadLimits): BrokerError {

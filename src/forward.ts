@@ -11,7 +11,7 @@ import { type AnswerSettings, openAnswer } from './forward-answer.ts'
 import { asForwardError, proxyStatusOf, upstreamRefused } from './forward-failure.ts'
 import { passedRequestFields } from './forward-headers.ts'
 import { createForwardQueue, type ForwardQueue } from './forward-queue.ts'
-import { hasBody, openUpload } from './forward-upload.ts'
+import { arrivedBody, hasBody, openUpload, refuseTooLarge } from './forward-upload.ts'
 import type { UserKey } from './grant.ts'
 import { CONNECTION_LIFE_MS, createUpstreamLookup } from './upstream-address.ts'
 
@@ -85,6 +85,8 @@ interface Exchange {
   origin: string
   /** Fields for the upstream but Authorization. */
   passed: readonly string[]
+  /** The body, if it is there already; else, if there is one, the stream that it comes by. */
+  body: Buffer | undefined
   upload: Readable | undefined
   /** By `performance.now()`. */
   deadlineMs: number
@@ -135,15 +137,19 @@ export function createForwarder(settings: ForwardSettings): Forwarder {
         settings,
         origin,
         passed,
+        body: undefined,
         upload: undefined,
         deadlineMs: performance.now() + settings.totalTimeoutMs,
       }
       if (hasBody(request)) {
-        exchange.upload = openUpload(request, {
+        const limits = {
           bytesMax: settings.requestBytesMax,
           idleTimeoutMs: settings.idleTimeoutMs,
           bytesPerSecondMin: settings.requestBytesPerSecondMin,
-        })
+        }
+        refuseTooLarge(request, limits)
+        exchange.body = await arrivedBody(request)
+        if (exchange.body === undefined) exchange.upload = openUpload(request, limits)
         const length = request.headers['content-length']
         if (length !== undefined) passed.push('content-length', String(Number(length)))
       }
@@ -164,8 +170,8 @@ export function createForwarder(settings: ForwardSettings): Forwarder {
  * Returns another access token for a call that was refused and can be repeated.
  * @throws BrokerError `upstream_refused` when there is none, or the call is not one to repeat
  */
-async function renewedToken({ call, upload }: Exchange, status: number): Promise<string> {
-  const repeatable = (call.method === 'GET' || call.method === 'HEAD') && upload === undefined
+async function renewedToken({ request, call }: Exchange, status: number): Promise<string> {
+  const repeatable = (call.method === 'GET' || call.method === 'HEAD') && !hasBody(request)
   if (status !== 401 || !repeatable || call.renew === undefined) throw upstreamRefused(status)
   const renewed = await call.renew().catch((error: unknown) => {
     throw upstreamRefused(status, error)
@@ -252,7 +258,7 @@ function attempt(
         // The client left while the call waited for a connection.
         if (over) stop()
       },
-      onResponseStart(controller, status) {
+      onResponseStart(_controller, status, received) {
         // Interim answers (103 and kin) are not for the client: their fields would pass unread.
         if (status < 200) return
         if (status === 401 || status === 407) {
@@ -261,7 +267,7 @@ function attempt(
           resolve({ kind: 'refused', status })
           return
         }
-        answer.begin(status, rawFieldsOf(controller))
+        answer.begin(status, received)
       },
       onResponseData(controller, chunk) {
         if (!over && !answer.write(chunk)) controller.pause()
@@ -288,14 +294,14 @@ function attempt(
 }
 
 function requestOptions(
-  { call, passed, upload }: Exchange,
+  { call, passed, body, upload }: Exchange,
   accessToken: string,
 ): Dispatcher.DispatchOptions {
   return {
     method: call.method,
     path: call.target,
     headers: [...passed, 'authorization', `Bearer ${accessToken}`],
-    body: upload ?? null,
+    body: upload ?? body ?? null,
   }
 }
 
@@ -308,11 +314,6 @@ function answerSettings({ call, settings, origin }: Exchange): AnswerSettings {
     bytesMax: settings.responseBytesMax,
     idleTimeoutMs: settings.idleTimeoutMs,
   }
-}
-
-/** Bytes as they came, one character each; they leave the same way. */
-function rawFieldsOf(controller: Dispatcher.DispatchController): string[] {
-  return (controller.rawHeaders as Buffer[]).map((bytes) => bytes.toString('latin1'))
 }
 
 function forwardedAs(status: number | undefined, complete: boolean): Forwarded {
