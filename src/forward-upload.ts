@@ -33,7 +33,7 @@ export async function arrivedBody(request: IncomingMessage): Promise<Buffer | un
   const length = Number(request.headers['content-length'] ?? 0)
   if (length === 0 || length > BUFFER_BYTES) return undefined
   // The parser tells of the head before it goes on to what came with it.
-  await undefined
+  await Promise.resolve()
   if (!request.complete || request.readableLength !== length) return undefined
   return request.read() as Buffer
 }

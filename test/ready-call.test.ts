@@ -78,7 +78,7 @@ async function setInternal(t: Test, rateLimits = { perCaller: 0, perUser: 0, per
     /** Puts into memory what a call needs to be made at once. */
     warm: () => engine.accessTokens.fresh(user),
     /** And takes it away again. */
-    cool: () => engine.accessTokens.forget(user),
+    cool: async () => engine.accessTokens.forget(user),
     call: (caller: keyof typeof CALLERS, path: string, { headers, ...ask }: Ask = {}) =>
       send(port, path, { ...ask, headers: { ...listeners.credentials[caller], ...headers } }),
   }
@@ -196,7 +196,7 @@ t.test('a grant that is closed is not used by a call before the router either', 
   await warm()
   t.equal((await call('all', `${ROOT}${DOCUMENTS}`)).status, 200)
   await scene.database.pool.query(`delete from grants where user_id = 'acme-1'`)
-  cool()
+  await cool()
   t.equal((await call('all', `${ROOT}${DOCUMENTS}`)).status, 404)
   t.equal(api.record.length, 1)
 })
