@@ -41,6 +41,8 @@ async function until(condition: () => boolean, withinMs = 2_000): Promise<boolea
 /** A chunk and how often it is sent make the body; nothing of its size is ever in memory. 1 GiB in the long form. */
 const CHUNK = randomBytes(MIB)
 const TIMES = process.env['SOAK'] === '1' ? 1024 : 200
+/** A busy machine takes minutes for what a quiet one does in seconds. */
+const UNHURRIED = { idleTimeoutMs: 60_000, totalTimeoutMs: 900_000 }
 const DIGEST = digestOf(Readable.from(repeat()))
 
 function* repeat(): Generator<Buffer> {
@@ -78,7 +80,7 @@ t.test(`${TIMES} MiB go down and up unchanged, in flat memory`, async (t) => {
     }
     void finish()
   })
-  const proxy = await startProxy(t, { apiUrl })
+  const proxy = await startProxy(t, { apiUrl, limits: UNHURRIED })
   const download = async () => {
     const outgoing = httpRequest(`${proxy.url}/api/file`).end()
     const [incoming] = (await once(outgoing, 'response')) as [IncomingMessage]
@@ -113,7 +115,7 @@ t.test(
       })
       body.pipe(response)
     })
-    const proxy = await startProxy(t, { apiUrl })
+    const proxy = await startProxy(t, { apiUrl, limits: UNHURRIED })
     const outgoing = httpRequest(`${proxy.url}/api/file`).end()
     const [incoming] = (await once(outgoing, 'response')) as [IncomingMessage]
     await sleep(500)
@@ -134,7 +136,7 @@ t.test(
       received = request
       request.on('end', () => response.end())
     })
-    const proxy = await startProxy(t, { apiUrl })
+    const proxy = await startProxy(t, { apiUrl, limits: UNHURRIED })
     const outgoing = httpRequest(`${proxy.url}/api/files`, { method: 'POST' })
     let sent = 0
     const body = Readable.from(repeat())
@@ -377,7 +379,7 @@ t.test(
 
 t.test('an echo runs both ways at once', async (t) => {
   const apiUrl = await startHttpUpstream(t, (request, response) => void request.pipe(response))
-  const proxy = await startProxy(t, { apiUrl })
+  const proxy = await startProxy(t, { apiUrl, limits: UNHURRIED })
   const outgoing = httpRequest(`${proxy.url}/api/echo`, { method: 'POST' })
   outgoing.write('one')
   const [incoming] = (await once(outgoing, 'response')) as [IncomingMessage]
