@@ -70,9 +70,11 @@ async function withReplicas(
     const fleet = await setFleet({
       url: postgres.url(),
       graceSeconds: options.graceSeconds ?? 0,
-      // The real lease: a process that was killed is back before it is over, on a busy machine too.
+      // The real deadline and lease, on a busy machine too: no answer comes after the one, and a process that was killed
+      // is back before the other is over.
       env: {
         ...{ LOG_LEVEL: 'warn', CALLER_WAIT_SECONDS: '10', REFRESH_LEASE_SECONDS: '60' },
+        REFRESH_DEADLINE_SECONDS: '45',
         ...options.env,
       },
     })
