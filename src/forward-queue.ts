@@ -1,5 +1,6 @@
 // Which calls use a connection to the API, and which wait for one. There are so many connections; one user's calls hold
-// a part of them at most, so that his slow ones leave the rest to others; and only so many wait, and not for long.
+// a part of them at most, so that his slow ones leave the rest to others; and only so many wait, as large a part of them
+// one user's, and not for long.
 
 /** No connection to the API is free for a call, and it is not to wait any longer. */
 export class ConnectionLimitError extends Error {
@@ -36,6 +37,12 @@ interface Waiting {
 /** Makes the queue of one forwarder. */
 export function createForwardQueue(limits: ForwardQueueLimits): ForwardQueue {
   const waiting = new Set<Waiting>()
+  /** As large a part of the queue as of the connections: nobody fills it alone. */
+  const waitingPerUserMax = Math.ceil(
+    (limits.waitingMax * limits.connectionsPerUser) / limits.connections,
+  )
+  /** Calls of each user that wait. */
+  const waitingOf = new Map<string, number>()
   /** Connections of each user who has any. */
   const held = new Map<string, number>()
   let heldByAll = 0
@@ -46,6 +53,18 @@ export function createForwardQueue(limits: ForwardQueueLimits): ForwardQueue {
     heldByAll += 1
     held.set(user, (held.get(user) ?? 0) + 1)
   }
+  const wait = (place: Waiting) => {
+    waiting.add(place)
+    waitingOf.set(place.user, (waitingOf.get(place.user) ?? 0) + 1)
+  }
+  const waitNoMore = (place: Waiting) => {
+    if (!waiting.delete(place)) return
+    const left = (waitingOf.get(place.user) ?? 0) - 1
+    if (left > 0) waitingOf.set(place.user, left)
+    else waitingOf.delete(place.user)
+  }
+  const mayWait = (user: string): boolean =>
+    waiting.size < limits.waitingMax && (waitingOf.get(user) ?? 0) < waitingPerUserMax
   const giveBack = (user: string) => {
     heldByAll -= 1
     const left = (held.get(user) ?? 0) - 1
@@ -67,12 +86,12 @@ export function createForwardQueue(limits: ForwardQueueLimits): ForwardQueue {
       const leave = () => {
         if (isOver) return
         isOver = true
-        waiting.delete(place)
+        waitNoMore(place)
         clearTimeout(timer)
         if (isHeld) giveBack(user)
       }
       const begin = () => {
-        waiting.delete(place)
+        waitNoMore(place)
         clearTimeout(timer)
         isHeld = true
         hold(user)
@@ -81,8 +100,8 @@ export function createForwardQueue(limits: ForwardQueueLimits): ForwardQueue {
       const place: Waiting = { user, begin }
       if (isFreeFor(user)) {
         begin()
-      } else if (waiting.size < limits.waitingMax) {
-        waiting.add(place)
+      } else if (mayWait(user)) {
+        wait(place)
         timer = setTimeout(() => {
           leave()
           refuse(new ConnectionLimitError())

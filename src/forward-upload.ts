@@ -32,10 +32,13 @@ export function hasBody(request: IncomingMessage): boolean {
 export async function arrivedBody(request: IncomingMessage): Promise<Buffer | undefined> {
   const length = Number(request.headers['content-length'] ?? 0)
   if (length === 0 || length > BUFFER_BYTES) return undefined
-  // The parser tells of the head before it goes on to what came with it.
+  // The parser tells of the head before it goes on to what came with it; and of the end after this.
   await Promise.resolve()
-  if (!request.complete || request.readableLength !== length) return undefined
-  return request.read() as Buffer
+  if (request.readableLength !== length) return undefined
+  const body = request.read() as Buffer
+  // Or its end is never told of.
+  request.resume()
+  return body
 }
 
 /**

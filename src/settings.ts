@@ -407,7 +407,7 @@ export const SETTINGS = [
     name: 'PROXY_WAITING_MAX',
     default: '256',
     meaning:
-      'Calls that wait for one of them; further ones are `503`. Four for each connection: at 200 ms a call, the last waits a second.',
+      "Calls that wait for one of them, as large a part of them one user's as of the connections; further ones are `503`. Four for each connection: at 200 ms a call, the last waits a second.",
   },
 ] as const satisfies readonly Setting[]
 

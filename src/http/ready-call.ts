@@ -56,20 +56,22 @@ export function createReadyCalls(
     const startedMs = performance.now()
     const requestId = requestIdOf(request)
     const fields = parts.fieldsOf(request)
-    makeProxiedCall(parts, { request, response, requestId, route, target, onBehalf, token, fields })
-      .then(() =>
-        parts.noteAnswered({
-          requestId,
-          method: request.method ?? '',
-          route,
-          status: response.statusCode,
-          durationMs: performance.now() - startedMs,
-        }),
-      )
-      .catch((error: unknown) => {
-        log.error('request_failed', { requestId, route, code: 'internal_error', error })
-        response.destroy()
-      })
+    // As Fastify does for its routes.
+    response.on('error', () => response.destroy())
+    response.once('finish', () =>
+      parts.noteAnswered({
+        requestId,
+        method: request.method ?? '',
+        route,
+        status: response.statusCode,
+        durationMs: performance.now() - startedMs,
+      }),
+    )
+    const call = { request, response, requestId, route, target, onBehalf, token, fields }
+    makeProxiedCall(parts, call).catch((error: unknown) => {
+      log.error('request_failed', { requestId, route, code: 'internal_error', error })
+      response.destroy()
+    })
     return true
   }
 }

@@ -65,8 +65,9 @@ export function createGrantPlacing(
       }),
 
     close: (user, generation, revocation) =>
-      throughDatabase(async () => {
-        const { rows } = await sql`
+      throughDatabase(() =>
+        db.transaction().execute(async (transaction) => {
+          const { rows } = await sql`
           with placed as (
             update grants set
               state = 'revoked', state_reason = 'disconnected', refresh_token_sealed = null,
@@ -75,21 +76,16 @@ export function createGrantPlacing(
               next_retry_at = null
             where user_id = ${user} and generation = ${generation} and state <> 'revoked'
             returning ${EVENT_COLUMNS}
-          ), told as (${writeEvents(events, { changed: 'placed', type: sql`'grant.disconnected'` })}), ended as (
-            delete from sessions where user_id = ${user} and exists (select 1 from placed)
-          ), unused as (
+          ), told as (${writeEvents(events, { changed: 'placed', type: sql`'grant.disconnected'` })}), unused as (
             delete from session_tickets where user_id = ${user} and exists (select 1 from placed)
           ), queued as (${queueRevocation(revocation)})
-          select 1 from placed`.execute(db)
-        if (rows.length === 0) return false
-        // In a statement of its own, which sees a session that was being stored while the first one waited for the row.
-        await sql`
-          delete from sessions where user_id = ${user}
-            and exists (select 1 from grants where user_id = ${user} and state = 'revoked')`.execute(
-          db,
-        )
-        return true
-      }),
+          select 1 from placed`.execute(transaction)
+          if (rows.length === 0) return false
+          // In a statement of its own, which sees a session that was being stored while the first one waited for the row.
+          await sql`delete from sessions where user_id = ${user}`.execute(transaction)
+          return true
+        }),
+      ),
   }
 }
 

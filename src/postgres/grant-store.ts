@@ -1,4 +1,4 @@
-// Grants and their ledger. Whatever a method writes is one statement, so that it is one transaction, needs no session
+// Grants and their ledger. Whatever a method writes is one statement, or one short transaction, so that it needs no session
 // and leaves nothing half-written. What two replicas must agree on is decided by the database's clock inside that statement.
 
 import { type RawBuilder, sql } from 'kysely'

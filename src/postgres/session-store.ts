@@ -34,8 +34,9 @@ export function createSessionStore(db: Kysely<Tables>): SessionStore {
           ),
           ended as (
             delete from sessions
-            where token_hash = ${replaces}::bytea
-              or (user_id = ${user} and token_hash not in (select token_hash from kept))
+            where exists (select 1 from connected)
+              and (token_hash = ${replaces}::bytea
+                or (user_id = ${user} and token_hash not in (select token_hash from kept)))
           )
           insert into sessions
             (token_hash, user_id, created_at, last_seen_at, idle_expires_at, absolute_expires_at)
