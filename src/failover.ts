@@ -27,8 +27,8 @@ export function createHeartbeat(
   async function restore(server: string): Promise<void> {
     log.warn('database_server_replaced')
     // What is under way first: an answer that comes meanwhile is stored and spooled, and the pass finds it.
-    await refresher.restore()
-    if (!(await antiEntropy.runOnce())) return
+    const isTold = await refresher.restore()
+    if (!(await antiEntropy.runOnce()) || !isTold) return
     await replicas.restored(replica, boot, server)
     recovery.run()
   }

@@ -184,9 +184,10 @@ export interface GrantStore {
   arm(request: ArmRequest): Promise<{ armedAt: Date } | undefined>
   /**
    * Arms the row again for an attempt that is under way, if a failover has taken its arming back. Never over an attempt
-   * that was armed since the server changed.
+   * that was armed since the server changed. False while the row has lost more than that: whoever has its present token
+   * in the spool is still to bring it back.
    */
-  rearm(request: ArmRequest, armedAt: Date): Promise<void>
+  rearm(request: ArmRequest, armedAt: Date): Promise<boolean>
   /** Closes an attempt that brought no successor and lets the row be armed again after the back-off. */
   disarm(end: {
     user: UserKey

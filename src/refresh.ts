@@ -41,9 +41,10 @@ export interface Refresher {
   recover(grant: Grant): void
   /**
    * Tells a database server that has taken another's place of the attempts that are under way, and of answers that are
-   * not in the spool; attempts that were being armed meanwhile are given up unsent. Resolves when it knows of all.
+   * not in the spool; attempts that were being armed meanwhile are given up unsent. Resolves with false when it is to be
+   * told once more, because a row has not yet got back the token that is being presented.
    */
-  restore(): Promise<void>
+  restore(): Promise<boolean>
   /** The rotation of this user in flight in this process, if there is one. */
   join(user: UserKey): Promise<LiveToken> | undefined
   /** Number of rotations that are not yet stored. */
@@ -235,20 +236,24 @@ export function createRefresher(
       return { attemptId, refreshToken, armedAt, armingAtMs, cause }
     } catch (error) {
       // It may have been written all the same, or be written yet.
-      void takeBack(grant.user, attemptId)
+      void takeBack(grant, attemptId)
       throw error
     }
   }
 
   /** Disarms an attempt whose request was never sent, as soon as that can be done. */
-  async function takeBack(user: UserKey, attemptId: string): Promise<void> {
+  async function takeBack(grant: Grant, attemptId: string): Promise<void> {
+    const { user } = grant
     const disarm = () =>
       persist('grant_store_failed', user, () => grants.disarm(notSent(user, attemptId)))
     await disarm()
     // A statement that was given up may be carried out after the one that takes it back. While this process lives
     // nobody else frees the row, so it is done again once nothing can be on its way any more.
     await clock.sleep(settings.leaseSeconds * 1000, stopping.signal)
-    if (!stopping.signal.aborted) await disarm()
+    if (stopping.signal.aborted) return
+    await disarm()
+    // It would have taken over an attempt of somebody who is gone: nobody else knows any more that its end is unknown.
+    if (grant.phase === 'armed') void comeBack(grant, 0)
   }
 
   async function requireSpool(): Promise<void> {
@@ -520,14 +525,17 @@ export function createRefresher(
     }
   }
 
-  async function restore(): Promise<void> {
+  async function restore(): Promise<boolean> {
     servers += 1
-    await Promise.all([
-      ...[...underWay.values()].map(({ request, armedAt }) => grants.rearm(request, armedAt)),
+    const [isArmed] = await Promise.all([
+      Promise.all(
+        [...underWay.values()].map(({ request, armedAt }) => grants.rearm(request, armedAt)),
+      ),
       ...[...newest.values()].map(
         async ({ unspooled }) => unspooled && (await grants.store(unspooled)),
       ),
     ])
+    return isArmed.every(Boolean)
   }
 
   async function mustFind(user: UserKey): Promise<Grant> {

@@ -112,7 +112,7 @@ t.test('a stop ends the pause after a page that could not be read', async (t) =>
 function setUpHeartbeat() {
   const core = setVirtualCore()
   const done: string[] = []
-  const pass = { complete: true, ms: 1_000 }
+  const pass = { complete: true, told: true, ms: 1_000 }
   const beat = createHeartbeat(
     core.ports,
     {
@@ -126,6 +126,7 @@ function setUpHeartbeat() {
       refresher: {
         async restore() {
           done.push('attempts')
+          return pass.told
         },
       },
       recovery: { run: () => void done.push('recovery') },
@@ -193,12 +194,17 @@ t.test('what could not be brought back is brought back with a later beat', async
   t.notOk(isRestored())
   t.strictSame(done, ['attempts', 'spool'])
   spool.complete = true
+  spool.told = false
+  await outcomeOf(beat())
+  await pass(5)
+  t.notOk(isRestored(), 'a row has not got its token back yet')
+  spool.told = true
   faults.set('restored', ['lost'])
   await outcomeOf(beat())
   await pass(5)
   t.notOk(isRestored())
-  t.equal(done.length, 4, 'nobody comes back to rows before')
-  t.strictSame(events().slice(1), ['database_server_replaced', 'database_not_restored'])
+  t.equal(done.length, 6, 'nobody comes back to rows before')
+  t.strictSame(events().slice(2), ['database_server_replaced', 'database_not_restored'])
   await outcomeOf(beat())
   await pass(5)
   t.ok(isRestored())

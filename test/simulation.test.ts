@@ -134,6 +134,7 @@ const ONCE_BROKEN: ReadonlyArray<readonly [seed: number, met: string, profile?: 
     [2217, 'a process that woke after a failover, and armed before it had brought back its own'],
     [1924, 'a late word of a dead boot that made the living one look gone', RESTARTS],
     [53362, 'a loss by a token presented two generations late, told as the doing of the user'],
+    [29, 'the same, where the later attempt was armed late, and taken back', RESTARTS],
     [96, 'a loss told only when somebody asked: a later attempt was not processed', DEATHS],
     [
       213336,

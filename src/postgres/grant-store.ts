@@ -156,7 +156,7 @@ export function createGrantStore(
 
     rearm: (request, armedAt) =>
       throughDatabase(async () => {
-        await sql`
+        const { rows } = await sql<{ is_behind: boolean }>`
           with armed as (
             update grants g set
               phase = 'armed', attempt_id = ${request.attemptId}, owner = ${request.replica},
@@ -167,14 +167,20 @@ export function createGrantStore(
               and g.attempt_id is distinct from ${request.attemptId}
               and (g.phase = 'idle' or g.armed_at < (select server_noticed_at from deployment))
             returning 1
+          ), entry as (
+            insert into refresh_attempts
+              (attempt_id, user_id, login_id, generation, token_digest, replica, boot, cause, armed_at)
+            select ${request.attemptId}::uuid, ${request.user}, ${request.loginId}::uuid,
+              ${request.generation}::bigint, ${request.tokenDigest}::bytea, ${request.replica},
+              ${request.boot}::uuid, ${request.cause}, ${armedAt}::timestamptz
+            from armed
+            on conflict do nothing
           )
-          insert into refresh_attempts
-            (attempt_id, user_id, login_id, generation, token_digest, replica, boot, cause, armed_at)
-          select ${request.attemptId}::uuid, ${request.user}, ${request.loginId}::uuid,
-            ${request.generation}::bigint, ${request.tokenDigest}::bytea, ${request.replica},
-            ${request.boot}::uuid, ${request.cause}, ${armedAt}
-          from armed
-          on conflict do nothing`.execute(db)
+          select exists (
+            select 1 from grants
+            where user_id = ${request.user} and login_id = ${request.loginId}
+              and generation < ${request.generation} and state = 'active') as is_behind`.execute(db)
+        return rows[0]?.is_behind !== true
       }),
 
     disarm: (end) =>

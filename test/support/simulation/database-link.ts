@@ -149,7 +149,7 @@ export function linkDatabase(
     rearm: (request, armedAt) =>
       statement('rearm', () => {
         witness.note(life, `arms ${request.user} again at generation ${request.generation}`)
-        database.rearm(request, armedAt)
+        return database.rearm(request, armedAt)
       }),
     touch: (users) => statement('touch', () => database.touch(users)),
   }

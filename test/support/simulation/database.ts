@@ -138,7 +138,7 @@ export function createSimulatedDatabase(settings: GrantStoreSettings, nowMs: () 
       return { armedAt }
     },
 
-    rearm(request: ArmRequest, armedAt: Date): void {
+    rearm(request: ArmRequest, armedAt: Date): boolean {
       const row = grants.get(request.user)
       const { attemptId, user, loginId, generation, replica, boot, cause } = request
       if (
@@ -147,20 +147,22 @@ export function createSimulatedDatabase(settings: GrantStoreSettings, nowMs: () 
         row.state !== 'active' ||
         row.attemptId === attemptId
       ) {
-        return
+        const isBehind = row?.loginId === loginId && row.generation < generation
+        return !isBehind || row.state !== 'active'
       }
       const armedAtMs = attempts.get(row.attemptId ?? '')?.armedAtMs ?? Infinity
-      if (row.phase === 'armed' && !(armedAtMs < server.noticedAtMs)) return
+      if (row.phase === 'armed' && !(armedAtMs < server.noticedAtMs)) return true
       grants.set(user, {
         ...row,
         ...{ phase: 'armed', attemptId, owner: replica, ownerBoot: boot },
         leaseUntil: new Date(nowMs() + request.leaseSeconds * 1000),
       })
-      if (attempts.has(attemptId)) return
+      if (attempts.has(attemptId)) return true
       attempts.set(attemptId, {
         ...{ attemptId, user, loginId, generation, replica, boot, cause },
         ...{ armedAtMs: armedAt.getTime(), finishedAtMs: null, outcome: null },
       })
+      return true
     },
 
     disarm(end: Parameters<GrantStore['disarm']>[0]): void {

@@ -18,7 +18,7 @@ else await replay(Number(values.seed))
 
 async function replay(seed: number): Promise<void> {
   const run = await simulate(seed, { trace: (line) => console.log(line) })
-  console.log(JSON.stringify(run.profile))
+  console.log(`seed ${seed}: ${JSON.stringify(run.profile)}`)
   console.log(run.violations.length === 0 ? 'No rule is broken.' : run.violations.join('\n'))
   process.exitCode = run.violations.length === 0 ? 0 : 1
 }
