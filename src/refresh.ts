@@ -253,7 +253,7 @@ export function createRefresher(
     if (stopping.signal.aborted) return
     await disarm()
     // It would have taken over an attempt of somebody who is gone: nobody else knows any more that its end is unknown.
-    if (grant.phase === 'armed') void comeBack(grant, 0)
+    if (grant.phase === 'armed' && !recovering.has(user)) void comeBack(grant, 0)
   }
 
   async function requireSpool(): Promise<void> {
@@ -473,7 +473,9 @@ export function createRefresher(
         counts: isOwn,
       }),
     )
-    if (outcome.kind === 'in_doubt') void comeBack(grant, retryInSeconds)
+    // What was taken over may have spent the token, whatever became of this attempt.
+    const isDoubtful = outcome.kind === 'in_doubt' || grant.phase === 'armed'
+    if (isDoubtful) void comeBack(grant, retryInSeconds)
   }
 
   /**

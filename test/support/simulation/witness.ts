@@ -162,8 +162,10 @@ export function createWitness(nowMs: () => number, trace: ((line: string) => voi
     )
     for (const one of [...onDisks, ...callers]) {
       if (one === life && callers.includes(one)) continue
+      const row = world.database.replicas.get(one?.replica ?? '')
+      // The standby may lack the heartbeat of one that has just come back: to it, that one is still gone.
       const isKnown =
-        one !== undefined && world.database.replicas.get(one.replica)?.boot === one.boot
+        one !== undefined && row?.boot === one.boot && row.seenAtMs - EPOCH_MS > one.lastAbsentAtMs
       if (isKnown && isPresent(one)) {
         violate('failover', `${token} is armed while ${nameOf(one)} holds what came of it`, life)
       }
