@@ -4,7 +4,6 @@
 
 import { randomBytes, randomUUID } from 'node:crypto'
 import { parseArgs } from 'node:util'
-import { setFlagsFromString } from 'node:v8'
 import closeWithGrace from 'close-with-grace'
 import { startBroker } from './broker.ts'
 import { BrokerError } from './errors.ts'
@@ -29,10 +28,6 @@ import { migrate } from './postgres/migrate.ts'
 import { createChainKeys } from './seal.ts'
 import { readFile } from 'node:fs/promises'
 import { text as readText } from 'node:stream/consumers'
-
-// Now and then Node hangs on its way out, when this compiler is at work at that moment (nodejs/node#54918): a replica
-// that has stopped in order would wait to be killed. The one after it, TurboFan, makes what runs often as fast.
-setFlagsFromString('--no-maglev')
 
 const USAGE = `broker <command>
 
