@@ -1,8 +1,8 @@
 // Browser sessions: an opaque token in the cookie, its hash in the database, an idle and an absolute limit
 // that the store keeps by the database clock. What a cookie is and who may send it belongs to http/.
 
-import { BrokerError } from './errors.ts'
 import { hash } from 'node:crypto'
+import { BrokerError } from './errors.ts'
 import type { UserKey } from './grant.ts'
 import { hashOpaqueToken, isOpaqueToken, newOpaqueToken } from './opaque-token.ts'
 import type { Clock, Ports, Session, SessionLifetimes } from './ports.ts'
@@ -76,7 +76,7 @@ const ENTRIES_MAX = 10_000
 /** Sessions as they were read at most `trustMs` ago, so that a page's burst of calls costs one statement. */
 export interface SessionReader {
   resolve(token: string | undefined): Promise<Session | undefined>
-  /** Returns what \`resolve\` would, if that is in memory; undefined says nothing about the session. */
+  /** Returns what `resolve` would, if that is in memory; undefined says nothing about the session. */
   ready(token: string | undefined): Session | undefined
   /** Ends trust in one token at once in this process; other replicas follow within `trustMs`. */
   forget(token: string | undefined): void

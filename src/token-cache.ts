@@ -118,6 +118,7 @@ export function createTokenCache(
       }
       const token = openLiveToken(sealer, grant, readAtMs)
       if (token !== undefined) {
+        // The same text, and from now on the same string.
         if (token.scope === lastScope) token.scope = lastScope
         else lastScope = token.scope
       }

@@ -298,6 +298,8 @@ t.test('disconnecting ends the grant and the sessions at once, and Pagero is tol
   t.equal(await resolveSession(engine.ports, mine.token, LIFETIMES), undefined)
   t.match(await resolveSession(engine.ports, his.token, LIFETIMES), { user: 'bob' })
   await t.rejects(engine.accessTokens.fresh(user), { code: 'grant_not_found' })
+  await t.rejects(issueSession(engine.ports, user, sessions), { code: 'authorization_failed' })
+  t.strictSame((await scene.grantOf(engine, user)).state, 'revoked', 'and it stays closed')
 
   t.equal(await disconnectGrant(engine.ports, user), false, 'a second time there is nothing to do')
   t.equal(await disconnectGrant(engine.ports, 'nobody' as UserKey), false)
