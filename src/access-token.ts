@@ -10,6 +10,7 @@ import {
   type RefreshCause,
   type UserKey,
 } from './grant.ts'
+import { inTime } from './in-time.ts'
 import { createLastUse } from './last-use.ts'
 import type { Ports } from './ports.ts'
 import type { LiveToken } from './live-token.ts'
@@ -40,6 +41,12 @@ export interface AccessTokens {
    */
   ready(user: UserKey): FreshToken | undefined
   /**
+   * Returns what `ready` would once what is in memory has been checked with PostgreSQL, if it must be. It refreshes
+   * nothing, and of a grant that gives no token it says undefined.
+   * @throws BrokerError `temporarily_unavailable`
+   */
+  checked(user: UserKey): Promise<FreshToken | undefined>
+  /**
    * Compare-and-refresh: refreshes only if the stored token is still the rejected one, at most once in the forced
    * interval; else returns the present one.
    * @throws BrokerError as `fresh`
@@ -63,9 +70,6 @@ export type AccessTokenSettings = Pick<
   /** Grants kept in memory; the cache takes its room at once. Undefined is its default. */
   tokenCacheMax?: number
 }
-
-/** Given to a signal, because the error that it makes otherwise costs more than the rest of it. */
-const DONE = 'done'
 
 /** While refresh-ahead fails, it is tried again this often, however many callers come. */
 const AHEAD_RETRY_MS = 1_000
@@ -118,8 +122,21 @@ export function createAccessTokens(
 
   function ready(user: UserKey): FreshToken | undefined {
     const known = cache.trusted(user)
-    const token = known?.token
-    if (known === undefined || token === undefined) return undefined
+    return known && readyOf(user, known)
+  }
+
+  async function checked(user: UserKey): Promise<FreshToken | undefined> {
+    try {
+      return readyOf(user, await cache.read(user))
+    } catch (error) {
+      if (!(error instanceof BrokerError) || error.code === 'temporarily_unavailable') throw error
+      return undefined
+    }
+  }
+
+  function readyOf(user: UserKey, known: KnownGrant): FreshToken | undefined {
+    const { token } = known
+    if (token === undefined) return undefined
     const leftSeconds = secondsLeft(token)
     // Within the window of refreshing ahead there is more to decide than fits here.
     if (leftSeconds <= settings.aheadSeconds || leftSeconds < settings.defaultMinTtlSeconds) {
@@ -169,21 +186,13 @@ export function createAccessTokens(
     known: KnownGrant,
     cause: RefreshCause,
   ): Promise<FreshToken> {
-    const patience = new AbortController()
-    const tooLong = clock
-      .sleep(settings.callerWaitSeconds * 1000, patience.signal)
-      .then((): never => {
-        throw stillRefreshing()
-      })
-    tooLong.catch(() => undefined)
     try {
-      const token = await Promise.race([startRefresh(user, known, cause), tooLong])
-      if (secondsLeft(token) <= 0) throw stillRefreshing()
+      const limitMs = settings.callerWaitSeconds * 1000
+      const token = await inTime(clock, startRefresh(user, known, cause), limitMs)
+      if (token === undefined || secondsLeft(token) <= 0) throw stillRefreshing()
       return answerOf(token)
     } catch (error) {
       throw await explained(error, user)
-    } finally {
-      patience.abort(DONE)
     }
   }
 
@@ -259,7 +268,7 @@ export function createAccessTokens(
         )
   }
 
-  return { fresh, ready, replaceRejected, forget: (user) => cache.forget(user) }
+  return { fresh, ready, checked, replaceRejected, forget: (user) => cache.forget(user) }
 }
 
 function confirmationPending(): BrokerError {

@@ -7,6 +7,7 @@ import { sealNewGrant } from './connect.ts'
 import { BrokerError, grantNotFound } from './errors.ts'
 import { type Grant, grantSealContext, importUserKey, type UserKey } from './grant.ts'
 import { accessTokenClaims, accountOfClaims, UNKNOWN_ACCOUNT } from './identity.ts'
+import { inTime } from './in-time.ts'
 import type { GrantImport, Ports } from './ports.ts'
 import { openLiveToken, refuseDead } from './live-token.ts'
 import type { Refresher } from './refresh.ts'
@@ -143,17 +144,14 @@ export function createImporter(
 
   /** The import goes on when its caller has waited long enough. */
   async function withinPatience(work: Promise<void>): Promise<void> {
-    const patience = new AbortController()
     work.catch((error: unknown) => log.debug('import_not_ended', { error }))
-    const tooLong = clock.sleep(settings.callerWaitSeconds * 1000, patience.signal).then(() => {
-      if (!patience.signal.aborted) throw goesOn()
-    })
-    try {
-      await Promise.race([work, tooLong])
-    } finally {
-      patience.abort()
-      tooLong.catch(() => undefined)
-    }
+    const limitMs = settings.callerWaitSeconds * 1000
+    const ended = await inTime(
+      clock,
+      work.then(() => true),
+      limitMs,
+    )
+    if (ended === undefined) throw goesOn()
   }
 
   return {

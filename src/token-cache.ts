@@ -7,6 +7,7 @@ import { LRUCache } from 'lru-cache'
 import { BrokerError, grantNotFound } from './errors.ts'
 import type { ServableGrant, UserKey } from './grant.ts'
 import { createGrantReader, type GrantReading } from './grant-reader.ts'
+import { inTime } from './in-time.ts'
 import type { Noted } from './last-use.ts'
 import type { Ports } from './ports.ts'
 import { type LiveToken, openLiveToken, refuseDead } from './live-token.ts'
@@ -45,9 +46,6 @@ export interface TokenCache {
 
 /** About 1.4 kB each with a token of 900 characters: 140 MB at most. */
 const GRANTS_MAX = 100_000
-
-/** Given to a signal, because the error that it makes otherwise costs more than the rest of it. */
-const DONE = 'done'
 
 /** A database that takes this long for a read by key is taken to be away, and the stale limit begins to count. */
 const CHECK_PATIENCE_MS = 1_000
@@ -88,20 +86,15 @@ export function createTokenCache(
 
   /** A check of what is known must not take as long as a lost connection does to be given up. */
   async function readSoon(user: UserKey): Promise<GrantReading> {
-    const done = new AbortController()
-    const tooLong = clock.sleep(CHECK_PATIENCE_MS, done.signal).then((): never => {
-      throw new BrokerError(
-        'temporarily_unavailable',
-        'The database does not answer at the moment.',
-        { retryAfterSeconds: 2 },
-      )
-    })
-    tooLong.catch(() => undefined)
-    try {
-      return await Promise.race([readGrant(user), tooLong])
-    } finally {
-      done.abort(DONE)
-    }
+    const reading = await inTime(clock, readGrant(user), CHECK_PATIENCE_MS)
+    if (reading !== undefined) return reading
+    throw new BrokerError(
+      'temporarily_unavailable',
+      'The database does not answer at the moment.',
+      {
+        retryAfterSeconds: 2,
+      },
+    )
   }
 
   function keepRow(grant: ServableGrant, readAtMs: number): KnownGrant {

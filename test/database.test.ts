@@ -4,10 +4,12 @@ import { createServer } from 'node:net'
 import type { AddressInfo } from 'node:net'
 
 import { sql } from 'kysely'
+import type { Pool } from 'pg'
 import t from 'tap'
 import type { Test } from 'tap'
 
 import { BrokerError } from '../src/errors.ts'
+import type { UserKey } from '../src/grant.ts'
 import {
   isDatabaseUnavailable,
   isUniqueViolation,
@@ -15,8 +17,10 @@ import {
   throughDatabase,
 } from '../src/postgres/database.ts'
 import type { Database } from '../src/postgres/database.ts'
+import { createGrantStore } from '../src/postgres/grant-store.ts'
 import { Secret } from '../src/secret.ts'
 import { createTestDatabase, silentLog } from './support/database.ts'
+import { keepingLog } from './support/keeping-log.ts'
 
 t.test('bigint is read as a number, and refused beyond what a number can hold', async (t) => {
   const { database } = await createTestDatabase(t)
@@ -26,6 +30,50 @@ t.test('bigint is read as a number, and refused beyond what a number can hold', 
   t.strictSame((await read('-9007199254740991')).rows, [{ n: -9007199254740991 }])
   await t.rejects(read('9007199254740992'), RangeError)
   t.strictSame((await read('1')).rows, [{ n: 1 }], 'the connection is still of use')
+})
+
+t.test('a statement that is to be prepared is planned once for a connection', async (t) => {
+  const { url } = await createTestDatabase(t)
+  const { database, grants, log } = await openOne(t, url)
+  for (let i = 0; i < 3; i += 1) t.equal(await grants.find(NOBODY), undefined)
+  const { rows } = await database.pool.query(
+    `select generic_plans + custom_plans as runs from pg_prepared_statements`,
+  )
+  t.strictSame(rows, [{ runs: 3 }])
+  t.strictSame(log.events, [])
+})
+
+t.test('what is refused for having been prepared is sent as any other from then on', async (t) => {
+  for (const [what, disturb] of [
+    ['it was prepared on another connection', (pool: Pool) => pool.query('deallocate all')],
+    [
+      'somebody else has prepared it on this one',
+      async (pool: Pool, name: string) => {
+        // The driver takes it for one that is still to be prepared.
+        const client = await pool.connect()
+        ;(client as unknown as Prepares).connection.parsedStatements = {}
+        client.release()
+        t.match(name, /^broker_/)
+      },
+    ],
+    [
+      'what it returns has changed',
+      (pool: Pool) => pool.query('alter table grants add column another integer'),
+    ],
+  ] as const) {
+    const { url } = await createTestDatabase(t)
+    const { database, grants, log } = await openOne(t, url)
+    await grants.find(NOBODY)
+    const { rows } = await database.pool.query('select name from pg_prepared_statements')
+    await disturb(database.pool, String(rows[0]?.name))
+    t.equal(await grants.find(NOBODY), undefined, what)
+    t.match(log.events, [{ level: 'info', event: 'prepared_statements_off' }])
+    log.events.length = 0
+    await grants.findMany([NOBODY])
+    t.strictSame(log.events, [], 'and it is told once')
+    const after = await database.pool.query('select count(*)::int as n from pg_prepared_statements')
+    t.ok(after.rows[0]?.n <= 1, 'nothing more is prepared')
+  }
 })
 
 t.test(
@@ -194,4 +242,25 @@ async function closedPort(): Promise<number> {
 
 async function waitUntil(condition: () => Promise<boolean>): Promise<void> {
   while (!(await condition())) await new Promise((done) => setTimeout(done, 10))
+}
+
+const NOBODY = 'nobody' as UserKey
+const SETTINGS = {
+  refreshTokenLifetime: 'P3Y',
+  heartbeatStaleSeconds: 20,
+  zombieWaitSeconds: 600,
+  databaseSettleSeconds: 15,
+}
+
+/** Where the driver keeps what it has prepared on a connection. */
+interface Prepares {
+  connection: { parsedStatements: Record<string, string> }
+}
+
+/** A database on one connection, and the store of grants over it. */
+async function openOne(t: Test, url: string) {
+  const log = keepingLog()
+  const database = openDatabase({ url: new Secret(url), poolMax: 1, applicationName: 'test' }, log)
+  t.teardown(() => database.close())
+  return { database, grants: createGrantStore(database, SETTINGS), log }
 }

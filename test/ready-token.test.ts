@@ -1,10 +1,12 @@
 // The answer before the router. It must be the very answer that the route would give, and there must be none otherwise.
 
-import { createServer, request } from 'node:http'
+import { createServer, request, type ServerResponse } from 'node:http'
 import type { AddressInfo } from 'node:net'
 import t, { type Test } from 'tap'
 import { createAccessTokenJson } from '../src/http/access-token-json.ts'
 import type { AuditEvent } from '../src/audit-event.ts'
+import { BrokerError } from '../src/errors.ts'
+import type { UserKey } from '../src/grant.ts'
 import { createReadyTokenAnswers } from '../src/http/ready-token.ts'
 import { createRateLimits, type RateLimitSettings } from '../src/rate-limit.ts'
 import { keepingLog } from './support/keeping-log.ts'
@@ -78,17 +80,21 @@ async function serveAlone(
   rateLimits: RateLimitSettings = NO_LIMITS,
 ) {
   const handedOut: AuditEvent[] = []
-  const answersAtOnce = createReadyTokenAnswers({
+  const { answersAtOnce, takesAtOnce } = createReadyTokenAnswers({
     limits: createRateLimits(engine.ports, rateLimits),
     callers,
     accessTokens: engine.accessTokens,
     jsonOf: createAccessTokenJson(),
     tokenFields: [],
     gatewayFields: [],
+    fields: {},
+    noteAnswered: () => undefined,
     audit: { record: (event) => void handedOut.push(event) },
   })
+  const route = (_request: unknown, response: ServerResponse) => void response.writeHead(599).end()
   const server = createServer((incoming, response) => {
-    if (!answersAtOnce(incoming, response)) response.writeHead(599).end()
+    if (answersAtOnce(incoming, response)) return
+    if (!takesAtOnce(incoming, response, route)) route(incoming, response)
   })
   await new Promise<void>((resolve) => void server.listen(0, '127.0.0.1', resolve))
   t.teardown(() => void server.close())
@@ -104,6 +110,41 @@ t.test('a token in memory is answered before the router, and is on record', asyn
   const { access_token: token, fingerprint } = JSON.parse(body) as Record<string, string>
   t.match(await listeners.scene.lookAlike.isActive(String(token)), { subject: 'acme-1' })
   t.match(handedOut, [{ action: 'token_handed_out', user: 'acme-1', name: 'reader', fingerprint }])
+})
+
+t.test('a token that is to be read first is answered before the router too', async (t) => {
+  const listeners = await setUp(t)
+  const { engine, scene, credentials } = listeners
+  const { port, handedOut } = await serveAlone(t, listeners)
+  const user = await scene.connect(engine, 'acme-5')
+  const path = `/v1/users/${user}/access-token`
+  for (const [url, caller] of [
+    [path, 'reader'],
+    [GATEWAY_PATH, 'proxy'],
+  ] as const) {
+    engine.accessTokens.forget(user)
+    const headers = { ...credentials[caller], 'x-broker-user': user }
+    const answer = await send(port, url, { headers })
+    t.equal(answer.status, 200)
+    const token =
+      url === path ? JSON.parse(answer.body).access_token : answer.headers['authorization']
+    t.match(await scene.lookAlike.isActive(String(token).replace('Bearer ', '')), { subject: user })
+    t.match(handedOut, [{ action: 'token_handed_out', user, name: caller }])
+    handedOut.length = 0
+  }
+})
+
+t.test('while tokens are read, no more of them are given than the limits allow', async (t) => {
+  const listeners = await setUp(t)
+  const { engine, credentials } = listeners
+  const { port, handedOut } = await serveAlone(t, listeners, { ...NO_LIMITS, perUser: 0.01 })
+  engine.accessTokens.forget('acme-1' as UserKey)
+  const asking = Array.from({ length: 5 }, () =>
+    send(port, PATH, { headers: credentials['reader'] ?? {} }),
+  )
+  const statuses = (await Promise.all(asking)).map(({ status }) => status)
+  t.same(statuses.toSorted(), [200, 599, 599, 599, 599])
+  t.equal(handedOut.length, 1)
 })
 
 t.test(
@@ -244,6 +285,43 @@ t.test('the listener answers before the router as its route does', async (t) => 
         comparable({ status: routed.statusCode, headers: routed.headers, body: routed.body }),
       )
     }
+  }
+})
+
+t.test('a database that is away is told before the router as by its route', async (t) => {
+  const log = { ...keepingLog(), writes: (level: string) => level !== 'debug' }
+  const { scene, engine, internalApp, credentials } = await buildListeners(t, {
+    callers: CALLERS,
+    replace: { log },
+  })
+  let reads = 0
+  engine.ports.grants.findMany = () => {
+    reads += 1
+    const error = new BrokerError('temporarily_unavailable', 'It is away.', {
+      retryAfterSeconds: 2,
+    })
+    return Promise.reject(error)
+  }
+  await scene.connect(engine, 'acme-1')
+  await internalApp.listen({ host: '127.0.0.1', port: 0 })
+  const { port } = internalApp.addresses()[0] as AddressInfo
+  for (const [url, caller] of [
+    [PATH, 'reader'],
+    [GATEWAY_PATH, 'proxy'],
+  ] as const) {
+    const headers = { ...credentials[caller], 'x-broker-user': 'acme-1' }
+    // What comes by no connection is routed.
+    const routed = await internalApp.inject({ url, headers })
+    reads = 0
+    log.events.length = 0
+    t.same(
+      comparable(await send(port, url, { headers })),
+      comparable({ status: routed.statusCode, headers: routed.headers, body: routed.body }),
+    )
+    t.equal(routed.statusCode, 503)
+    t.equal(reads, 1, 'it is not asked twice')
+    const route = url === PATH ? '/v1/users/:user/access-token' : url
+    t.match(log.events, [{ event: 'request_answered', status: 503, route }])
   }
 })
 

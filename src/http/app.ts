@@ -49,8 +49,15 @@ export interface AppSettings {
   tls: boolean
   /** Is given each request before the router is, and answers it or returns false. It leaves no trace in the request log. */
   answersAtOnce?: (request: IncomingMessage, response: ServerResponse) => boolean
-  /** The same for what takes its time to answer: it is given each request in its turn on the connection. */
-  takesAtOnce?: (request: IncomingMessage, response: ServerResponse) => boolean
+  /**
+   * The same for what takes its time to answer: it is given each request in its turn on the connection, and may give it
+   * to the router later.
+   */
+  takesAtOnce?: (
+    request: IncomingMessage,
+    response: ServerResponse,
+    route: (request: IncomingMessage, response: ServerResponse) => void,
+  ) => boolean
   /** Tells whether what would go through the router now is to be refused, because the process does not keep up. */
   sheds?: () => boolean
 }
@@ -127,7 +134,7 @@ function createBareApp(ports: { clock: Clock; log: Log }, settings: AppSettings)
       const parts = { listener, headers, connections, sheds: settings.sheds ?? (() => false) }
       const refuseOrRoute = refuseBeforeRouting(parts, handler, {
         answersAtOnce: (request, response) => answersAtOnce?.(request, response) === true,
-        takesAtOnce: (request, response) => takesAtOnce?.(request, response) === true,
+        takesAtOnce: (request, response, route) => takesAtOnce?.(request, response, route) === true,
       })
       server.on('request', refuseOrRoute)
       refuseUnrouted(server, parts)

@@ -2,6 +2,7 @@
 // Pagero is not asked: its outage must not take every replica out of the balancer.
 
 import Type from 'typebox'
+import { inTime } from '../in-time.ts'
 import type { Clock } from '../ports.ts'
 import type { App } from './app.ts'
 import { jsonAnswer } from './openapi.ts'
@@ -122,16 +123,13 @@ export function registerHealthRoutes(
 }
 
 async function runCheck(clock: Pick<Clock, 'sleep'>, check: Check): Promise<string> {
-  const done = new AbortController()
-  const timeout = clock
-    .sleep(CHECK_TIMEOUT_MS, done.signal)
-    .then(() => `no result within ${CHECK_TIMEOUT_MS} ms`)
   try {
-    return (await Promise.race([check(), timeout])) ?? 'ok'
+    const result = check().then((problem) => problem ?? 'ok')
+    return (
+      (await inTime(clock, result, CHECK_TIMEOUT_MS)) ?? `no result within ${CHECK_TIMEOUT_MS} ms`
+    )
   } catch {
     // The error may name hosts or paths; the check's own code logs what it must.
     return 'failed'
-  } finally {
-    done.abort()
   }
 }

@@ -97,6 +97,29 @@ export function buildInternalApp(parts: InternalParts): Promise<App> {
     actor: 'caller',
     name,
   })
+  const readyTokens = createReadyTokenAnswers({
+    callers,
+    limits,
+    accessTokens,
+    jsonOf,
+    tokenFields: Object.entries({ ...SECURITY_HEADERS, ...TOKEN_FIELDS }).flat(),
+    gatewayFields: Object.entries({ ...SECURITY_HEADERS, ...FORWARD_AUTH_FIELDS }).flat(),
+    audit: ports.audit,
+    fields: SECURITY_HEADERS,
+    noteAnswered: (answered) => noteAnswered(ports.log, answered),
+  })
+  const readyCalls = createReadyCalls({
+    ...calls,
+    limits,
+    recognize({ headers, method = '' }, { prefix, path }) {
+      const user = parseUserKey(prefix.split('/', 4)[3] ?? '')
+      if (user === undefined) return undefined
+      const caller = recognizeProxiedCall(auth, headers.authorization, { user, method, path })
+      return caller && onBehalfOf(caller, user)
+    },
+    fieldsOf: () => fields,
+    noteAnswered: (answered) => noteAnswered(ports.log, answered),
+  })
   return buildApp(
     ports,
     {
@@ -106,27 +129,9 @@ export function buildInternalApp(parts: InternalParts): Promise<App> {
       answerIdleTimeoutMs: settings.answerIdleTimeoutMs,
       tls: false,
       ...(parts.sheds === undefined ? {} : { sheds: parts.sheds }),
-      answersAtOnce: createReadyTokenAnswers({
-        callers,
-        limits,
-        accessTokens,
-        jsonOf,
-        tokenFields: Object.entries({ ...SECURITY_HEADERS, ...TOKEN_FIELDS }).flat(),
-        gatewayFields: Object.entries({ ...SECURITY_HEADERS, ...FORWARD_AUTH_FIELDS }).flat(),
-        audit: ports.audit,
-      }),
-      takesAtOnce: createReadyCalls({
-        ...calls,
-        limits,
-        recognize({ headers, method = '' }, { prefix, path }) {
-          const user = parseUserKey(prefix.split('/', 4)[3] ?? '')
-          if (user === undefined) return undefined
-          const caller = recognizeProxiedCall(auth, headers.authorization, { user, method, path })
-          return caller && onBehalfOf(caller, user)
-        },
-        fieldsOf: () => fields,
-        noteAnswered: (answered) => noteAnswered(ports.log, answered),
-      }),
+      answersAtOnce: readyTokens.answersAtOnce,
+      takesAtOnce: (request, response, route) =>
+        readyTokens.takesAtOnce(request, response, route) || readyCalls(request, response),
     },
     async (app) => {
       app.decorateRequest(CALLER)

@@ -71,7 +71,7 @@ export function refuseBeforeRouting(
     parts.connections.begin(request, response, () => {
       if (refusal !== undefined) answerRefusal(parts, request, response, refusal)
       else if (!PROBES.has(request.url) && parts.sheds()) shed(parts, request, response)
-      else if (!early.takesAtOnce(request, response)) route(request, response)
+      else if (!early.takesAtOnce(request, response, route)) route(request, response)
     })
   }
 }

@@ -5,11 +5,12 @@
 import { Kysely, PostgresDialect } from 'kysely'
 import type { PostgresPool, PostgresPoolClient } from 'kysely'
 import { DatabaseError, Pool, types } from 'pg'
-import type { CustomTypesConfig } from 'pg'
+import type { CustomTypesConfig, PoolClient } from 'pg'
 
 import { BrokerError } from '../errors.ts'
 import type { Log } from '../ports.ts'
 import type { Secret } from '../secret.ts'
+import { preparedNameOf, refusesPrepared } from './prepared.ts'
 import type { Tables } from './tables.ts'
 
 export type { Tables } from './tables.ts'
@@ -63,7 +64,7 @@ export function openDatabase(
     client.on('error', (error) => log.debug('database_client_error', { error }))
   })
   let closing: Promise<void> | undefined
-  return { db: queriesOver(pool), pool, close: () => (closing ??= pool.end()) }
+  return { db: queriesOver(pool, log), pool, close: () => (closing ??= pool.end()) }
 }
 
 /** Reads int8 as a number and leaves every other type to pg. */
@@ -82,15 +83,30 @@ function parseSafeInteger(text: string): number {
 export const SWEEP_ROWS_MAX = 1_000
 
 /** Returns the query builder over the pool. Ending it is the pool's business. */
-export function queriesOver(pool: Pool): Kysely<Tables> {
-  return new Kysely<Tables>({ dialect: new PostgresDialect({ pool: lendFrom(pool) }) })
+export function queriesOver(pool: Pool, log?: Pick<Log, 'info'>): Kysely<Tables> {
+  return new Kysely<Tables>({ dialect: new PostgresDialect({ pool: lendFrom(pool, log) }) })
 }
 
 /**
  * Lends kysely the pool's connections, and closes one that has failed instead of taking it back:
  * after a timeout its answer may still come, and would hold up whoever borrows it next.
  */
-function lendFrom(pool: Pool): PostgresPool {
+function lendFrom(pool: Pool, log: Pick<Log, 'info'> | undefined): PostgresPool {
+  let prepares = true
+
+  async function send(client: PoolClient, text: string, values: unknown[]) {
+    const name = prepares ? preparedNameOf(text) : undefined
+    if (name === undefined) return client.query(text, values)
+    try {
+      return await client.query({ name, text, values })
+    } catch (error) {
+      if (!refusesPrepared(error)) throw error
+      if (prepares) log?.info('prepared_statements_off', { error })
+      prepares = false
+      return client.query(text, values)
+    }
+  }
+
   const connect = async (): Promise<PostgresPoolClient> => {
     const client = await pool.connect().catch((error: unknown) => {
       throw error instanceof DatabaseError ? error : new ConnectionFailure(error)
@@ -98,7 +114,7 @@ function lendFrom(pool: Pool): PostgresPool {
     let failed = false
     const query = async (text: string, parameters: readonly unknown[]) => {
       try {
-        return await client.query(text, [...parameters])
+        return await send(client, text, [...parameters])
       } catch (error) {
         // A server that says it is going away closes the connection a moment after; one that says
         // it is read-only was demoted, and only a new connection finds the new primary.

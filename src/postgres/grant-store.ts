@@ -9,6 +9,7 @@ import { createGrantPlacing } from './grant-placing.ts'
 import { type GrantRow, grantOf, type ServableRow, servableGrantOf } from './grant-rows.ts'
 import { createGrantUpkeep } from './grant-upkeep.ts'
 import { EVENT_COLUMNS, writeEvents } from './outbox-events.ts'
+import { PREPARED } from './prepared.ts'
 import { lifetimeFrom, now, seconds } from './time.ts'
 
 export interface GrantStoreSettings {
@@ -109,7 +110,7 @@ export function createGrantStore(
 
     find: (user) =>
       throughDatabase(async () => {
-        const { rows } = await sql<GrantRow>`
+        const { rows } = await sql<GrantRow>`${PREPARED}
           select g.*, ${now} as read_at from grants g where g.user_id = ${user}`.execute(db)
         const [row] = rows
         return row === undefined ? undefined : grantOf(row)
@@ -117,9 +118,8 @@ export function createGrantStore(
 
     findMany: (users) =>
       throughDatabase(async () => {
-        // Column by column: what is not read need not be written as text here and parsed there. No named statement,
-        // which PgBouncer may not know: a batch is parsed once for all of its users.
-        const { rows } = await sql<ServableRow>`
+        // Column by column: what is not read need not be written as text here and parsed there.
+        const { rows } = await sql<ServableRow>`${PREPARED}
           select user_id, login_id, state, state_reason, generation, access_token_sealed,
             access_token_requested_at, access_token_expires_at, access_token_fingerprint, scope,
             ${now} as read_at
@@ -129,7 +129,7 @@ export function createGrantStore(
 
     arm: (request) =>
       throughDatabase(async () => {
-        const { rows } = await sql<{ armed_at: Date }>`
+        const { rows } = await sql<{ armed_at: Date }>`${PREPARED}
           with armed as (
             update grants g set
               phase = 'armed', attempt_id = ${request.attemptId}, owner = ${request.replica},
@@ -204,7 +204,7 @@ export function createGrantStore(
     store: (successor) =>
       throughDatabase(async () => {
         const access = successor.accessToken
-        const { rows } = await sql`
+        const { rows } = await sql`${PREPARED}
           with stored as (
             update grants set
               generation = ${successor.generation},

@@ -7,6 +7,7 @@ import type { ExpiryWarning, GrantStore } from '../ports.ts'
 import { type Database, SWEEP_ROWS_MAX, throughDatabase } from './database.ts'
 import { type GrantRow, grantOf } from './grant-rows.ts'
 import { EVENT_COLUMNS, writeEvents } from './outbox-events.ts'
+import { PREPARED } from './prepared.ts'
 import { now } from './time.ts'
 import { likePatternOf } from './user-patterns.ts'
 
@@ -22,7 +23,7 @@ export function createGrantUpkeep(
     touch: (users) =>
       throughDatabase(async () => {
         // In the order of the keys and past what is locked: no two of these, and no refresh, wait for each other.
-        await sql`
+        await sql`${PREPARED}
           update grants set last_used_at = ${now}
           where user_id in (
             select user_id from grants where user_id = any(${users})

@@ -1,0 +1,38 @@
+// Statements on the way to a token are prepared: PostgreSQL then parses and plans them once for each connection instead
+// of each time, which is half of what a refresh costs it. A pooler that hands its connections to somebody else after each
+// transaction may not know of them; then they are sent like any other, from its first refusal on.
+
+import { hash } from 'node:crypto'
+import { sql } from 'kysely'
+import { DatabaseError } from 'pg'
+
+const MARK = '/* prepared */'
+
+/** Stands first in a statement that is to be prepared. Its text must not vary, and no transaction may have begun before it. */
+export const PREPARED = sql.raw(MARK)
+
+/** Of a handful of statements: their texts do not vary. */
+const names = new Map<string, string>()
+
+/** The name under which the statement is prepared; undefined when it is not to be. Another text has another name. */
+export function preparedNameOf(text: string): string | undefined {
+  if (!text.startsWith(MARK)) return undefined
+  let name = names.get(text)
+  if (name === undefined) names.set(text, (name = `broker_${hash('sha256', text, 'base64url')}`))
+  return name
+}
+
+/**
+ * SQLSTATEs with which a server refuses a prepared statement because of its being prepared, before it does anything.
+ * @see {@link https://www.postgresql.org/docs/current/errcodes-appendix.html PostgreSQL, Appendix A}
+ */
+const REFUSALS: ReadonlySet<string | undefined> = new Set([
+  '26000', // invalid_sql_statement_name: it was prepared on another connection behind the pooler
+  '42P05', // duplicate_prepared_statement: somebody else has prepared it on this one
+  '0A000', // feature_not_supported: a migration has added a column to what it returns
+])
+
+/** Tells whether the same statement, sent as any other, may pass. */
+export function refusesPrepared(error: unknown): boolean {
+  return error instanceof DatabaseError && REFUSALS.has(error.code)
+}
