@@ -217,7 +217,7 @@ function attempt(
     const finish = (complete: boolean) => {
       release()
       if (!complete) stop()
-      resolve({ kind: 'ended', forwarded: forwardedAs(answer.status, complete) })
+      resolve({ kind: 'ended', forwarded: forwardedAs(answer.status(), complete) })
     }
     /** Breaks the connection off, so that no cut answer looks whole. A pipelined response has no socket yet. */
     const cut = () => {
@@ -231,7 +231,7 @@ function attempt(
     }
     const fail = (failure: unknown) => {
       if (over || response.writableEnded) return
-      if (answer.status !== undefined) {
+      if (answer.status() !== undefined) {
         cut()
         return
       }

@@ -19,8 +19,8 @@ export interface RunningBroker extends Program {
 export const NODE_PARAMETERS = ['--max-semi-space-size=8']
 export const NODE_ENVIRONMENT = {
   MALLOC_ARENA_MAX: '1',
-  MALLOC_TRIM_THRESHOLD_: '1048576',
-  MALLOC_MMAP_THRESHOLD_: '65536',
+  MALLOC_TRIM_THRESHOLD_: '67108864',
+  MALLOC_MMAP_THRESHOLD_: '131072',
   NODE_COMPILE_CACHE: 'node_modules/.compile-cache',
 }
 
