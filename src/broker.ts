@@ -276,7 +276,7 @@ export async function startBroker(
       accessTokens,
       forwarder,
       revoker,
-      sheds: overload.sheds,
+      overload,
       ...(publicRoutes === undefined ? {} : { routes: publicRoutes }),
     })
     const internalApp = await buildInternalApp({
@@ -287,7 +287,7 @@ export async function startBroker(
       importer,
       revoker,
       webhookSender,
-      sheds: overload.sheds,
+      overload,
       publicApp,
       settings: {
         publicUrl: config.publicUrl,

@@ -42,6 +42,8 @@ export interface ForwardCall {
   locationPrefix: string
   /** Fields that the broker adds to the answer, flat: security and CORS. Names are lower-case. */
   responseHeaders: readonly string[]
+  /** Called right before the call goes out with a token, the first time and the second. */
+  onSend?: () => void
   /** Called at most once, when the token is refused and the call can be repeated. Undefined = there is no newer one. */
   renew?: () => Promise<string | undefined>
 }
@@ -287,6 +289,7 @@ function attempt(
     const send = (leave: () => void) => {
       leaveQueue = leave
       isSent = true
+      call.onSend?.()
       pool.dispatch(requestOptions(exchange, accessToken), handler)
     }
     leaveQueue = queue.enter(call.user, send, fail)

@@ -59,6 +59,11 @@ export function otherProblems({ sessions, proxy, ...config }: Config): string[] 
   if (sessions.idleSeconds > sessions.absoluteSeconds) {
     problems.push('SESSION_IDLE_SECONDS must be at most SESSION_ABSOLUTE_SECONDS.')
   }
+  if (config.tokenCacheTrustMs / 1000 > sessions.idleSeconds / 2) {
+    problems.push(
+      'TOKEN_CACHE_TRUST_MS must be at most half of SESSION_IDLE_SECONDS: only so often is the use of a session noticed.',
+    )
+  }
   if (
     config.public.host === config.internal.host &&
     config.public.port === config.internal.port &&

@@ -597,6 +597,11 @@ const RELATIONS: ReadonlyArray<{
     breaks: { SESSION_IDLE_SECONDS: '43200.001' },
   },
   {
+    names: ['TOKEN_CACHE_TRUST_MS', 'SESSION_IDLE_SECONDS'],
+    holds: { SESSION_IDLE_SECONDS: '2' },
+    breaks: { SESSION_IDLE_SECONDS: '1.999' },
+  },
+  {
     names: ['INTERNAL_PORT', 'PUBLIC_PORT'],
     holds: { INTERNAL_PORT: '3000', INTERNAL_HOST: '127.0.0.1' },
     breaks: { INTERNAL_PORT: '3000' },

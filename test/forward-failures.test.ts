@@ -9,6 +9,7 @@ import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { createServer as createTlsServer } from 'node:tls'
 import t, { type Test } from 'tap'
+import type { AuditEvent } from '../src/audit-event.ts'
 import { BrokerError } from '../src/errors.ts'
 import { systemClock } from '../src/clock.ts'
 import { createForwarder } from '../src/forward.ts'
@@ -303,10 +304,12 @@ t.test("one user's calls leave connections to others, and only so many wait", as
   const limits = { connections: 3, connectionsPerUser: 2, waitingMax: 2, headersTimeoutMs: 60_000 }
   const names = ['alice', 'bob'] as const
   let user: (typeof names)[number] = 'alice'
+  const events: AuditEvent[] = []
   const proxy = await startProxy(t, {
     apiUrl: upstream.url,
     limits,
     parts: {
+      audit: { record: (event) => void events.push(event) },
       authorize: async () => ({ user: user as UserKey, actor: 'session', name: user }),
     },
   })
@@ -351,6 +354,7 @@ t.test("one user's calls leave connections to others, and only so many wait", as
   await call('alice', '/a4')
   t.equal(upstream.calls.length, 8, 'every connection has been given back')
   for (const target of ['/b4', '/b5', '/a4']) t.equal((await end(target))?.body, target)
+  t.equal(events.length, 8, 'a call that was refused a connection is on no record')
 })
 
 t.test('a connection is given back however a call ends, and waited for only so long', async (t) => {
@@ -522,11 +526,18 @@ t.test('a GET that the upstream refuses is sent once more, with the renewed toke
   })
   for (const method of ['GET', 'HEAD']) {
     const before = upstream.calls.length
-    const proxy = await startProxy(t, { apiUrl: upstream.url, tokens: ['old', 'new'] })
+    const events: AuditEvent[] = []
+    const proxy = await startProxy(t, {
+      apiUrl: upstream.url,
+      tokens: ['old', 'new'],
+      parts: { audit: { record: (event) => void events.push(event) } },
+    })
     const answered = await sendRaw(proxy.port, requestText(`${method} /api/a?b=c`))
     t.equal(answered.status, 200)
     t.equal(answered.body, method === 'GET' ? 'yes' : '')
     t.equal(proxy.renewals(), 1)
+    t.match(events, [{ action: 'call_proxied' }, { action: 'call_repeated' }])
+    t.not(events[0]?.fingerprint, events[1]?.fingerprint)
     t.strictSame(
       upstream.calls.slice(before).map((call) => [call.line, ...call.values('authorization')]),
       [

@@ -58,8 +58,8 @@ export interface AppSettings {
     response: ServerResponse,
     route: (request: IncomingMessage, response: ServerResponse) => void,
   ) => boolean
-  /** Tells whether what would go through the router now is to be refused, because the process does not keep up. */
-  sheds?: () => boolean
+  /** Tells whether the process does not keep up: then nothing is taken at once, and the routes refuse. */
+  isOverloaded?: () => boolean
 }
 
 /** The app of one listener, with TypeBox schemas as types. */
@@ -131,7 +131,8 @@ function createBareApp(ports: { clock: Clock; log: Log }, settings: AppSettings)
       server.maxRequestsPerSocket = REQUESTS_PER_SOCKET_MAX
       const connections = watchConnections(server, settings)
       watched.push(connections)
-      const parts = { listener, headers, connections, sheds: settings.sheds ?? (() => false) }
+      const isOverloaded = settings.isOverloaded ?? (() => false)
+      const parts = { listener, headers, connections, isOverloaded }
       const refuseOrRoute = refuseBeforeRouting(parts, handler, {
         answersAtOnce: (request, response) => answersAtOnce?.(request, response) === true,
         takesAtOnce: (request, response, route) => takesAtOnce?.(request, response, route) === true,

@@ -27,6 +27,7 @@ import { registerGrantRoutes } from './grant-routes.ts'
 import { type Check, registerHealthRoutes } from './health-routes.ts'
 import { registerImportRoute } from './import-route.ts'
 import { CALLER_SECURITY, openApiDocument, registerOpenApi } from './openapi.ts'
+import { type Overload, refuseOverload } from './overload.ts'
 import type { OnBehalf } from './proxied-call.ts'
 import { registerProxyRoutes } from './proxy-routes.ts'
 import { createReadyCalls } from './ready-call.ts'
@@ -59,7 +60,7 @@ export interface InternalParts {
   revoker: Pick<Revoker, 'kick'>
   /** Undefined: nobody is told of events. */
   webhookSender?: Pick<QueueWorker, 'kick'> | undefined
-  sheds?: () => boolean
+  overload?: Omit<Overload, 'stop'>
   /** The other listener's app, whose operations are documented here. */
   publicApp: App
   settings: {
@@ -128,13 +129,14 @@ export function buildInternalApp(parts: InternalParts): Promise<App> {
       requestTimeoutMs: settings.requestTimeoutMs,
       answerIdleTimeoutMs: settings.answerIdleTimeoutMs,
       tls: false,
-      ...(parts.sheds === undefined ? {} : { sheds: parts.sheds }),
+      ...(parts.overload === undefined ? {} : { isOverloaded: parts.overload.isThere }),
       answersAtOnce: readyTokens.answersAtOnce,
       takesAtOnce: (request, response, route) =>
         readyTokens.takesAtOnce(request, response, route) || readyCalls(request, response),
     },
     async (app) => {
       app.decorateRequest(CALLER)
+      if (parts.overload !== undefined) refuseOverload(app, parts.overload)
       // Fastify takes text/plain for granted; every body here is JSON.
       app.removeContentTypeParser('text/plain')
       await registerOpenApi(app, 'internal')

@@ -1,7 +1,9 @@
 // Whether the process keeps up with what it is asked. One that does not makes everybody wait, until they give up and ask
 // again; so what costs work is refused until it does. What is at hand, and probes, are answered meanwhile.
 
+import { BrokerError } from '../errors.ts'
 import type { Log } from '../ports.ts'
+import type { App } from './app.ts'
 
 const TICK_MS = 100
 /** A collection of garbage, or a process that was paused, is late once. */
@@ -9,9 +11,14 @@ const LATE_TICKS = 3
 /** Overload may come and go every second; it is told this often. */
 const NOTE_INTERVAL_MS = 10_000
 
+/** How the process is must be known most of all while it does not keep up. */
+const PROBES: ReadonlySet<string> = new Set(['/livez', '/readyz'])
+
 export interface Overload {
-  /** Tells whether a request that has come now is to be refused, and counts it if so. */
-  sheds(): boolean
+  /** Tells whether what costs work is to be refused now. */
+  isThere(): boolean
+  /** Counts a request that was refused for it. */
+  noteShed(): void
   stop(): void
 }
 
@@ -32,11 +39,31 @@ export function watchOverload({ log }: { log: Pick<Log, 'warn'> }, delayMs: numb
   }, TICK_MS)
   timer.unref()
   return {
-    sheds() {
-      if (delayMs === 0 || lateTicks < LATE_TICKS) return false
+    isThere: () => delayMs !== 0 && lateTicks >= LATE_TICKS,
+    noteShed() {
       shed += 1
-      return true
     },
     stop: () => clearInterval(timer),
   }
+}
+
+/**
+ * Refuses all requests but probes while there is overload, as early as the app's routes can be told apart: so the answer is
+ * one that its client can read, whether that is a page, a service or a person.
+ */
+export function refuseOverload(app: App, overload: Omit<Overload, 'stop'>): void {
+  app.addHook('onRequest', (request, _reply, done) => {
+    if (PROBES.has(request.url) || !overload.isThere()) {
+      done()
+      return
+    }
+    overload.noteShed()
+    done(
+      new BrokerError(
+        'temporarily_unavailable',
+        'The broker has more to do than it can. Nothing was done for this request.',
+        { retryAfterSeconds: 1 },
+      ),
+    )
+  })
 }

@@ -53,10 +53,8 @@ export async function makeProxiedCall(parts: CallParts, call: ProxiedCall): Prom
   const { accessTokens, audit, forwarder } = parts
   const { request, response, requestId, target, onBehalf, token } = call
   const { method = '' } = request
-  const record = (action: 'call_proxied' | 'call_repeated', { fingerprint }: FreshToken) =>
-    audit.record({ action, ...onBehalf, requestId, fingerprint, details: { method } })
-  // Before the token leaves, not after: an upload may take a quarter of an hour.
-  record('call_proxied', token)
+  let { fingerprint } = token
+  let action: 'call_proxied' | 'call_repeated' = 'call_proxied'
   try {
     const forwarded = await forwarder.forward(request, response, {
       user: onBehalf.user,
@@ -65,10 +63,14 @@ export async function makeProxiedCall(parts: CallParts, call: ProxiedCall): Prom
       accessToken: token.accessToken,
       locationPrefix: target.prefix,
       responseHeaders: call.fields,
+      // Before the token leaves, not after: an upload may take a quarter of an hour.
+      onSend: () =>
+        audit.record({ action, ...onBehalf, requestId, fingerprint, details: { method } }),
       async renew() {
         const current = await accessTokens.replaceRejected(onBehalf.user, token.fingerprint)
         if (current.fingerprint === token.fingerprint) return undefined
-        record('call_repeated', current)
+        fingerprint = current.fingerprint
+        action = 'call_repeated'
         return current.accessToken
       },
     })

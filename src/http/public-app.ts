@@ -14,6 +14,7 @@ import { corsHeaders, type OriginRules } from './csrf.ts'
 import { registerLivenessRoute } from './health-routes.ts'
 import { registerLoginRoutes } from './login-routes.ts'
 import { registerOpenApi } from './openapi.ts'
+import { type Overload, refuseOverload } from './overload.ts'
 import type { OnBehalf } from './proxied-call.ts'
 import { registerProxyRoutes } from './proxy-routes.ts'
 import { createReadyCalls } from './ready-call.ts'
@@ -53,7 +54,7 @@ export interface PublicParts {
   accessTokens: AccessTokens
   forwarder: Forwarder
   revoker: Pick<Revoker, 'kick'>
-  sheds?: () => boolean
+  overload?: Omit<Overload, 'stop'>
   /** Further routes of this origin: the demonstration's page. */
   routes?: (app: App) => void | Promise<void>
 }
@@ -102,7 +103,7 @@ export async function buildPublicApp(parts: PublicParts): Promise<App> {
         },
         noteAnswered: (answered) => noteAnswered(ports.log, answered),
       }),
-      ...(parts.sheds === undefined ? {} : { sheds: parts.sheds }),
+      ...(parts.overload === undefined ? {} : { isOverloaded: parts.overload.isThere }),
     },
     async (app) => {
       await registerOpenApi(app, 'public')
@@ -111,6 +112,7 @@ export async function buildPublicApp(parts: PublicParts): Promise<App> {
       // Fastify takes text/plain for granted. A form on another site can send it unasked.
       app.removeContentTypeParser('text/plain')
       answerCors(app, rules)
+      if (parts.overload !== undefined) refuseOverload(app, parts.overload)
       limitAddresses(app, limits)
 
       registerLivenessRoute(app)

@@ -46,12 +46,9 @@ interface RefusalParts {
   /** Fields of every answer. */
   headers: Readonly<Record<string, string>>
   connections: Pick<Connections, 'begin' | 'isFree' | 'endAfterAnswers'>
-  /** Tells whether a request is to be refused because the process does not keep up. */
-  sheds: () => boolean
+  /** Tells whether the process does not keep up: then the routes refuse what costs work. */
+  isOverloaded: () => boolean
 }
-
-/** How the process is must be known most of all while it does not keep up. */
-const PROBES: ReadonlySet<string | undefined> = new Set(['/livez', '/readyz'])
 
 /**
  * Returns the listener of a server's requests: those that may be routed go on to `route`, unless one of `early` has
@@ -70,29 +67,11 @@ export function refuseBeforeRouting(
     if (refusal === undefined && early.answersAtOnce(request, response)) return
     parts.connections.begin(request, response, () => {
       if (refusal !== undefined) answerRefusal(parts, request, response, refusal)
-      else if (!PROBES.has(request.url) && parts.sheds()) shed(parts, request, response)
-      else if (!early.takesAtOnce(request, response, route)) route(request, response)
+      else if (parts.isOverloaded() || !early.takesAtOnce(request, response, route)) {
+        route(request, response)
+      }
     })
   }
-}
-
-/** Answers a request that is good, but comes to a process that does not keep up. The connection may stay. */
-function shed(
-  { listener, headers }: RefusalParts,
-  request: IncomingMessage,
-  response: ServerResponse,
-): void {
-  const error = new BrokerError(
-    'temporarily_unavailable',
-    'The broker has more to do than it can. Nothing was done for this request.',
-    { retryAfterSeconds: 1 },
-  )
-  answerProblem(request, response, {
-    listener,
-    requestId: requestIdOf(request),
-    error,
-    fields: headers,
-  })
 }
 
 /** Answers what a server does not tell its listener of requests: faults of the parser, CONNECT, and expectations. */
