@@ -41,12 +41,6 @@ export interface AccessTokens {
    */
   ready(user: UserKey): FreshToken | undefined
   /**
-   * Returns what `ready` would once what is in memory has been checked with PostgreSQL, if it must be. It refreshes
-   * nothing, and of a grant that gives no token it says undefined.
-   * @throws BrokerError `temporarily_unavailable`
-   */
-  checked(user: UserKey): Promise<FreshToken | undefined>
-  /**
    * Compare-and-refresh: refreshes only if the stored token is still the rejected one, at most once in the forced
    * interval; else returns the present one.
    * @throws BrokerError as `fresh`
@@ -122,21 +116,8 @@ export function createAccessTokens(
 
   function ready(user: UserKey): FreshToken | undefined {
     const known = cache.trusted(user)
-    return known && readyOf(user, known)
-  }
-
-  async function checked(user: UserKey): Promise<FreshToken | undefined> {
-    try {
-      return readyOf(user, await cache.read(user))
-    } catch (error) {
-      if (!(error instanceof BrokerError) || error.code === 'temporarily_unavailable') throw error
-      return undefined
-    }
-  }
-
-  function readyOf(user: UserKey, known: KnownGrant): FreshToken | undefined {
-    const { token } = known
-    if (token === undefined) return undefined
+    const token = known?.token
+    if (known === undefined || token === undefined) return undefined
     const leftSeconds = secondsLeft(token)
     // Within the window of refreshing ahead there is more to decide than fits here.
     if (leftSeconds <= settings.aheadSeconds || leftSeconds < settings.defaultMinTtlSeconds) {
@@ -268,7 +249,7 @@ export function createAccessTokens(
         )
   }
 
-  return { fresh, ready, checked, replaceRejected, forget: (user) => cache.forget(user) }
+  return { fresh, ready, replaceRejected, forget: (user) => cache.forget(user) }
 }
 
 function confirmationPending(): BrokerError {

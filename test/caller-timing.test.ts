@@ -6,6 +6,7 @@ import type { AddressInfo } from 'node:net'
 import t, { type Test } from 'tap'
 import { createApiKey } from '../src/add-caller.ts'
 import { buildListeners } from './support/internal-listener.ts'
+import { keepingLog } from './support/keeping-log.ts'
 
 const WRONG_KEYS = 20_000
 const USERS = 1_000
@@ -20,6 +21,8 @@ interface Question {
 async function setUp(t: Test) {
   const listeners = await buildListeners(t, {
     callers: { acme: { rights: ['token:read'], users: ['acme-*'] } },
+    // As in production: where each request is traced, none is looked at before the router.
+    replace: { log: { ...keepingLog(), writes: () => false } },
   })
   await listeners.internalApp.listen({ host: '127.0.0.1', port: 0 })
   const { port } = listeners.internalApp.addresses()[0] as AddressInfo

@@ -60,5 +60,12 @@ t.test('a process that does not keep up refuses what costs work, until it does',
     [{ count: Number }],
     'which is told once, not for each',
   )
+  t.strictSame(
+    replica.log.filter(
+      ({ event, route }) =>
+        (event === 'request_answered' && route !== '/readyz') || event === 'login_refused',
+    ),
+    [],
+  )
   t.strictSame(await fleet.row('alice'), before, 'the grant is as it was')
 })

@@ -171,7 +171,7 @@ t.test(
         'migrations/0004_webhooks.sql',
         'src/settings.ts',
       ].flatMap((name) => readFileSync(join(ROOT, name), 'utf8').split(/[^A-Za-z0-9_]+/)),
-      // Of CALLERS_FILE, of PostgreSQL, of the log, of Proxy-Status.
+      // Of CALLERS_FILE, of PostgreSQL and PgBouncer, of the log, of Proxy-Status.
       ...[
         'proxy_allow',
         'ca_file',
@@ -181,6 +181,8 @@ t.test(
         '_FILE',
         'grant_expiring',
         'requests_shed',
+        'prepared_statements_off',
+        'max_prepared_statements',
         'connection_limit_reached',
       ],
     ]

@@ -9,6 +9,7 @@ import { BrokerError } from '../src/errors.ts'
 import type { UserKey } from '../src/grant.ts'
 import { createReadyTokenAnswers } from '../src/http/ready-token.ts'
 import { createRateLimits, type RateLimitSettings } from '../src/rate-limit.ts'
+import { until } from './support/fleet.ts'
 import { keepingLog } from './support/keeping-log.ts'
 import { buildListeners, type InternalListener } from './support/internal-listener.ts'
 
@@ -87,8 +88,6 @@ async function serveAlone(
     jsonOf: createAccessTokenJson(),
     tokenFields: [],
     gatewayFields: [],
-    fields: {},
-    noteAnswered: () => undefined,
     audit: { record: (event) => void handedOut.push(event) },
   })
   const route = (_request: unknown, response: ServerResponse) => void response.writeHead(599).end()
@@ -258,19 +257,26 @@ t.test('whatever else a gateway asks is left to the routes', async (t) => {
   t.same(handedOut, [], 'and is on no record')
 })
 
-t.test('a token near its end is left to the route, which renews it', async (t) => {
+t.test('a token near its end is given before the router, and renewed meanwhile', async (t) => {
   const listeners = await setUp(t)
   const { engine, scene } = listeners
   const { port } = await serveAlone(t, listeners)
   const user = await scene.connect(engine, 'acme-3')
+  const rowOf = async (key: UserKey) => {
+    const row = await engine.ports.grants.find(key)
+    if (row === undefined) throw new Error('The grant is gone.')
+    return row
+  }
   await scene.database.pool.query(
-    `update grants set access_token_requested_at = access_token_requested_at - interval '485 s',
-       access_token_expires_at = access_token_expires_at - interval '485 s' where user_id = $1`,
+    `update grants set access_token_requested_at = access_token_requested_at - interval '540 s',
+       access_token_expires_at = access_token_expires_at - interval '540 s' where user_id = $1`,
     [user],
   )
-  await engine.accessTokens.fresh(user)
+  engine.accessTokens.forget(user)
   const path = `/v1/users/${user}/access-token`
-  t.equal((await send(port, path, { headers: listeners.credentials['reader'] ?? {} })).status, 599)
+  const { generation } = await rowOf(user)
+  t.equal((await send(port, path, { headers: listeners.credentials['reader'] ?? {} })).status, 200)
+  await until(async () => (await rowOf(user)).generation > generation, 10_000, 'the renewal')
 })
 
 t.test('the listener answers before the router as its route does', async (t) => {
@@ -291,7 +297,7 @@ t.test('the listener answers before the router as its route does', async (t) => 
   }
 })
 
-t.test('a database that is away is told before the router as by its route', async (t) => {
+t.test('what fails before the router is told by its route, and not tried again', async (t) => {
   const log = { ...keepingLog(), writes: (level: string) => level !== 'debug' }
   const { scene, engine, internalApp, credentials } = await buildListeners(t, {
     callers: CALLERS,

@@ -9,6 +9,7 @@ import { BrokerError } from '../errors.ts'
 import { hasBody } from '../forward-upload.ts'
 import type { Clock, Log } from '../ports.ts'
 import { type Connections, watchConnections } from './connections.ts'
+import { wasShed } from './overload.ts'
 import { asBrokerError, type Listener, ProblemSchema } from './problem.ts'
 import { sendProblem } from './problem-answers.ts'
 import { METHODS, refuseBeforeRouting, refuseUnrouted, requestIdOf } from './refusals.ts'
@@ -58,7 +59,7 @@ export interface AppSettings {
     response: ServerResponse,
     route: (request: IncomingMessage, response: ServerResponse) => void,
   ) => boolean
-  /** Tells whether the process does not keep up: then nothing is taken at once, and the routes refuse. */
+  /** Tells whether the process does not keep up: then nothing is begun before the router, and the routes refuse. */
   isOverloaded?: () => boolean
 }
 
@@ -166,6 +167,7 @@ function createBareApp(ports: { clock: Clock; log: Log }, settings: AppSettings)
 
   app.addHook('onResponse', (request, reply, done) => {
     done()
+    if (wasShed(request.raw)) return
     noteAnswered(ports.log, {
       requestId: request.id,
       method: request.method,

@@ -17,6 +17,7 @@ import {
   requireVisibleUser,
 } from './caller-auth.ts'
 import { type OriginalCall, readAskedCall, readGatewayUser } from './forward-auth-call.ts'
+import { throwKeptFailure } from './kept-failure.ts'
 import { CALLER_SECURITY } from './openapi.ts'
 import { asBrokerError, problemResponses } from './problem.ts'
 import { sendProblem } from './problem-answers.ts'
@@ -169,6 +170,7 @@ async function answer(
   const call = readAskedCall(request.headers, caller, own)
   if (call !== undefined) requireAllowedCall(auth, request, caller, call)
   await requireVisibleUser(auth, request, caller, user)
+  throwKeptFailure(request.raw)
   const { accessToken, fingerprint } = await accessTokens.fresh(user)
   ports.audit.record({
     action: 'token_handed_out',

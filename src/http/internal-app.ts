@@ -106,8 +106,6 @@ export function buildInternalApp(parts: InternalParts): Promise<App> {
     tokenFields: Object.entries({ ...SECURITY_HEADERS, ...TOKEN_FIELDS }).flat(),
     gatewayFields: Object.entries({ ...SECURITY_HEADERS, ...FORWARD_AUTH_FIELDS }).flat(),
     audit: ports.audit,
-    fields: SECURITY_HEADERS,
-    noteAnswered: (answered) => noteAnswered(ports.log, answered),
   })
   const readyCalls = createReadyCalls({
     ...calls,

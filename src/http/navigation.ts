@@ -6,6 +6,7 @@ import { BrokerError, type ProblemCode } from '../errors.ts'
 import type { Audit, Ports } from '../ports.ts'
 import type { Revoker } from '../revocation.ts'
 import { refuseNonNavigation } from './csrf.ts'
+import { wasShed } from './overload.ts'
 import { type Page, pageResponses, sendProblemPage } from './page.ts'
 import { asBrokerError, problemResponses } from './problem.ts'
 import { sendProblem } from './problem-answers.ts'
@@ -36,6 +37,7 @@ export function navigationRoute(parts: {
       reply: FastifyReply,
     ) => {
       const known = asBrokerError(error)
+      if (wasShed(request.raw)) return sendProblemPage(reply, request, known, link)
       const fields = { requestId: request.id, code: known.code, error: known.cause ?? known }
       if (known.code === 'internal_error' || known.code === 'integrity_failure') {
         ports.log.error('login_refused', fields)

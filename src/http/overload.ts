@@ -1,6 +1,7 @@
 // Whether the process keeps up with what it is asked. One that does not makes everybody wait, until they give up and ask
 // again; so what costs work is refused until it does. What is at hand, and probes, are answered meanwhile.
 
+import type { IncomingMessage } from 'node:http'
 import { BrokerError } from '../errors.ts'
 import type { Log } from '../ports.ts'
 import type { App } from './app.ts'
@@ -12,7 +13,15 @@ const LATE_TICKS = 3
 const NOTE_INTERVAL_MS = 10_000
 
 /** How the process is must be known most of all while it does not keep up. */
-const PROBES: ReadonlySet<string> = new Set(['/livez', '/readyz'])
+const PROBES: ReadonlySet<string | undefined> = new Set(['/livez', '/readyz'])
+
+const SHED = Symbol('shed')
+type ShedRequest = IncomingMessage & { [SHED]?: true }
+
+/** Tells whether a request was refused for overload: of those the log has the number alone. */
+export function wasShed(request: ShedRequest): boolean {
+  return request[SHED] === true
+}
 
 export interface Overload {
   /** Tells whether what costs work is to be refused now. */
@@ -53,11 +62,12 @@ export function watchOverload({ log }: { log: Pick<Log, 'warn'> }, delayMs: numb
  */
 export function refuseOverload(app: App, overload: Omit<Overload, 'stop'>): void {
   app.addHook('onRequest', (request, _reply, done) => {
-    if (PROBES.has(request.url) || !overload.isThere()) {
+    if (PROBES.has(request.routeOptions.url) || !overload.isThere()) {
       done()
       return
     }
     overload.noteShed()
+    ;(request.raw as ShedRequest)[SHED] = true
     done(
       new BrokerError(
         'temporarily_unavailable',

@@ -8,6 +8,7 @@ import type { ProblemCode } from '../errors.ts'
 import type { Audit } from '../ports.ts'
 import type { App } from './app.ts'
 import { type CallerAuth, callerOf, requireCaller } from './caller-auth.ts'
+import { throwKeptFailure } from './kept-failure.ts'
 import { CALLER_SECURITY, jsonAnswer } from './openapi.ts'
 import { problemResponses } from './problem.ts'
 import { readUserKey, UserParameters } from './user-parameter.ts'
@@ -136,6 +137,7 @@ export function registerTokenRoutes(app: App, parts: TokenRouteParts): void {
       },
     },
     async (request, reply) => {
+      throwKeptFailure(request.raw)
       const { min_ttl: minTtlSeconds } = request.query
       const token = await accessTokens.fresh(
         readUserKey(request),

@@ -1,10 +1,44 @@
 // Rows of grants as the core's records.
 
-import type { Selectable } from 'kysely'
+import { type Selectable, sql } from 'kysely'
 import type { Grant, SealedAccessToken, ServableGrant } from '../grant.ts'
 import type { Tables } from './tables.ts'
 
-export type GrantRow = Selectable<Tables['grants']> & { read_at: Date }
+const COLUMNS = [
+  'user_id',
+  'login_id',
+  'generation',
+  'state',
+  'state_reason',
+  'refresh_token_sealed',
+  'key_id',
+  'access_token_sealed',
+  'access_token_requested_at',
+  'access_token_expires_at',
+  'access_token_fingerprint',
+  'scope',
+  'pagero_issuer',
+  'pagero_subject',
+  'phase',
+  'attempt_id',
+  'owner',
+  'owner_boot',
+  'lease_until',
+  'next_retry_at',
+  'failure_count',
+  'authenticated_at',
+  'rotated_at',
+  'last_used_at',
+  'rolling_expires_at',
+  'absolute_expires_at',
+] as const satisfies ReadonlyArray<keyof Tables['grants']>
+
+/** The columns of a {@link Grant}, by name: a statement that is prepared must return the same after a migration. */
+export const GRANT_COLUMNS = sql.raw(COLUMNS.join(', '))
+
+export type GrantRow = Pick<Selectable<Tables['grants']>, (typeof COLUMNS)[number]> & {
+  read_at: Date
+}
 
 /** The columns of a {@link ServableGrant}. */
 export type ServableRow = Pick<

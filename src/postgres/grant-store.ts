@@ -6,7 +6,13 @@ import { RECOVERED, type UserKey } from '../grant.ts'
 import type { Evidence, GrantStore } from '../ports.ts'
 import { type Database, throughDatabase } from './database.ts'
 import { createGrantPlacing } from './grant-placing.ts'
-import { type GrantRow, grantOf, type ServableRow, servableGrantOf } from './grant-rows.ts'
+import {
+  GRANT_COLUMNS,
+  type GrantRow,
+  grantOf,
+  type ServableRow,
+  servableGrantOf,
+} from './grant-rows.ts'
 import { createGrantUpkeep } from './grant-upkeep.ts'
 import { EVENT_COLUMNS, writeEvents } from './outbox-events.ts'
 import { PREPARED } from './prepared.ts'
@@ -111,7 +117,9 @@ export function createGrantStore(
     find: (user) =>
       throughDatabase(async () => {
         const { rows } = await sql<GrantRow>`${PREPARED}
-          select g.*, ${now} as read_at from grants g where g.user_id = ${user}`.execute(db)
+          select ${GRANT_COLUMNS}, ${now} as read_at from grants where user_id = ${user}`.execute(
+          db,
+        )
         const [row] = rows
         return row === undefined ? undefined : grantOf(row)
       }),

@@ -5,7 +5,7 @@ import { sql } from 'kysely'
 import { IMPORT_USERS } from '../grant.ts'
 import type { ExpiryWarning, GrantStore } from '../ports.ts'
 import { type Database, SWEEP_ROWS_MAX, throughDatabase } from './database.ts'
-import { type GrantRow, grantOf } from './grant-rows.ts'
+import { GRANT_COLUMNS, type GrantRow, grantOf } from './grant-rows.ts'
 import { EVENT_COLUMNS, writeEvents } from './outbox-events.ts'
 import { PREPARED } from './prepared.ts'
 import { now } from './time.ts'
@@ -35,7 +35,7 @@ export function createGrantUpkeep(
         // It may read the whole table, at the start of a process or of the database: an index would cost each refresh
         // more than that. The ledger is asked only where the last attempt has failed.
         const { rows } = await sql<GrantRow>`
-          select g.*, ${now} as read_at from grants g
+          select ${GRANT_COLUMNS}, ${now} as read_at from grants g
           where g.user_id > ${after ?? ''}
             and ((g.owner = ${replica}
                 and ((g.phase = 'armed' and g.state = 'active') or g.state = 'suspect'))
@@ -53,7 +53,7 @@ export function createGrantUpkeep(
         // Spread over a thirty-sixth of the lifetime (a month of three years), so that grants of one day do not
         // come due on one day; the hash makes a grant's place in it the same on every replica.
         const { rows } = await sql<GrantRow>`
-          select g.*, ${now} as read_at from grants g
+          select ${GRANT_COLUMNS}, ${now} as read_at from grants g
           where g.state = 'active' and g.phase = 'idle'
             and (g.next_retry_at is null or g.next_retry_at <= ${now})
             and g.rotated_at < ${now} - ${refreshTokenLifetime}::interval / 2
@@ -127,7 +127,7 @@ export function createGrantUpkeep(
       throughDatabase(async () => {
         const patterns = filter.users.map(likePatternOf)
         const { rows } = await sql<GrantRow>`
-          select g.*, ${now} as read_at from grants g
+          select ${GRANT_COLUMNS}, ${now} as read_at from grants g
           where g.user_id > ${filter.after ?? ''}
             and g.user_id like any(${patterns}) and g.user_id not like ${likePatternOf(IMPORT_USERS)}
             and (${filter.state ?? null}::text is null or g.state = ${filter.state ?? null})

@@ -1,5 +1,5 @@
-// Statements on the way to a token are prepared: PostgreSQL then parses and plans them once for each connection instead
-// of each time, which is half of what a refresh costs it. A pooler that hands its connections to somebody else after each
+// Statements on the way to a token are prepared: PostgreSQL then parses them once for each connection, and plans them anew
+// only while that pays; to do both each time is half of what a refresh costs it. A pooler that hands its connections to somebody else after each
 // transaction may not know of them; then they are sent like any other, from its first refusal on.
 
 import { hash } from 'node:crypto'
@@ -8,7 +8,10 @@ import { DatabaseError } from 'pg'
 
 const MARK = '/* prepared */'
 
-/** Stands first in a statement that is to be prepared. Its text must not vary, and no transaction may have begun before it. */
+/**
+ * Stands first in a statement that is to be prepared. Neither its text may vary, nor, with a migration, what it returns; and
+ * no transaction may have begun before it.
+ */
 export const PREPARED = sql.raw(MARK)
 
 /** Of a handful of statements: their texts do not vary. */
@@ -29,7 +32,7 @@ export function preparedNameOf(text: string): string | undefined {
 const REFUSALS: ReadonlySet<string | undefined> = new Set([
   '26000', // invalid_sql_statement_name: it was prepared on another connection behind the pooler
   '42P05', // duplicate_prepared_statement: somebody else has prepared it on this one
-  '0A000', // feature_not_supported: a migration has added a column to what it returns
+  '0A000', // feature_not_supported: what it returns is not what it was
 ])
 
 /** Tells whether the same statement, sent as any other, may pass. */
