@@ -60,6 +60,11 @@ t.test('everything works through PgBouncer in transaction mode', { skip }, async
   fleet.toServer.mode = 'pass'
   await askUntilServed(two, 'user-1', LEASE_MS + RECOVERY_LIMIT_MS)
 
+  t.match(
+    two.log.filter(({ event }) => event === 'prepared_statements_off'),
+    [{ level: 'info' }],
+    'what it does not follow is done without',
+  )
   await expectIntact(t, fleet)
   t.ok(fleet.refreshes().length >= USERS.length * (ROUNDS - 1) + 1)
 })

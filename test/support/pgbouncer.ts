@@ -1,6 +1,6 @@
 // PgBouncer in transaction mode before a test's PostgreSQL, where it is installed: no session outlives a transaction.
 
-import { type ChildProcess, spawn } from 'node:child_process'
+import { type ChildProcess, execFileSync, spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { existsSync } from 'node:fs'
 import { chmod, mkdtemp, rm, writeFile } from 'node:fs/promises'
@@ -24,7 +24,7 @@ export interface PgBouncer {
   restart(): Promise<void>
 }
 
-/** Starts PgBouncer before the server of a database URL; it ends with the test. */
+/** Starts PgBouncer before the server of a database URL; it ends with the test. It follows no prepared statements. */
 export async function startPgBouncer(test: Test, url: string): Promise<PgBouncer> {
   const target = new URL(url)
   const name = target.pathname.slice(1)
@@ -44,6 +44,8 @@ export async function startPgBouncer(test: Test, url: string): Promise<PgBouncer
       'auth_type = any',
       'pool_mode = transaction',
       'default_pool_size = 5',
+      // Before 1.21 it does not know of them, nor of the setting.
+      ...(versionOf(PROGRAM) < 1.021 ? [] : ['max_prepared_statements = 0']),
       '',
     ].join('\n'),
   )
@@ -96,4 +98,11 @@ async function answers(url: string): Promise<boolean> {
   } finally {
     await client.end().catch(() => {})
   }
+}
+
+/** As a number in which 1.21 is more than 1.9. */
+function versionOf(program: string): number {
+  const [, major, minor] =
+    /(\d+)\.(\d+)/.exec(execFileSync(program, ['--version'], { encoding: 'utf8' })) ?? []
+  return Number(major) + Number(minor) / 1000
 }
