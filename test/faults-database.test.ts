@@ -16,8 +16,9 @@ const LONG = process.env['SOAK'] === '1'
 const RECOVERY_LIMIT_MS = 2 * 10_000
 const UNREADY_LIMIT_MS = 5_000
 /** Comes in the text of the statement that arms, and of the one that stores. */
-const ARM = 'with armed as ('
-const STORE = 'with stored as ('
+/** What is in each message that has the statement done, prepared or not. */
+const ARM = 'broker_arm_'
+const STORE = 'broker_store_'
 
 /** Asks for every user for a while, and returns the statuses that came. */
 async function hammer(

@@ -53,8 +53,10 @@ export async function makeProxiedCall(parts: CallParts, call: ProxiedCall): Prom
   const { accessTokens, audit, forwarder } = parts
   const { request, response, requestId, target, onBehalf, token } = call
   const { method = '' } = request
-  let { fingerprint } = token
-  let action: 'call_proxied' | 'call_repeated' = 'call_proxied'
+  let sending: Pick<AuditEvent, 'action' | 'fingerprint'> = {
+    action: 'call_proxied',
+    fingerprint: token.fingerprint,
+  }
   try {
     const forwarded = await forwarder.forward(request, response, {
       user: onBehalf.user,
@@ -64,13 +66,11 @@ export async function makeProxiedCall(parts: CallParts, call: ProxiedCall): Prom
       locationPrefix: target.prefix,
       responseHeaders: call.fields,
       // Before the token leaves, not after: an upload may take a quarter of an hour.
-      onSend: () =>
-        audit.record({ action, ...onBehalf, requestId, fingerprint, details: { method } }),
+      onSend: () => audit.record({ ...sending, ...onBehalf, requestId, details: { method } }),
       async renew() {
         const current = await accessTokens.replaceRejected(onBehalf.user, token.fingerprint)
         if (current.fingerprint === token.fingerprint) return undefined
-        fingerprint = current.fingerprint
-        action = 'call_repeated'
+        sending = { action: 'call_repeated', fingerprint: current.fingerprint }
         return current.accessToken
       },
     })

@@ -5,7 +5,7 @@ import { type Kysely, sql } from 'kysely'
 import type { AuditRow } from '../audit-event.ts'
 import type { AuditPlace, AuditSnapshot, AuditStore, ChainHead } from '../ports.ts'
 import { type Database, type Tables, throughDatabase } from './database.ts'
-import { PREPARED } from './prepared.ts'
+import { prepared } from './prepared.ts'
 import { now } from './time.ts'
 import { likePatternOf } from './user-patterns.ts'
 
@@ -14,14 +14,16 @@ export function createAuditStore({ db }: Pick<Database, 'db'>): AuditStore {
   return {
     now: () =>
       throughDatabase(async () => {
-        const { rows } = await sql<{ now: Date }>`${PREPARED} select ${now} as now`.execute(db)
+        const { rows } = await sql<{
+          now: Date
+        }>`${prepared('audit_now')} select ${now} as now`.execute(db)
         return (rows[0] as { now: Date }).now
       }),
 
     // As one JSON text: a parameter for each value of 500 rows would be 8,000 of them.
     append: (rows) =>
       throughDatabase(async () => {
-        await sql`${PREPARED}
+        await sql`${prepared('audit_append')}
           insert into audit_events (chain_id, sequence, at, replica, actor_kind, actor_name, action, user_id, outcome,
             request_id, fingerprint, count, details, key_id, previous_hash, hash)
           select chain_id, sequence, at, replica, actor_kind, actor_name, action, user_id, outcome,

@@ -15,7 +15,7 @@ import {
 } from './grant-rows.ts'
 import { createGrantUpkeep } from './grant-upkeep.ts'
 import { EVENT_COLUMNS, writeEvents } from './outbox-events.ts'
-import { PREPARED } from './prepared.ts'
+import { prepared } from './prepared.ts'
 import { lifetimeFrom, now, seconds } from './time.ts'
 
 export interface GrantStoreSettings {
@@ -116,7 +116,7 @@ export function createGrantStore(
 
     find: (user) =>
       throughDatabase(async () => {
-        const { rows } = await sql<GrantRow>`${PREPARED}
+        const { rows } = await sql<GrantRow>`${prepared('find')}
           select ${GRANT_COLUMNS}, ${now} as read_at from grants where user_id = ${user}`.execute(
           db,
         )
@@ -127,7 +127,7 @@ export function createGrantStore(
     findMany: (users) =>
       throughDatabase(async () => {
         // Column by column: what is not read need not be written as text here and parsed there.
-        const { rows } = await sql<ServableRow>`${PREPARED}
+        const { rows } = await sql<ServableRow>`${prepared('find_many')}
           select user_id, login_id, state, state_reason, generation, access_token_sealed,
             access_token_requested_at, access_token_expires_at, access_token_fingerprint, scope,
             ${now} as read_at
@@ -137,7 +137,7 @@ export function createGrantStore(
 
     arm: (request) =>
       throughDatabase(async () => {
-        const { rows } = await sql<{ armed_at: Date }>`${PREPARED}
+        const { rows } = await sql<{ armed_at: Date }>`${prepared('arm')}
           with armed as (
             update grants g set
               phase = 'armed', attempt_id = ${request.attemptId}, owner = ${request.replica},
@@ -212,7 +212,7 @@ export function createGrantStore(
     store: (successor) =>
       throughDatabase(async () => {
         const access = successor.accessToken
-        const { rows } = await sql`${PREPARED}
+        const { rows } = await sql`${prepared('store')}
           with stored as (
             update grants set
               generation = ${successor.generation},

@@ -7,7 +7,7 @@ import type { ExpiryWarning, GrantStore } from '../ports.ts'
 import { type Database, SWEEP_ROWS_MAX, throughDatabase } from './database.ts'
 import { GRANT_COLUMNS, type GrantRow, grantOf } from './grant-rows.ts'
 import { EVENT_COLUMNS, writeEvents } from './outbox-events.ts'
-import { PREPARED } from './prepared.ts'
+import { prepared } from './prepared.ts'
 import { now } from './time.ts'
 import { likePatternOf } from './user-patterns.ts'
 
@@ -23,7 +23,7 @@ export function createGrantUpkeep(
     touch: (users) =>
       throughDatabase(async () => {
         // In the order of the keys and past what is locked: no two of these, and no refresh, wait for each other.
-        await sql`${PREPARED}
+        await sql`${prepared('touch')}
           update grants set last_used_at = ${now}
           where user_id in (
             select user_id from grants where user_id = any(${users})

@@ -3,26 +3,33 @@
 // transaction may not know of them; then they are sent like any other, from its first refusal on.
 
 import { hash } from 'node:crypto'
-import { sql } from 'kysely'
+import { type RawBuilder, sql } from 'kysely'
 import { DatabaseError } from 'pg'
 
-const MARK = '/* prepared */'
+const MARK = /^\/\* prepared: (\w+) \*\//
+const HASH_CHARACTERS = 22
 
 /**
- * Stands first in a statement that is to be prepared. Neither its text may vary, nor, with a migration, what it returns; and
- * no transaction may have begun before it.
+ * Stands first in a statement that is to be prepared, and gives it a name for whoever watches the server. Neither its text may
+ * vary, nor, with a migration, what it returns; and no transaction may have begun before it.
  */
-export const PREPARED = sql.raw(MARK)
+export function prepared(name: string): RawBuilder<unknown> {
+  return sql.raw(`/* prepared: ${name} */`)
+}
 
 /** Of a handful of statements: their texts do not vary. */
 const names = new Map<string, string>()
 
 /** The name under which the statement is prepared; undefined when it is not to be. Another text has another name. */
 export function preparedNameOf(text: string): string | undefined {
-  if (!text.startsWith(MARK)) return undefined
-  let name = names.get(text)
-  if (name === undefined) names.set(text, (name = `broker_${hash('sha256', text, 'base64url')}`))
-  return name
+  if (!text.startsWith('/*')) return undefined
+  const known = names.get(text)
+  if (known !== undefined) return known
+  const [, name] = MARK.exec(text) ?? []
+  if (name === undefined) return undefined
+  const full = `broker_${name}_${hash('sha256', text, 'base64url').slice(0, HASH_CHARACTERS)}`
+  names.set(text, full)
+  return full
 }
 
 /**

@@ -7,7 +7,7 @@ import type { Kysely } from 'kysely'
 import type { UserKey } from '../grant.ts'
 import type { Session, SessionStore } from '../ports.ts'
 import { SWEEP_ROWS_MAX, throughDatabase } from './database.ts'
-import { PREPARED } from './prepared.ts'
+import { prepared } from './prepared.ts'
 import type { Tables } from './database.ts'
 
 /** Use of a session is written this often at most: a page that makes fifty calls costs one write. */
@@ -55,7 +55,7 @@ export function createSessionStore(db: Kysely<Tables>): SessionStore {
       throughDatabase(async () => {
         // An idle life of a few seconds still slides: the interval is a quarter of it at most.
         const slideIntervalSeconds = Math.min(SLIDE_INTERVAL_SECONDS_MAX, lifetimes.idleSeconds / 4)
-        const { rows } = await sql<SessionRow>`${PREPARED}
+        const { rows } = await sql<SessionRow>`${prepared('session')}
           with moment as materialized (select clock_timestamp() as now),
           live as (
             select s.* from sessions s, moment
