@@ -303,6 +303,11 @@ t.test('what fails before the router is told by its route, and not tried again',
     callers: CALLERS,
     replace: { log },
   })
+  await scene.connect(engine, 'acme-1')
+  const readGrant = async () =>
+    (await scene.database.pool.query(`select * from grants where user_id = 'acme-1'`)).rows
+  const before = await readGrant()
+  t.equal(before.length, 1)
   let reads = 0
   engine.ports.grants.findMany = () => {
     reads += 1
@@ -311,7 +316,6 @@ t.test('what fails before the router is told by its route, and not tried again',
     })
     return Promise.reject(error)
   }
-  await scene.connect(engine, 'acme-1')
   await internalApp.listen({ host: '127.0.0.1', port: 0 })
   const { port } = internalApp.addresses()[0] as AddressInfo
   for (const [url, caller] of [
@@ -332,6 +336,7 @@ t.test('what fails before the router is told by its route, and not tried again',
     const route = url === PATH ? '/v1/users/:user/access-token' : url
     t.match(log.events, [{ event: 'request_answered', status: 503, route }])
   }
+  t.strictSame(await readGrant(), before, 'the grant is as it was')
 })
 
 t.test('what clients take out of a path names no user, escaped or not', async (t) => {

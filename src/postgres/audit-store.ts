@@ -14,9 +14,8 @@ export function createAuditStore({ db }: Pick<Database, 'db'>): AuditStore {
   return {
     now: () =>
       throughDatabase(async () => {
-        const { rows } = await sql<{
-          now: Date
-        }>`${prepared('audit_now')} select ${now} as now`.execute(db)
+        const { rows } = await sql<{ now: Date }>`${prepared('audit_now')}
+          select ${now} as now`.execute(db)
         return (rows[0] as { now: Date }).now
       }),
 

@@ -1,6 +1,6 @@
 // Statements on the way to a token are prepared: PostgreSQL then parses them once for each connection, and plans them anew
-// only while that pays; to do both each time is half of what a refresh costs it. A pooler that hands its connections to somebody else after each
-// transaction may not know of them; then they are sent like any other, from its first refusal on.
+// only while that pays; to do both each time is half of what a refresh costs it. A pooler that hands its connections to
+// somebody else after each transaction may not know of them; then they are sent like any other, from its first refusal on.
 
 import { hash } from 'node:crypto'
 import { type RawBuilder, sql } from 'kysely'

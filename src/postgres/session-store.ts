@@ -7,8 +7,8 @@ import type { Kysely } from 'kysely'
 import type { UserKey } from '../grant.ts'
 import type { Session, SessionStore } from '../ports.ts'
 import { SWEEP_ROWS_MAX, throughDatabase } from './database.ts'
-import { prepared } from './prepared.ts'
 import type { Tables } from './database.ts'
+import { prepared } from './prepared.ts'
 
 /** Use of a session is written this often at most: a page that makes fifty calls costs one write. */
 const SLIDE_INTERVAL_SECONDS_MAX = 30
