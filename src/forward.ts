@@ -13,6 +13,7 @@ import { passedRequestFields } from './forward-headers.ts'
 import { createForwardQueue, type ForwardQueue } from './forward-queue.ts'
 import { arrivedBody, hasBody, openUpload, refuseTooLarge } from './forward-upload.ts'
 import type { UserKey } from './grant.ts'
+import { resetSocket } from './reset-socket.ts'
 import { CONNECTION_LIFE_MS, createUpstreamLookup } from './upstream-address.ts'
 
 /** Header section of an answer: as much as the broker takes from its own clients. */
@@ -226,7 +227,7 @@ function attempt(
       const { socket, httpVersion } = request
       // What a client has not read would wait for it in the kernel, for as long as it likes; and with HTTP/1.0 the end of
       // a connection is the end of an answer.
-      if (socket.writableLength > 0 || httpVersion === '1.0') socket.resetAndDestroy()
+      if (socket.writableLength > 0 || httpVersion === '1.0') resetSocket(socket)
       response.destroy()
       socket.destroy()
       finish(false)

@@ -15,7 +15,6 @@ const LONG = process.env['SOAK'] === '1'
 /** What FG-12 and RF-26 allow from the return of the database to the first success, doubled: others use the machine too. */
 const RECOVERY_LIMIT_MS = 2 * 10_000
 const UNREADY_LIMIT_MS = 5_000
-/** Comes in the text of the statement that arms, and of the one that stores. */
 /** What is in each message that has the statement done, prepared or not. */
 const ARM = 'broker_arm_'
 const STORE = 'broker_store_'
@@ -192,7 +191,11 @@ t.test(
       calls.every(({ spent }) => spent !== undefined),
       'only live tokens were presented',
     )
-    t.ok(replica.log.some(({ event }) => event === 'database_server_replaced'))
+    await until(
+      () => replica.log.some(({ event }) => event === 'database_server_replaced'),
+      RECOVERY_LIMIT_MS,
+      'the replica that had nothing to do has noticed as well',
+    )
     t.strictSame(await fleet.lost(), [])
     await other.close()
   },
@@ -235,6 +238,7 @@ t.test('no connection is held while the authorization server takes its time', as
   await fleet.connect(['rested'])
   await replica.token('rested')
   const gate = Promise.withResolvers<void>()
+  t.teardown(() => gate.resolve())
   fleet.lookAlike.faults.push({
     endpoint: 'token',
     kind: 'delay',
@@ -242,8 +246,19 @@ t.test('no connection is held while the authorization server takes its time', as
     until: gate.promise,
     times: names.length,
   })
-  const asking = names.map((name) => replica.token(name))
-  await until(() => fleet.refreshes().slice(-names.length).every(isOpen), 10_000, 'all at once')
+  let isAsking = true
+  // One answer may come from memory still, or from an attempt that a slow machine gave up before it was sent.
+  const asking = names.map(async (name) => {
+    while (isAsking) {
+      await replica.token(name)
+      await delay(20)
+    }
+  })
+  await until(
+    () => fleet.refreshes().filter(isOpen).length === names.length,
+    RECOVERY_LIMIT_MS,
+    'all at once',
+  )
   const idle = new Set<unknown>()
   const rested: Answer[] = []
   const endsAtMs = performance.now() + 1_500
@@ -255,6 +270,7 @@ t.test('no connection is held while the authorization server takes its time', as
     for (const row of rows) idle.add(row.state)
     rested.push(await replica.token('rested'))
   }
+  isAsking = false
   gate.resolve()
   await Promise.all(asking)
   t.strictSame([...idle], [], 'no transaction is open')

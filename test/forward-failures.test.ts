@@ -17,6 +17,7 @@ import { proxyStatusOf, upstreamRefused } from '../src/forward-failure.ts'
 import { buildApp } from '../src/http/app.ts'
 import type { UserKey } from '../src/grant.ts'
 import type { Log } from '../src/ports.ts'
+import { resetSocket } from '../src/reset-socket.ts'
 import {
   PROXY_LIMITS,
   PSEUDONYM,
@@ -88,7 +89,7 @@ t.test(
   async (t) => {
     const upstream = await startUpstream(t, async (call) => {
       await call.body
-      if (call.target === '/reset') call.socket.resetAndDestroy()
+      if (call.target === '/reset') resetSocket(call.socket)
       else call.socket.end()
     })
     const proxy = await startProxy(t, { apiUrl: upstream.url })
@@ -107,7 +108,7 @@ t.test(
 t.test('a connection that the upstream closes between two calls costs no call twice', async (t) => {
   const upstream = await startUpstream(t, (call) => {
     if (upstream.calls.length === 1) answer(call, 200)
-    else call.socket.resetAndDestroy()
+    else resetSocket(call.socket)
   })
   const proxy = await startProxy(t, { apiUrl: upstream.url })
   t.equal((await sendRaw(proxy.port, requestText('GET /api/a'))).status, 200)
@@ -125,7 +126,7 @@ t.test(
       call.socket.write(
         `HTTP/1.1 200 OK\r\n${head}\r\n\r\n${call.target === '/length' ? '' : '3\r\n'}abc`,
       )
-      setTimeout(() => call.socket.resetAndDestroy(), 50)
+      setTimeout(() => resetSocket(call.socket), 50)
     })
     const proxy = await startProxy(t, { apiUrl: upstream.url })
     for (const target of ['/length', '/chunked']) {
@@ -359,7 +360,7 @@ t.test("one user's calls leave connections to others, and only so many wait", as
 
 t.test('a connection is given back however a call ends, and waited for only so long', async (t) => {
   const upstream = await startUpstream(t, (call) => {
-    if (call.target === '/reset') call.socket.resetAndDestroy()
+    if (call.target === '/reset') resetSocket(call.socket)
     if (call.target === '/early') answer(call, 403, 'enough')
     if (call.target === '/refused') answer(call, 401, 'no')
     if (call.target === '/silent-body')

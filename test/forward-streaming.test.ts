@@ -12,6 +12,7 @@ import { type AddressInfo, connect } from 'node:net'
 import { Readable } from 'node:stream'
 import { setTimeout as sleep } from 'node:timers/promises'
 import t from 'tap'
+import { resetSocket } from '../src/reset-socket.ts'
 import { PSEUDONYM, requestText, sendRaw, startProxy } from './support/proxy.ts'
 import { answer, startUpstream } from './support/upstream.ts'
 
@@ -312,7 +313,7 @@ t.test('a client that leaves ends the call to the upstream within a second', asy
     socket.write(text)
     await until(() => upstream.calls.length > before)
     await sleep(50)
-    socket.resetAndDestroy()
+    resetSocket(socket)
     const left = performance.now()
     await upstream.calls.at(-1)?.closed
     t.ok(performance.now() - left < 1_000, text)

@@ -9,6 +9,7 @@ import { join } from 'node:path'
 import { createServer as createTlsServer } from 'node:tls'
 import t, { type Test } from 'tap'
 import { systemClock } from '../src/clock.ts'
+import { resetSocket } from '../src/reset-socket.ts'
 import { sendOnce } from '../src/send-once.ts'
 import { createUpstreamLookup } from '../src/upstream-address.ts'
 
@@ -127,7 +128,7 @@ t.test('of a connection that breaks, what had come is kept', async (t) => {
     t.match(await post(server.url), { kind: 'unknown', status, partialBody })
     t.equal(server.requests.length, 1, 'and it is not sent again')
   }
-  const server = await startServer(t, (socket) => socket.resetAndDestroy())
+  const server = await startServer(t, resetSocket)
   t.match(await post(server.url), { kind: 'unknown', reason: 'econnreset', partialBody: '' })
 })
 

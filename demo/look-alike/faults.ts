@@ -1,6 +1,7 @@
 // Faults on demand. A test appends to the list; each request takes the first one meant for it, and it is used up.
 
 import { setTimeout } from 'node:timers/promises'
+import { resetSocket } from '../../src/reset-socket.ts'
 import { type Context, type Middleware, recordedRequest } from './record.ts'
 
 /** Which requests a fault is for. */
@@ -88,5 +89,5 @@ function takeFault(faults: Fault[], context: Context): Fault | undefined {
 
 function resetConnection(context: Context): void {
   context.respond = false
-  context.req.socket.resetAndDestroy()
+  resetSocket(context.req.socket)
 }

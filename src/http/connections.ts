@@ -6,6 +6,7 @@ import type { IncomingMessage, Server, ServerResponse } from 'node:http'
 import type { Socket } from 'node:net'
 import { LINGER_MS } from '../forward-answer.ts'
 import { hasBody } from '../forward-upload.ts'
+import { resetSocket } from '../reset-socket.ts'
 
 /** Of one listener; what comes beyond is closed unread. At some 20 KiB for each, a flood of them costs 200 MiB at most. */
 const CONNECTIONS_MAX = 10_000
@@ -69,7 +70,7 @@ export function watchConnections(
     // An answer that is still to come is waited for, and a body that does not come has limits of its own.
     const isDue = (underWay.get(socket)?.size ?? 0) > 0
     // Reset, or what has not been read would wait in the kernel, for as long as its client likes.
-    if (socket.writableLength > 0) socket.resetAndDestroy()
+    if (socket.writableLength > 0) resetSocket(socket)
     else if (!isDue) socket.destroy()
   })
 

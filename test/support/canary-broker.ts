@@ -7,6 +7,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import type { Test } from 'tap'
 import { startAuthorizationServer } from '../../demo/look-alike/authorization-server.ts'
+import { resetSocket } from '../../src/reset-socket.ts'
 import { type Answer, type Browser, createBrowser } from './browser.ts'
 import { dumpsOf, faultsOf, recordOf, type Secrets } from './canary-record.ts'
 import { createTestDatabase } from './database.ts'
@@ -176,7 +177,7 @@ async function startTelltaleApi(test: Test): Promise<string> {
       `X-Debug: ${credential}`,
       `Set-Cookie: t=${credential.slice(7)}`,
     ]
-    if (call.target === '/reset') call.socket.resetAndDestroy()
+    if (call.target === '/reset') resetSocket(call.socket)
     else if (call.target === '/refuse') {
       const challenge = `WWW-Authenticate: Bearer error="invalid_token", token="${credential}"`
       answer(call, 401, JSON.stringify({ error: credential }), [...echo, challenge])

@@ -3,6 +3,7 @@
 
 import { connect, createServer, type AddressInfo, type Socket } from 'node:net'
 import type { Test } from 'tap'
+import { resetSocket } from '../../src/reset-socket.ts'
 
 /** `up` is from the broker to the server, `down` the way back. */
 type Direction = 'up' | 'down'
@@ -56,7 +57,7 @@ export async function startFaultProxy(port: number, test?: Test): Promise<FaultP
   const server = createServer((client) => {
     proxy.opened += 1
     if (proxy.mode === 'refuse') {
-      client.resetAndDestroy()
+      resetSocket(client)
       return
     }
     const upstream = connect(target, '127.0.0.1')
@@ -115,7 +116,7 @@ export async function startFaultProxy(port: number, test?: Test): Promise<FaultP
   }
 
   function reset({ ends }: Line): void {
-    for (const end of ends) end.resetAndDestroy()
+    for (const end of ends) resetSocket(end)
   }
 
   await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve))

@@ -2,6 +2,7 @@
 
 import { connect, createServer, type AddressInfo, type Socket } from 'node:net'
 import type { Test } from 'tap'
+import { resetSocket } from '../../src/reset-socket.ts'
 
 export interface Relay {
   /** The database's URL through the relay. */
@@ -18,7 +19,7 @@ export async function startRelay(test: Test, url: string): Promise<Relay> {
   let whole = true
   const server = createServer((client) => {
     if (!whole) {
-      client.resetAndDestroy()
+      resetSocket(client)
       return
     }
     const upstream = connect(Number(target.port), target.hostname)
@@ -38,7 +39,7 @@ export async function startRelay(test: Test, url: string): Promise<Relay> {
   await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve))
   const cut = () => {
     whole = false
-    for (const socket of sockets) socket.resetAndDestroy()
+    for (const socket of sockets) resetSocket(socket)
   }
   test.teardown(() => {
     cut()

@@ -6,6 +6,7 @@ import type { AddressInfo } from 'node:net'
 import { randomBytes } from 'node:crypto'
 import { Webhook } from 'standardwebhooks'
 import type { Test } from 'tap'
+import { resetSocket } from '../../src/reset-socket.ts'
 
 export interface ReceivedEvent {
   id: string
@@ -80,7 +81,7 @@ export async function startWebhookReceiver(test: Test): Promise<WebhookReceiver>
     const reply = receiver.answer(event, { count }) ?? { status: 204 }
     if (reply === 'hang') return
     if (reply === 'reset') {
-      request.socket.resetAndDestroy()
+      resetSocket(request.socket)
       return
     }
     if ('afterMs' in reply) {
