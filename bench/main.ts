@@ -3,6 +3,7 @@
 
 import { parseArgs } from 'node:util'
 import { measureForwardAuth } from './forward-auth.ts'
+import { measureOverload } from './overload.ts'
 import { measureProxy } from './proxy.ts'
 import { measureTokenPath } from './token.ts'
 
@@ -10,6 +11,7 @@ const MEASUREMENTS: Readonly<Record<string, (options: { quick: boolean }) => Pro
   token: measureTokenPath,
   'forward-auth': measureForwardAuth,
   proxy: measureProxy,
+  overload: measureOverload,
 }
 
 const { values, positionals } = parseArgs({

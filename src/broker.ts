@@ -13,7 +13,6 @@ import { systemClock } from './clock.ts'
 import type { Config, ListenerSettings } from './config.ts'
 import { createHeartbeat } from './failover.ts'
 import { createForwarder } from './forward.ts'
-import { grantSealContext } from './grant.ts'
 import type { App } from './http/app.ts'
 import { buildInternalApp } from './http/internal-app.ts'
 import { watchOverload } from './http/overload.ts'
@@ -25,19 +24,12 @@ import { createAttemptStore } from './postgres/attempt-store.ts'
 import { createAuditStore } from './postgres/audit-store.ts'
 import { createConnectLinkStore } from './postgres/connect-link-store.ts'
 import { createCredentialUseStore } from './postgres/credential-use-store.ts'
-import { type Database, openDatabase, SWEEP_ROWS_MAX } from './postgres/database.ts'
-import {
-  claimDatabase,
-  findUnsafeSettings,
-  readDeploymentId,
-  readSampleGrants,
-  readSamplePendingGrants,
-} from './postgres/deployment.ts'
-import { startEmbeddedPostgres } from './postgres/embedded.ts'
+import { SWEEP_ROWS_MAX } from './postgres/database.ts'
+import { claimDatabase, findUnsafeSettings, readDeploymentId } from './postgres/deployment.ts'
 import { createGrantStore } from './postgres/grant-store.ts'
 import { createImportStore } from './postgres/import-store.ts'
 import { createLoginTransactionStore } from './postgres/login-transaction-store.ts'
-import { migrate, readSchemaState } from './postgres/migrate.ts'
+import { readSchemaState } from './postgres/migrate.ts'
 import { createOutboxStore } from './postgres/outbox-store.ts'
 import { createPendingGrantStore } from './postgres/pending-grant-store.ts'
 import { createReplicaStore } from './postgres/replica-store.ts'
@@ -46,28 +38,22 @@ import { createSessionStore } from './postgres/session-store.ts'
 import { createSessionTicketStore } from './postgres/session-ticket-store.ts'
 import { createImporter } from './import.ts'
 import { keepAlive } from './keep-alive.ts'
-import { pendingSealContext } from './pending-grant.ts'
+import { findUnusableKeys, openReadyDatabase } from './ready-database.ts'
 import { createRecovery } from './recovery.ts'
 import { createRefresher } from './refresh.ts'
 import { createRevoker } from './revocation.ts'
 import { createChainKeys, createSealer } from './seal.ts'
-import { Secret } from './secret.ts'
 import { createSpool } from './spool.ts'
 import { createUpstreamLookup } from './upstream-address.ts'
+import { sweepAll, warnOfExpiry } from './upkeep.ts'
 import { createWebhookSender } from './webhook.ts'
 
-/** Connections to PostgreSQL. No request holds one while Pagero is called, so a few go a long way. */
-const POOL_MAX = 10
-/** Where the embedded PostgreSQL keeps its files when DATABASE_URL is not set. */
-const EMBEDDED_DIRECTORY = './data/postgres'
 /** Nothing is refreshed on a new database server before a heartbeat has met it. */
 const HEARTBEAT_RETRY_SECONDS = 1
 /** Ended sessions and logins that nobody finished are cleared away this often. */
 const SWEEP_SECONDS = 60
 /** Warnings are of days. */
 const EXPIRY_WARNING_SECONDS = 3_600
-/** Told of with one statement: an import of many comes due on one day. */
-const EXPIRY_WARNINGS_MAX = 1_000
 /** How late the cut end of a chain is missed at most; one row an hour. */
 const HEADS_SECONDS = 3_600
 /** The retention is of days; each round leaves a row for each chain that it cuts. */
@@ -182,7 +168,7 @@ export async function startBroker(
       intervalSeconds: SWEEP_SECONDS,
       event: 'sweep_failed',
       work: () =>
-        sweepAll([
+        sweepAll(SWEEP_ROWS_MAX, [
           () => ports.sessions.sweep(),
           () => ports.loginTransactions.sweep(),
           () => ports.connectLinks.sweep(),
@@ -233,14 +219,7 @@ export async function startBroker(
     const warning = startPeriodic(ports, {
       intervalSeconds: EXPIRY_WARNING_SECONDS,
       event: 'expiry_warning_failed',
-      work: async (stopping) => {
-        let isLast = false
-        while (!isLast && !stopping.aborted) {
-          const warnings = await ports.grants.takeExpiryWarnings(EXPIRY_WARNINGS_MAX)
-          for (const one of warnings) log.warn('grant_expiring', { ...one })
-          isLast = warnings.length < EXPIRY_WARNINGS_MAX
-        }
-      },
+      work: (stopping) => warnOfExpiry({ ...ports, log }, stopping),
     })
     closing.push(() => warning.stop())
     const importer = createImporter(ports, refresher, {
@@ -388,87 +367,6 @@ function configurationOf(config: Config): AuditDetails {
       `LOG_LEVEL=${config.logLevel}`,
     ],
   }
-}
-
-/** Opens the database, starts the embedded one if none is configured, and brings or checks the schema. */
-async function openReadyDatabase(
-  config: Config,
-  log: Log,
-  closing: Array<() => Promise<unknown>>,
-): Promise<Database> {
-  let url = config.databaseUrl
-  if (url === undefined) {
-    const embedded = await startEmbeddedPostgres({
-      directory: EMBEDDED_DIRECTORY,
-      durable: true,
-      log,
-    })
-    closing.push(() => embedded.stop())
-    url = new Secret(embedded.url)
-  }
-  const database = openDatabase(
-    { url, poolMax: POOL_MAX, applicationName: `broker ${config.replicaName}`.slice(0, 63) },
-    log,
-  )
-  closing.push(() => database.close())
-  if (config.migrateAtStart) {
-    const { applied } = await migrate(database)
-    for (const version of applied) log.info('migration_applied', { version })
-    return database
-  }
-  const state = await readSchemaState(database)
-  if (state !== 'current') {
-    throw new Error(
-      state === 'newer'
-        ? 'The database has a newer schema than this version of the broker knows. Start the newer version.'
-        : 'The database lacks migrations and MIGRATE_AT_START is false. Run: broker migrate',
-    )
-  }
-  return database
-}
-
-/** Tries every key that stored grants need. No grant is touched by one that is missing or wrong; it waits for its key. */
-async function findUnusableKeys(
-  database: Database,
-  { sealer, log }: Pick<Ports, 'sealer' | 'log'>,
-): Promise<string | undefined> {
-  const samples = [
-    ...(await readSampleGrants(database)).map((grant) => ({
-      ...grant,
-      context: grantSealContext('refresh_token_sealed', grant),
-    })),
-    ...(await readSamplePendingGrants(database)).map((pending) => ({
-      ...pending,
-      context: pendingSealContext('refresh_token_sealed', pending),
-    })),
-  ]
-  let unusable: string | undefined
-  for (const { keyId, context, refreshTokenSealed } of samples) {
-    try {
-      sealer.open(context, refreshTokenSealed)
-    } catch (error) {
-      log.error('encryption_key_unusable', { keyId, setting: 'ENCRYPTION_KEYS', error })
-      unusable = 'a key that stored grants are sealed with is missing or wrong'
-    }
-  }
-  return unusable
-}
-
-/** Sweeps until nothing is left that can be swept: a flood must not outgrow the broom. */
-async function sweepAll(sweeps: ReadonlyArray<() => Promise<number>>): Promise<void> {
-  const failures: unknown[] = []
-  for (const sweep of sweeps) {
-    try {
-      let swept: number
-      do {
-        swept = await sweep()
-      } while (swept >= SWEEP_ROWS_MAX)
-    } catch (error) {
-      // One that cannot be swept must not keep the others from it.
-      failures.push(error)
-    }
-  }
-  if (failures.length > 0) throw failures[0]
 }
 
 async function listen(app: App, { host, port }: ListenerSettings): Promise<number> {

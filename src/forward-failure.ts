@@ -62,7 +62,7 @@ export function asForwardError(failure: unknown): BrokerError {
   if (code === 'CONNECTION_LIMIT') {
     return new BrokerError(
       'temporarily_unavailable',
-      "No connection to Pagero's API is free for this call. It has not been sent.",
+      "No connection to Pagero's API is free for this call. Nothing was carried out.",
       { retryAfterSeconds: 1 },
       { cause: failure },
     )

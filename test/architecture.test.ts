@@ -34,7 +34,7 @@ function readSources(directory: string): SourceFile[] {
 }
 
 const sources = readSources(SOURCES)
-const COMPOSITION = ['main.ts', 'broker.ts']
+const COMPOSITION = ['main.ts', 'broker.ts', 'ready-database.ts']
 
 /** What each package is confined to. A file under the folder, or the file itself, may import it. */
 const CONFINED: ReadonlyArray<{ package: RegExp; to: readonly string[] }> = [
@@ -129,6 +129,15 @@ t.test('errors.ts and grant.ts need nothing of ours to run, and ports.ts nothing
     t.notMatch(textOf(name), /^import (?!type\b)[^']*'\./m, name)
   }
   t.notMatch(textOf('ports.ts'), /^import (?!type\b)/m)
+  t.end()
+})
+
+t.test('only reset-socket.ts resets a connection: Node alone may leave it open', (t) => {
+  const resetting = sources.filter(({ text }) => text.includes('resetAndDestroy'))
+  t.same(
+    resetting.map(({ name }) => name),
+    ['reset-socket.ts'],
+  )
   t.end()
 })
 

@@ -136,6 +136,11 @@ t.test('every operation says what it is, who may call it, and which tag it is un
         [],
       )
     }
+    // Whatever a calling service authenticates with is recognized on every path.
+    const required = (operation.security ?? []).flatMap((requirement) =>
+      Object.keys(requirement as object),
+    )
+    t.equal(required.includes('apiKey'), required.includes('jwt'), `${name}: either credential`)
   }
   t.end()
 })

@@ -299,9 +299,11 @@ t.test('the listener answers before the router as its route does', async (t) => 
 
 t.test('what fails before the router is told by its route, and not tried again', async (t) => {
   const log = { ...keepingLog(), writes: (level: string) => level !== 'debug' }
+  let isOverloaded = false
   const { scene, engine, internalApp, credentials } = await buildListeners(t, {
     callers: CALLERS,
     replace: { log },
+    isOverloaded: () => isOverloaded,
   })
   await scene.connect(engine, 'acme-1')
   const readGrant = async () =>
@@ -336,6 +338,16 @@ t.test('what fails before the router is told by its route, and not tried again',
     const route = url === PATH ? '/v1/users/:user/access-token' : url
     t.match(log.events, [{ event: 'request_answered', status: 503, route }])
   }
+
+  const { findMany } = engine.ports.grants
+  engine.ports.grants.findMany = (users) => {
+    isOverloaded = true
+    return findMany(users)
+  }
+  const asReader = { headers: { ...credentials.reader } }
+  const late = await send(port, PATH, asReader)
+  t.match(late.body, /It is away/, 'also where the process does not keep up by then')
+  t.match((await send(port, PATH, asReader)).body, /more to do than it can/)
   t.strictSame(await readGrant(), before, 'the grant is as it was')
 })
 

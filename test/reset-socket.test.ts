@@ -98,7 +98,7 @@ function inNode(statement: string): {
   const { status, signal, stdout } = spawnSync(
     process.execPath,
     ['--input-type=module', '--eval', program],
-    { encoding: 'utf8', timeout: 5_000, killSignal: 'SIGKILL' },
+    { encoding: 'utf8', timeout: 2_000, killSignal: 'SIGKILL' },
   )
   return { status, signal, stdout }
 }

@@ -8,12 +8,9 @@ import { parseUserKey } from '../grant.ts'
 import type { AuditFilter, Ports } from '../ports.ts'
 import type { App } from './app.ts'
 import { type CallerAuth, callerOf, requireRight } from './caller-auth.ts'
-import { CALLER_SECURITY, jsonAnswer } from './openapi.ts'
-import { problemResponses } from './problem.ts'
+import { CALLER_SECURITY } from './openapi.ts'
+import { listAnswers, listOf, PAGE_SIZE, pageOf, pageParameters, userFilter } from './paging.ts'
 
-const PAGE_SIZE = 100
-/** Keeps one answer under 500 KiB. */
-const PAGE_SIZE_MAX = 500
 const ACTIONS = Object.keys(AUDIT_ACTIONS) as AuditAction[]
 /** Instant, chain and row, as `cursorOf` joins them. */
 const CURSOR =
@@ -60,14 +57,6 @@ const AuditEventSchema = Type.Object(
   { $id: 'AuditEvent', description: 'Something that was done, or tried.' },
 )
 
-const AuditEventList = Type.Object(
-  {
-    items: Type.Array(Type.Ref('AuditEvent')),
-    next: nullable('Cursor for `after`; null at the end.'),
-  },
-  { $id: 'AuditEventList' },
-)
-
 const EXAMPLE_ROW = {
   at: '2026-11-23T12:00:00.000Z',
   action: 'token_handed_out',
@@ -88,7 +77,7 @@ export function registerAuditRoutes(
   app: App,
   { auth, ports }: { auth: CallerAuth; ports: Pick<Ports, 'auditEvents'> },
 ): void {
-  for (const schema of [AuditEventSchema, AuditEventList]) app.addSchema(schema)
+  for (const schema of [AuditEventSchema, listOf('AuditEvent')]) app.addSchema(schema)
   app.get(
     '/v1/audit-events',
     {
@@ -102,13 +91,7 @@ export function registerAuditRoutes(
         security: CALLER_SECURITY,
         querystring: Type.Object(
           {
-            user: Type.Optional(
-              Type.String({
-                pattern: '^[A-Za-z0-9._~@:+-]{1,255}$',
-                description: 'Only events that concern this user.',
-                examples: ['alice'],
-              }),
-            ),
+            user: userFilter('Only events that concern this user.'),
             action: Type.Optional(
               Type.Enum(ACTIONS, {
                 type: 'string',
@@ -116,38 +99,14 @@ export function registerAuditRoutes(
                 examples: ['token_handed_out'],
               }),
             ),
-            after: Type.Optional(
-              Type.String({
-                pattern: '^[A-Za-z0-9_-]{1,200}$',
-                description: '`next` of the page before.',
-                examples: [cursorOf('2026-11-23T12:00:00.000Z', EXAMPLE_ROW.chain, 4711)],
-              }),
-            ),
-            limit: Type.Optional(
-              Type.Integer({
-                minimum: 1,
-                maximum: PAGE_SIZE_MAX,
-                default: PAGE_SIZE,
-                description: 'Events on a page.',
-                examples: [PAGE_SIZE],
-              }),
-            ),
+            ...pageParameters('Events', {
+              pattern: '^[A-Za-z0-9_-]{1,200}$',
+              example: cursorOf('2026-11-23T12:00:00.000Z', EXAMPLE_ROW.chain, 4711),
+            }),
           },
           { additionalProperties: false },
         ),
-        response: {
-          200: jsonAnswer({
-            description: 'A page of events.',
-            schema: 'AuditEventList',
-            example: { items: [EXAMPLE_ROW], next: null },
-          }),
-          ...problemResponses('internal', [
-            'request_invalid',
-            'caller_unauthenticated',
-            'caller_forbidden',
-            'temporarily_unavailable',
-          ]),
-        },
+        response: listAnswers('events', 'AuditEvent', EXAMPLE_ROW),
       },
     },
     async (request) => {
@@ -157,18 +116,12 @@ export function registerAuditRoutes(
         user: user === undefined ? undefined : parseUserKey(user),
         action: action as AuditAction | undefined,
         after: after === undefined ? undefined : readCursor(after),
-        // One more than asked for tells whether there is a next page.
         limit: limit + 1,
       })
-      const items = rows.slice(0, limit)
-      const last = items.at(-1)
-      return {
-        items: items.map(eventBody),
-        next:
-          rows.length > limit && last !== undefined
-            ? cursorOf(last.at.toISOString(), last.chainId, last.sequence)
-            : null,
-      }
+      return pageOf(rows, limit, {
+        body: eventBody,
+        cursor: ({ at, chainId, sequence }) => cursorOf(at.toISOString(), chainId, sequence),
+      })
     },
   )
 }

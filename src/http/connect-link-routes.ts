@@ -12,7 +12,7 @@ import type { Revoker } from '../revocation.ts'
 import type { App } from './app.ts'
 import { type CallerAuth, callerOf, requireCaller } from './caller-auth.ts'
 import { EXAMPLE_GRANT, grantBody, GrantSchema } from './grant-schemas.ts'
-import { jsonAnswer } from './openapi.ts'
+import { CALLER_SECURITY, jsonAnswer } from './openapi.ts'
 import { problemResponses } from './problem.ts'
 import { readApplicationUserKey, UserParameters } from './user-parameter.ts'
 
@@ -162,7 +162,7 @@ export function registerConnectLinkRoutes(app: App, parts: ConnectLinkRouteParts
           'For a user of your own application, under your own key. Redirect the browser of that user to `url`; it logs in at Pagero and comes back to `return_to`, with the parameter `confirmation` in its query. Nothing is in use until your backend has returned that with `POST …/grant/confirm`; an older grant serves meanwhile.\n\n' +
           'Why: anybody can send a link on. Somebody may make one for his own user of your application, send it to another person, and have her log in at Pagero: her invoices would be his to read. Your backend sees her come back as herself, and what it confirms for her is not his.',
         tags: ['grants'],
-        security: [{ apiKey: [] }],
+        security: CALLER_SECURITY,
         params: UserParameters,
         body: LINK_BODY,
         response: {
@@ -216,7 +216,7 @@ export function registerConnectLinkRoutes(app: App, parts: ConnectLinkRouteParts
           'Send the `confirmation` that the browser brought, for the user who is logged in there by your own rules, and for no other. The connection then takes the place of an older grant, whose refresh token is revoked at Pagero.\n\n' +
           'A confirmation is good for a quarter of an hour, for its own user alone; afterwards Pagero is told to forget the tokens. Repeated within ten minutes it is answered as the first time, with a new `session_url`: a call whose answer was lost is simply sent again.',
         tags: ['grants'],
-        security: [{ apiKey: [] }],
+        security: CALLER_SECURITY,
         params: UserParameters,
         body: CONFIRMATION_BODY,
         response: {

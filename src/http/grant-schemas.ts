@@ -85,14 +85,6 @@ export const RefreshAttemptList = Type.Object(
   { $id: 'RefreshAttemptList' },
 )
 
-export const GrantList = Type.Object(
-  {
-    items: Type.Array(Type.Ref('Grant')),
-    next: OrNull('string', 'Cursor for `after`; null at the end.'),
-  },
-  { $id: 'GrantList' },
-)
-
 export const EXAMPLE_GRANT = {
   user: 'alice',
   state: 'active',

@@ -11,6 +11,11 @@ export function keepFailure(request: FailedRequest, error: unknown): void {
   request[FAILURE] = { error }
 }
 
+/** Tells whether something was done for the request already, and failed. */
+export function hasFailed(request: FailedRequest): boolean {
+  return request[FAILURE] !== undefined
+}
+
 /** Throws the error that was kept with the request, if there is one. */
 export function throwKeptFailure(request: FailedRequest): void {
   const failure = request[FAILURE]

@@ -5,6 +5,7 @@ import type { IncomingMessage } from 'node:http'
 import { BrokerError } from '../errors.ts'
 import type { Log } from '../ports.ts'
 import type { App } from './app.ts'
+import { hasFailed } from './kept-failure.ts'
 
 const TICK_MS = 100
 /** A collection of garbage, or a process that was paused, is late once. */
@@ -57,12 +58,14 @@ export function watchOverload({ log }: { log: Pick<Log, 'warn'> }, delayMs: numb
 }
 
 /**
- * Refuses all requests but probes while there is overload, as early as the app's routes can be told apart: so the answer is
+ * Refuses all requests but probes, and what has failed already, while there is overload, as early as the app's routes can be told apart: so the answer is
  * one that its client can read, whether that is a page, a service or a person.
  */
 export function refuseOverload(app: App, overload: Omit<Overload, 'stop'>): void {
   app.addHook('onRequest', (request, _reply, done) => {
-    if (PROBES.has(request.routeOptions.url) || !overload.isThere()) {
+    // What has come to its end before the router costs nothing more, and must be told what it came to.
+    const isCheap = PROBES.has(request.routeOptions.url) || hasFailed(request.raw)
+    if (isCheap || !overload.isThere()) {
       done()
       return
     }

@@ -8,12 +8,10 @@ import type { Ports, WebhookDelivery } from '../ports.ts'
 import type { QueueWorker } from '../queue.ts'
 import type { App } from './app.ts'
 import { type CallerAuth, callerOf, requireRight } from './caller-auth.ts'
-import { jsonAnswer } from './openapi.ts'
+import { CALLER_SECURITY, jsonAnswer } from './openapi.ts'
+import { listAnswers, listOf, PAGE_SIZE, pageOf, pageParameters, userFilter } from './paging.ts'
 import { problemResponses } from './problem.ts'
 
-const PAGE_SIZE = 100
-/** Keeps one answer under 250 KiB. */
-const PAGE_SIZE_MAX = 500
 const STATES = ['pending', 'dead'] as const
 
 const WebhookDeliverySchema = Type.Object(
@@ -48,17 +46,6 @@ const WebhookDeliverySchema = Type.Object(
   { $id: 'WebhookDelivery', description: 'An event that the webhook has not confirmed.' },
 )
 
-const WebhookDeliveryList = Type.Object(
-  {
-    items: Type.Array(Type.Ref('WebhookDelivery')),
-    next: Type.Unsafe<unknown>({
-      type: ['string', 'null'],
-      description: 'Cursor for `after`; null at the end.',
-    }),
-  },
-  { $id: 'WebhookDeliveryList' },
-)
-
 const EXAMPLE = {
   id: '3f0c8a52-6f0e-4f86-9a3e-7d5a3b1c2d4e',
   type: 'grant.reauthentication_required',
@@ -81,7 +68,7 @@ export function registerWebhookRoutes(
   },
 ): void {
   const { auth, ports, sender } = parts
-  for (const schema of [WebhookDeliverySchema, WebhookDeliveryList]) app.addSchema(schema)
+  for (const schema of [WebhookDeliverySchema, listOf('WebhookDelivery')]) app.addSchema(schema)
 
   app.get(
     '/v1/webhook-deliveries',
@@ -93,7 +80,7 @@ export function registerWebhookRoutes(
         description:
           'Oldest first, of the users that this caller may see. What was delivered is not kept. A dead event is kept for a month.',
         tags: ['webhooks'],
-        security: [{ apiKey: [] }],
+        security: CALLER_SECURITY,
         querystring: Type.Object(
           {
             state: Type.Optional(
@@ -103,45 +90,12 @@ export function registerWebhookRoutes(
                 examples: ['dead'],
               }),
             ),
-            user: Type.Optional(
-              Type.String({
-                pattern: '^[A-Za-z0-9._~@:+-]{1,255}$',
-                description: 'Only events of this user.',
-                examples: ['alice'],
-              }),
-            ),
-            after: Type.Optional(
-              Type.String({
-                pattern: '^[1-9][0-9]{0,14}$',
-                description: '`next` of the page before.',
-                examples: ['4711'],
-              }),
-            ),
-            limit: Type.Optional(
-              Type.Integer({
-                minimum: 1,
-                maximum: PAGE_SIZE_MAX,
-                default: PAGE_SIZE,
-                description: 'Events on a page.',
-                examples: [PAGE_SIZE],
-              }),
-            ),
+            user: userFilter('Only events of this user.'),
+            ...pageParameters('Events', { pattern: '^[1-9][0-9]{0,14}$', example: '4711' }),
           },
           { additionalProperties: false },
         ),
-        response: {
-          200: jsonAnswer({
-            description: 'A page of events.',
-            schema: 'WebhookDeliveryList',
-            example: { items: [EXAMPLE], next: null },
-          }),
-          ...problemResponses('internal', [
-            'request_invalid',
-            'caller_unauthenticated',
-            'caller_forbidden',
-            'temporarily_unavailable',
-          ]),
-        },
+        response: listAnswers('events', 'WebhookDelivery', EXAMPLE),
       },
     },
     async (request) => {
@@ -151,15 +105,12 @@ export function registerWebhookRoutes(
         user: user === undefined ? undefined : parseUserKey(user),
         users: callerOf(request).users,
         after: after === undefined ? undefined : Number(after),
-        // One more than asked for tells whether there is a next page.
         limit: limit + 1,
       })
-      const items = deliveries.slice(0, limit)
-      const last = deliveries.length > limit ? items.at(-1) : undefined
-      return {
-        items: items.map(deliveryBody),
-        next: last === undefined ? null : String(last.position),
-      }
+      return pageOf(deliveries, limit, {
+        body: deliveryBody,
+        cursor: ({ position }) => String(position),
+      })
     },
   )
 
@@ -173,7 +124,7 @@ export function registerWebhookRoutes(
         description:
           'Makes an event due now that is dead, or that waits after a failure; it has three days again. One that is being delivered at this moment is left alone.',
         tags: ['webhooks'],
-        security: [{ apiKey: [] }],
+        security: CALLER_SECURITY,
         params: Type.Object({
           id: Type.String({
             pattern: '^[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}$',

@@ -57,6 +57,8 @@ export async function buildListeners(
     /** Of the engine. */
     replace?: NonNullable<Parameters<Scene['startEngine']>[0]>['replace']
     tokenCacheTrustMs?: number
+    /** Tells that the process does not keep up. Undefined: it always does. */
+    isOverloaded?: () => boolean
   },
 ): Promise<InternalListener> {
   const scene = await setScene(test)
@@ -104,6 +106,9 @@ export async function buildListeners(
     }),
     revoker,
     checks: options.checks ?? {},
+    ...(options.isOverloaded === undefined
+      ? {}
+      : { overload: { isThere: options.isOverloaded, noteShed: () => {} } }),
     publicApp,
     settings: {
       publicUrl,

@@ -83,6 +83,13 @@ const CLOCK_TOLERANCE_MS = 20
  */
 const FSYNC_MS = 500
 
+/**
+ * Under fire a machine has its processes to start, again and again: with more calls than this, and more rotations than this
+ * share of the grants every 100 ms, it does little else than be late.
+ */
+const CALLER_PAUSE_MS = 100
+const EXPIRING_SHARE = 0.03
+
 /** Rotates every grant again and again, with so many callers for each at once. */
 export async function rotateInPeace(
   fleet: Fleet,
@@ -154,12 +161,12 @@ export async function rotateUnderFire(
       const answer = await replica?.token(user, { limitMs: 5_000 })
       if (answer?.status !== 200) unserved += 1
       if (answer?.status === 409) await logInAgain(fleet, user, answer, reports)
-      await delay(50 * Math.random())
+      await delay(2 * CALLER_PAUSE_MS * Math.random())
     }
   })
   const expiring = (async () => {
     while (!isOver) {
-      const some = options.users.filter(() => Math.random() < 0.1)
+      const some = options.users.filter(() => Math.random() < EXPIRING_SHARE)
       // The database may be away.
       await fleet.expire(some).catch(() => undefined)
       await delay(100)

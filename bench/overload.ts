@@ -1,0 +1,141 @@
+// What comes through when far more is asked for than the broker can do: five times what it can, for a minute, at the route
+// that costs one select. Beside it go a few tokens that are in memory, which must come all the same. About two minutes.
+
+import { execFile } from 'node:child_process'
+import { mkdtemp, rm } from 'node:fs/promises'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { setTimeout as delay } from 'node:timers/promises'
+import { fileURLToPath } from 'node:url'
+import { promisify } from 'node:util'
+import { startEmbeddedPostgres } from '../src/postgres/embedded.ts'
+import { type RunningBroker, startBroker } from './support/broker.ts'
+import { machineFacts, milliseconds, tableOf } from './support/figures.ts'
+import type { FloodResult } from './support/flood.ts'
+import { addUsers, createDatabase } from './support/grants.ts'
+import { CONNECTIONS, load } from './support/load.ts'
+import { canPin, placed, residentMiB } from './support/processes.ts'
+
+const FLOOD = fileURLToPath(new URL('support/flood.ts', import.meta.url))
+const USERS = 1_000
+const TIMES = 5
+/** A small part of what the broker can do. */
+const TOKENS_PER_SECOND = 20
+const RECOVERY_LIMIT_MS = 5_000
+/** So many answers one after the other, and the broker is itself again. */
+const IN_A_ROW = 20
+
+/** Takes the measure and prints its table. `quick` shows that everything works; its figures are not worth quoting. */
+export async function measureOverload({ quick }: { quick: boolean }): Promise<void> {
+  const seconds = quick ? 5 : 60
+  const directory = await mkdtemp(join(tmpdir(), 'broker-bench-'))
+  const postgres = await startEmbeddedPostgres({
+    directory: join(directory, 'postgres'),
+    durable: true,
+  })
+  try {
+    const databaseUrl = await createDatabase(postgres.url, 'flooded', (database) =>
+      addUsers(database, USERS, 'fresh'),
+    )
+    // Nothing is refreshed, so nobody listens there.
+    const broker = await startBroker(directory, 'flooded', { databaseUrl, tokenPort: 9 })
+    try {
+      const state = '/v1/users/user-{number}/grant'
+      const token = '/v1/users/user-{number}/access-token'
+      const fields = { authorization: broker.authorization }
+      const target = { port: broker.port, path: state, first: 0, count: USERS, fields }
+      await load(2, target)
+      const capable = await load(quick ? 2 : 10, target)
+      const capacity = capable.answered / capable.seconds
+      await load(2, { ...target, path: token, count: TOKENS_PER_SECOND })
+      const before = residentMiB(broker.child)
+      let halfway = 0
+      setTimeout(() => (halfway = residentMiB(broker.child)), seconds * 500)
+      const [flooded, tokens] = await Promise.all([
+        flood(broker, state, { count: USERS, perSecond: TIMES * capacity, seconds }),
+        flood(broker, token, { count: TOKENS_PER_SECOND, perSecond: TOKENS_PER_SECOND, seconds }),
+      ])
+      const recoveryMs = await recovered(broker)
+      const after = residentMiB(broker.child)
+      const rate = (number: number) => `${Math.round(number / seconds).toLocaleString('en')}/s`
+      const rows = [
+        {
+          what: 'state of a grant, as much as there is',
+          figure: `${Math.round(capacity).toLocaleString('en')}/s`,
+        },
+        {
+          what: `${TIMES} times as many asked for`,
+          figure: `${rate(flooded.offered - flooded.unsent)} sent, ${rate(flooded.shed)} refused, ${rate(flooded.broken + flooded.late)} without an answer`,
+        },
+        {
+          what: 'of them answered within a second',
+          figure: rate(flooded.goodInTime),
+          ratio: {
+            value: flooded.goodInTime / seconds / capacity,
+            to: 'that',
+            goal: { atLeast: 0.7 },
+          },
+        },
+        {
+          what: 'tokens in memory meanwhile',
+          figure: `p99 ${milliseconds(tokens.p99GoodMs * 1000)}`,
+          ratio: {
+            value: tokens.good / (tokens.offered - tokens.unsent),
+            to: 'those asked for',
+            goal: { atLeast: 0.99 },
+          },
+        },
+        {
+          what: 'until it answers as before',
+          figure: milliseconds(recoveryMs * 1000),
+          ratio: { value: recoveryMs / RECOVERY_LIMIT_MS, to: '5 s', goal: { below: 1 } },
+        },
+        {
+          what: 'memory before, halfway, after',
+          figure: `${[before, halfway, after].map(Math.round).join(', ')} MiB`,
+        },
+      ]
+      const notes = [
+        `${seconds} s`,
+        canPin ? 'the broker alone on one CPU' : 'processes not bound to CPUs',
+        `capacity with ${CONNECTIONS} connections`,
+      ]
+      process.stdout.write(`${machineFacts(notes)}\n\n${tableOf(rows)}\n`)
+    } finally {
+      await broker.stop()
+    }
+  } finally {
+    await postgres.stop()
+    await rm(directory, { recursive: true, force: true })
+  }
+}
+
+async function flood(
+  broker: RunningBroker,
+  path: string,
+  size: { count: number; perSecond: number; seconds: number },
+): Promise<FloodResult> {
+  const parameters = [broker.port, path, size.count, size.perSecond, size.seconds].map(String)
+  const [program, ...rest] = placed('around', [
+    process.execPath,
+    FLOOD,
+    ...parameters,
+    ...['authorization', broker.authorization],
+  ])
+  const { stdout } = await promisify(execFile)(program, rest)
+  return JSON.parse(/^RESULT (.*)$/m.exec(stdout)?.[1] ?? '') as FloodResult
+}
+
+/** Asks one after the other until enough are answered in a row, and returns how long that took. */
+async function recovered(broker: RunningBroker): Promise<number> {
+  const startedAtMs = performance.now()
+  const url = `http://127.0.0.1:${broker.port}/v1/users/user-0000001/grant`
+  for (let inARow = 0; inARow < IN_A_ROW;) {
+    const answer = await fetch(url, { headers: { authorization: broker.authorization } })
+    await answer.arrayBuffer()
+    inARow = answer.status === 200 ? inARow + 1 : 0
+    await delay(10)
+    if (performance.now() - startedAtMs > 10 * RECOVERY_LIMIT_MS) return Infinity
+  }
+  return performance.now() - startedAtMs - IN_A_ROW * 10
+}
