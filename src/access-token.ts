@@ -40,6 +40,8 @@ export interface AccessTokens {
    * grant. Never throws.
    */
   ready(user: UserKey): FreshToken | undefined
+  /** Tells whether a token that needs no refresh is in memory, however long ago it was checked. */
+  isAtHand(user: UserKey): boolean
   /**
    * Compare-and-refresh: refreshes only if the stored token is still the rejected one, at most once in the forced
    * interval; else returns the present one.
@@ -127,6 +129,10 @@ export function createAccessTokens(
     return answerOf(token)
   }
 
+  function isAtHand(user: UserKey): boolean {
+    return secondsLeft(cache.known(user)?.token) >= Math.max(settings.defaultMinTtlSeconds, 1)
+  }
+
   async function replaceRejected(user: UserKey, fingerprint: string): Promise<FreshToken> {
     // The ledger first, then the row: whoever was armed in between is then seen as armed, or as done. From the row and
     // not from memory: a login of a moment ago may have replaced the rejected token already.
@@ -185,6 +191,7 @@ export function createAccessTokens(
   ): Promise<LiveToken> {
     const joined = refresher.join(user)
     if (joined !== undefined) return keep(user, await joined)
+    refresher.requireRoom()
     const readAtMs = clock.monotonicMs()
     const grant = await grants.find(user)
     if (grant === undefined) throw grantNotFound()
@@ -249,7 +256,7 @@ export function createAccessTokens(
         )
   }
 
-  return { fresh, ready, replaceRejected, forget: (user) => cache.forget(user) }
+  return { fresh, ready, isAtHand, replaceRejected, forget: (user) => cache.forget(user) }
 }
 
 function confirmationPending(): BrokerError {

@@ -246,7 +246,10 @@ export async function startBroker(
     })
     closing.push(() => forwarder.close())
 
-    const overload = watchOverload(ports, config.overloadDelayMs)
+    const overload = watchOverload(ports, {
+      delayMs: config.overloadDelayMs,
+      statementsWaiting: () => database.pool.waitingCount,
+    })
     closing.push(async () => overload.stop())
     let draining = false
     const publicApp = await buildPublicApp({

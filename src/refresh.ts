@@ -47,6 +47,11 @@ export interface Refresher {
   restore(): Promise<boolean>
   /** The rotation of this user in flight in this process, if there is one. */
   join(user: UserKey): Promise<LiveToken> | undefined
+  /**
+   * Asks whether a rotation that were begun now would have its turn while its caller waits.
+   * @throws BrokerError `temporarily_unavailable` when it would not
+   */
+  requireRoom(): void
   /** Number of rotations that are not yet stored. */
   inFlight(): number
   /** Arms nothing from now on; resolves when every rotation in flight is stored or safely in the spool. */
@@ -61,6 +66,8 @@ type RefreshPorts = Pick<
 /** First and longest pause while another replica's rotation is awaited. */
 const POLL_FIRST_MS = 50
 const POLL_LONGEST_MS = 500
+/** Turns that a rotation may wait for its slot: four seconds with answers that take 200 ms. */
+const TURNS_WAITED_MAX = 20
 /**
  * How long an armed row is watched whose owner does not present its token again though it might: its breaker is open, and
  * callers of this replica are to be told within a second, as those of the owner are.
@@ -95,7 +102,7 @@ export function createRefresher(
   /** Users whose row this process will come back to, each with the newest loop that does. */
   const recovering = new Map<UserKey, symbol>()
   const breaker = createBreaker({ clock, log }, settings)
-  const slots = createSlots(settings.concurrency)
+  const slots = createSlots(settings.concurrency, settings.concurrency * TURNS_WAITED_MAX)
   const stopping = new AbortController()
   /**
    * What this process got for a user while the spool keeps it: a row behind that has lost a commit. Oldest first.
@@ -150,6 +157,7 @@ export function createRefresher(
       refuseBehind(grant)
       if (grant.state === 'suspect') throw await judgeSuspect(grant)
       breaker.check()
+      requireRoom()
       const release = await slots.take()
       try {
         // It may have opened while this grant waited for its turn.
@@ -171,6 +179,12 @@ export function createRefresher(
       readAtMs = clock.monotonicMs()
       grant = await mustFind(first.user)
     }
+  }
+
+  /** Whoever came now would wait longer than its caller does, and hold up those who come later. */
+  function requireRoom(): void {
+    if (slots.isFull())
+      throw unavailable('More users wait for a refresh than can be served soon.', 2)
   }
 
   /** Whether the last attempt with an armed row has ended in doubt and no other has begun. */
@@ -559,6 +573,7 @@ export function createRefresher(
     recover: (grant) => void comeBack(grant, 0),
     restore,
     join: (user) => inFlight.get(user)?.answer,
+    requireRoom,
     inFlight: () => inFlight.size,
     async stop() {
       stopping.abort()

@@ -195,7 +195,7 @@ export const SETTINGS = [
     name: 'OVERLOAD_DELAY_MS',
     default: '200',
     meaning:
-      'A process that comes to its timers later than this, three times in a row, refuses what costs work until it is on time again; a healthy one is late by a few milliseconds. 0: nothing is refused.',
+      'A process that comes to its timers later than this, three times in a row, refuses so much of what costs work that it is on time again; a healthy one is late by a few milliseconds. 0: nothing is refused.',
   },
   {
     name: 'SESSION_IDLE_SECONDS',
@@ -329,7 +329,8 @@ export const SETTINGS = [
   {
     name: 'REFRESH_CONCURRENCY',
     default: '20',
-    meaning: 'Token requests at a time, for a replica: a hundred users a second at 200 ms each.',
+    meaning:
+      'Token requests at a time, for a replica: a hundred users a second at 200 ms each. Twenty times as many wait for their turn.',
   },
   {
     name: 'WEBHOOK_URL',

@@ -32,6 +32,8 @@ export interface KnownGrant extends Noted {
 export interface TokenCache {
   /** What is known of the user's grant, if it was checked no longer ago than the trust allows. Costs a look-up. */
   trusted(user: UserKey): KnownGrant | undefined
+  /** Returns the same, however long ago it was checked: nothing to serve from. */
+  known(user: UserKey): KnownGrant | undefined
   /**
    * Returns what is known of the user's grant, checked no longer ago than the trust allows.
    * @throws BrokerError `grant_not_found`, `reauthentication_required`, `temporarily_unavailable`, `integrity_failure`
@@ -131,6 +133,7 @@ export function createTokenCache(
 
   return {
     trusted,
+    known: (user) => known.peek(user),
     read,
     keepRow,
     forget: (user) => {

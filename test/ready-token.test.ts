@@ -85,6 +85,7 @@ async function serveAlone(
     limits: createRateLimits(engine.ports, rateLimits),
     callers,
     accessTokens: engine.accessTokens,
+    isOverloaded: () => false,
     jsonOf: createAccessTokenJson(),
     tokenFields: [],
     gatewayFields: [],

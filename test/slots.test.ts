@@ -4,7 +4,7 @@ import t from 'tap'
 import { createSlots } from '../src/slots.ts'
 
 t.test('no more than the limit at a time, in the order of asking', async (t) => {
-  const slots = createSlots(2)
+  const slots = createSlots(2, 10)
   const begun: string[] = []
   const take = async (name: string) => {
     const release = await slots.take()
@@ -24,7 +24,7 @@ t.test('no more than the limit at a time, in the order of asking', async (t) => 
 })
 
 t.test('a slot that is given back twice is free once', async (t) => {
-  const slots = createSlots(1)
+  const slots = createSlots(1, 10)
   const release = await slots.take()
   release()
   release()
@@ -36,7 +36,7 @@ t.test('a slot that is given back twice is free once', async (t) => {
 })
 
 t.test('a slot that nobody waits for is there for the next', async (t) => {
-  const slots = createSlots(1)
+  const slots = createSlots(1, 10)
   for (let i = 0; i < 3; i += 1) (await slots.take())()
   const release = await slots.take()
   const next = slots.take()
@@ -46,4 +46,21 @@ t.test('a slot that nobody waits for is there for the next', async (t) => {
   void slots.take().then(() => (extra = true))
   await new Promise((resolve) => setImmediate(resolve))
   t.equal(extra, false, 'handed over, it is not free besides')
+})
+
+t.test('it is full while as many wait as may, and none is free', async (t) => {
+  const slots = createSlots(1, 2)
+  t.equal(slots.isFull(), false)
+  const first = await slots.take()
+  const second = slots.take()
+  t.equal(slots.isFull(), false, 'one waits, and one more may')
+  const third = slots.take()
+  t.equal(slots.isFull(), true)
+  const fourth = slots.take()
+  first()
+  ;(await second)()
+  t.equal(slots.isFull(), false, 'one waits')
+  ;(await third)()
+  ;(await fourth)()
+  t.equal(slots.isFull(), false)
 })

@@ -1,6 +1,6 @@
 // Requests that come when they come, however long the answers take: so many a second, each on a connection of its own
-// while no other is free. Parameters: port, path with `{number}`, how many numbers, requests a second, seconds, names and
-// values of fields. Prints what became of them, and begins with what was over in the first second.
+// while no other is free. Parameters: port, path with `{number}`, the first number and how many there are, requests a second,
+// seconds, names and values of fields. Prints what became of them.
 
 import { connect, type Socket } from 'node:net'
 
@@ -8,9 +8,8 @@ export interface FloodResult {
   /** Requests that were due; those without a connection of their own are among `unsent`. */
   offered: number
   unsent: number
-  /** Answers with a 200, and how many of them came within a second. */
+  /** Answers with a 200. */
   good: number
-  goodInTime: number
   /** Answers with a 503. */
   shed: number
   /** Connections that broke, and answers that took longer than anybody waits. */
@@ -22,17 +21,17 @@ export interface FloodResult {
 
 const TICK_MS = 5
 const CONNECTIONS_MAX = 4_000
-const PATIENCE_MS = 10_000
-const IN_TIME_MS = 1_000
+/** Beyond what the broker lets a caller wait. */
+const PATIENCE_MS = 15_000
 
-const [port, path = '', numbers, rate, length, ...fields] = process.argv.slice(2)
+const [port, path = '', first, numbers, rate, length, ...fields] = process.argv.slice(2)
 const count = Number(numbers)
 const perSecond = Number(rate)
 const seconds = Number(length)
 const head = ['HTTP/1.1', 'host: localhost']
 for (let at = 0; at < fields.length; at += 2) head.push(`${fields[at]}: ${fields[at + 1]}`)
 const after = ` ${head.join('\r\n')}\r\n\r\n`
-const result = { offered: 0, unsent: 0, good: 0, goodInTime: 0, shed: 0, broken: 0, late: 0 }
+const result = { offered: 0, unsent: 0, good: 0, shed: 0, broken: 0, late: 0 }
 const tookMs: number[] = []
 
 interface Line {
@@ -73,17 +72,15 @@ function send(line: Line): void {
   line.isBusy = true
   line.text = ''
   line.sentAtMs = performance.now()
-  const number = String(result.offered % count).padStart(7, '0')
+  const number = String((Number(first) + result.offered) % count).padStart(7, '0')
   line.socket.write(`GET ${path.replace('{number}', number)}${after}`)
 }
 
 function answered(line: Line): void {
-  const waitedMs = performance.now() - line.sentAtMs
   line.isBusy = false
   if (line.text.startsWith('HTTP/1.1 200 ')) {
     result.good += 1
-    if (waitedMs <= IN_TIME_MS) result.goodInTime += 1
-    tookMs.push(waitedMs)
+    tookMs.push(performance.now() - line.sentAtMs)
   } else if (line.text.startsWith('HTTP/1.1 503 ')) result.shed += 1
   else result.broken += 1
   if (!line.socket.destroyed) idle.push(line)

@@ -59,8 +59,6 @@ export interface AppSettings {
     response: ServerResponse,
     route: (request: IncomingMessage, response: ServerResponse) => void,
   ) => boolean
-  /** Tells whether the process does not keep up: then nothing is begun before the router, and the routes refuse. */
-  isOverloaded?: () => boolean
 }
 
 /** The app of one listener, with TypeBox schemas as types. */
@@ -132,8 +130,7 @@ function createBareApp(ports: { clock: Clock; log: Log }, settings: AppSettings)
       server.maxRequestsPerSocket = REQUESTS_PER_SOCKET_MAX
       const connections = watchConnections(server, settings)
       watched.push(connections)
-      const isOverloaded = settings.isOverloaded ?? (() => false)
-      const parts = { listener, headers, connections, isOverloaded }
+      const parts = { listener, headers, connections }
       const refuseOrRoute = refuseBeforeRouting(parts, handler, {
         answersAtOnce: (request, response) => answersAtOnce?.(request, response) === true,
         takesAtOnce: (request, response, route) => takesAtOnce?.(request, response, route) === true,

@@ -1,6 +1,7 @@
 // The internal listener: what backend services and operators call. No cookie counts here, and no route of the public
 // listener is served. Reads top to bottom: each line mounts one group of routes on what it needs.
 
+import type { IncomingMessage, ServerResponse } from 'node:http'
 import type { AccessTokens } from '../access-token.ts'
 import type { Caller, Callers } from '../callers.ts'
 import type { Forwarder } from '../forward.ts'
@@ -27,8 +28,8 @@ import { registerGrantRoutes } from './grant-routes.ts'
 import { type Check, registerHealthRoutes } from './health-routes.ts'
 import { registerImportRoute } from './import-route.ts'
 import { CALLER_SECURITY, openApiDocument, registerOpenApi } from './openapi.ts'
-import { type Overload, refuseOverload } from './overload.ts'
-import type { OnBehalf } from './proxied-call.ts'
+import { answerShed, isShed, SHED_REFUSAL, type Overload, refuseOverload } from './overload.ts'
+import { type OnBehalf, PROXY_ROUTES } from './proxied-call.ts'
 import { registerProxyRoutes } from './proxy-routes.ts'
 import { createReadyCalls } from './ready-call.ts'
 import { createReadyTokenAnswers } from './ready-token.ts'
@@ -100,6 +101,7 @@ export function buildInternalApp(parts: InternalParts): Promise<App> {
   })
   const readyTokens = createReadyTokenAnswers({
     callers,
+    isOverloaded: parts.overload?.isThere ?? (() => false),
     limits,
     accessTokens,
     jsonOf,
@@ -119,6 +121,18 @@ export function buildInternalApp(parts: InternalParts): Promise<App> {
     fieldsOf: () => fields,
     noteAnswered: (answered) => noteAnswered(ports.log, answered),
   })
+  /** Under overload some calls are refused, the others made as ever. */
+  const refusesOrMakes = (request: IncomingMessage, response: ServerResponse): boolean => {
+    if (parts.overload?.isThere() !== true || !isShed(parts.overload, request)) {
+      return readyCalls(request, response)
+    }
+    const isProxied = PROXY_ROUTES.internal.prefix.test(request.url ?? '')
+    const ofRefusal = isProxied
+      ? { ...SECURITY_HEADERS, 'proxy-status': forwarder.proxyStatusOf(SHED_REFUSAL) }
+      : SECURITY_HEADERS
+    answerShed(request, response, { listener: 'internal', fields: ofRefusal })
+    return true
+  }
   return buildApp(
     ports,
     {
@@ -127,10 +141,9 @@ export function buildInternalApp(parts: InternalParts): Promise<App> {
       requestTimeoutMs: settings.requestTimeoutMs,
       answerIdleTimeoutMs: settings.answerIdleTimeoutMs,
       tls: false,
-      ...(parts.overload === undefined ? {} : { isOverloaded: parts.overload.isThere }),
       answersAtOnce: readyTokens.answersAtOnce,
       takesAtOnce: (request, response, route) =>
-        readyTokens.takesAtOnce(request, response, route) || readyCalls(request, response),
+        readyTokens.takesAtOnce(request, response, route) || refusesOrMakes(request, response),
     },
     async (app) => {
       app.decorateRequest(CALLER)

@@ -1,46 +1,85 @@
-// Whether the process keeps up with what it is asked. One that does not makes everybody wait, until they give up and ask
-// again; so what costs work is refused until it does. What is at hand, and probes, are answered meanwhile.
+// Whether the process keeps up with what it is asked, and PostgreSQL with what it asks. Where not, everybody waits, until
+// they give up and ask again, and a rotation waits among them; so what costs work is refused until it is over. Probes, and
+// tokens that are in memory, are answered meanwhile.
 
-import type { IncomingMessage } from 'node:http'
+import type { IncomingMessage, ServerResponse } from 'node:http'
 import { BrokerError } from '../errors.ts'
 import type { Log } from '../ports.ts'
 import type { App } from './app.ts'
 import { hasFailed } from './kept-failure.ts'
+import type { Listener } from './problem.ts'
+import { answerProblem } from './problem-answers.ts'
+import { requestIdOf } from './refusals.ts'
 
 const TICK_MS = 100
 /** A collection of garbage, or a process that was paused, is late once. */
 const LATE_TICKS = 3
+/** Statements that wait for a connection: some tenths of a second of what PostgreSQL does in the pool's connections. */
+const STATEMENTS_WAITING_MAX = 1_000
+/**
+ * Of what costs work a late process admits a smaller share at each tick, and a larger one once it is on time: what it can
+ * do is found so, and done. Never less than the least share: to refuse costs work too, and one that only refuses does nothing.
+ */
+const SHARE_FACTOR_WHEN_LATE = 0.7
+const SHARE_STEP_ON_TIME = 0.05
+const SHARE_MIN = 0.1
 /** Overload may come and go every second; it is told this often. */
 const NOTE_INTERVAL_MS = 10_000
 
 /** How the process is must be known most of all while it does not keep up. */
 const PROBES: ReadonlySet<string | undefined> = new Set(['/livez', '/readyz'])
 
+/** Made once: the trace of where each was made would cost more than all else. */
+export const SHED_REFUSAL = new BrokerError(
+  'temporarily_unavailable',
+  'The broker has more to do than it can. Nothing was done for this request.',
+  { retryAfterSeconds: 1 },
+)
+
 const SHED = Symbol('shed')
-type ShedRequest = IncomingMessage & { [SHED]?: true }
+type WeighedRequest = IncomingMessage & { [SHED]?: boolean }
 
 /** Tells whether a request was refused for overload: of those the log has the number alone. */
-export function wasShed(request: ShedRequest): boolean {
+export function wasShed(request: WeighedRequest): boolean {
   return request[SHED] === true
 }
 
+/** Tells whether a request is to be refused for overload. It is decided once for each, wherever it is asked first. */
+export function isShed(overload: Pick<Overload, 'refuses'>, request: WeighedRequest): boolean {
+  // What has come to its end before the router costs nothing more, and must be told what it came to.
+  if (hasFailed(request)) request[SHED] = false
+  request[SHED] ??= !PROBES.has(request.url?.split('?', 1)[0]) && overload.refuses()
+  return request[SHED]
+}
+
 export interface Overload {
-  /** Tells whether what costs work is to be refused now. */
+  /** Tells whether there is more to do now than can be done. */
   isThere(): boolean
-  /** Counts a request that was refused for it. */
-  noteShed(): void
+  /** Tells whether this request, which costs work, is to be refused, and counts it. */
+  refuses(): boolean
   stop(): void
 }
 
-/** Begins to watch whether the event loop comes to its timers later than `delayMs`. One for a process: it has one loop. */
-export function watchOverload({ log }: { log: Pick<Log, 'warn'> }, delayMs: number): Overload {
+/**
+ * Begins to watch whether the event loop comes to its timers later than `delayMs`, and how many statements wait for a
+ * connection. One for a process: it has one loop, and one pool. With a delay of 0 it never tells of any overload.
+ */
+export function watchOverload(
+  { log }: { log: Pick<Log, 'warn'> },
+  { delayMs, statementsWaiting }: { delayMs: number; statementsWaiting: () => number },
+): Overload {
   let dueMs = performance.now() + TICK_MS
   let lateTicks = 0
+  let share = 1
+  /** Admits a request each time that it reaches one. */
+  let credit = 0
   let shed = 0
   let notedAtMs = Number.NEGATIVE_INFINITY
   const timer = setInterval(() => {
     const nowMs = performance.now()
     lateTicks = nowMs - dueMs > delayMs ? lateTicks + 1 : 0
+    if (lateTicks >= LATE_TICKS) share = Math.max(SHARE_MIN, share * SHARE_FACTOR_WHEN_LATE)
+    else if (lateTicks === 0) share = Math.min(1, share + SHARE_STEP_ON_TIME)
     dueMs = nowMs + TICK_MS
     if (shed === 0 || nowMs - notedAtMs < NOTE_INTERVAL_MS) return
     log.warn('requests_shed', { count: shed })
@@ -48,35 +87,42 @@ export function watchOverload({ log }: { log: Pick<Log, 'warn'> }, delayMs: numb
     shed = 0
   }, TICK_MS)
   timer.unref()
+  const isOn = delayMs !== 0
+  const isQueueLong = () => isOn && statementsWaiting() > STATEMENTS_WAITING_MAX
+  const isShareAdmitted = () => {
+    credit += share
+    if (credit < 1) return false
+    credit -= 1
+    return true
+  }
   return {
-    isThere: () => delayMs !== 0 && lateTicks >= LATE_TICKS,
-    noteShed() {
-      shed += 1
+    isThere: () => (isOn && share < 1) || isQueueLong(),
+    refuses() {
+      const isAdmitted = !isQueueLong() && (!isOn || share === 1 || isShareAdmitted())
+      if (!isAdmitted) shed += 1
+      return !isAdmitted
     },
     stop: () => clearInterval(timer),
   }
 }
 
 /**
- * Refuses all requests but probes, and what has failed already, while there is overload, as early as the app's routes can be told apart: so the answer is
- * one that its client can read, whether that is a page, a service or a person.
+ * Refuses requests while there is overload, but probes and what has failed already. It does so as early as the app's routes
+ * can be told apart: so the answer is one that its client can read, whether that is a page, a service or a person.
  */
-export function refuseOverload(app: App, overload: Omit<Overload, 'stop'>): void {
+export function refuseOverload(app: App, overload: Pick<Overload, 'refuses'>): void {
   app.addHook('onRequest', (request, _reply, done) => {
-    // What has come to its end before the router costs nothing more, and must be told what it came to.
-    const isCheap = PROBES.has(request.routeOptions.url) || hasFailed(request.raw)
-    if (isCheap || !overload.isThere()) {
-      done()
-      return
-    }
-    overload.noteShed()
-    ;(request.raw as ShedRequest)[SHED] = true
-    done(
-      new BrokerError(
-        'temporarily_unavailable',
-        'The broker has more to do than it can. Nothing was done for this request.',
-        { retryAfterSeconds: 1 },
-      ),
-    )
+    if (isShed(overload, request.raw)) done(SHED_REFUSAL)
+    else done()
   })
+}
+
+/** Makes the same refusal before the router, where its client needs no more than the problem: it costs half as much. */
+export function answerShed(
+  request: IncomingMessage,
+  response: ServerResponse,
+  { listener, fields }: { listener: Listener; fields: Readonly<Record<string, string>> },
+): void {
+  const requestId = requestIdOf(request)
+  answerProblem(request, response, { listener, fields, requestId, error: SHED_REFUSAL })
 }

@@ -14,7 +14,7 @@ import { corsHeaders, type OriginRules } from './csrf.ts'
 import { registerLivenessRoute } from './health-routes.ts'
 import { registerLoginRoutes } from './login-routes.ts'
 import { registerOpenApi } from './openapi.ts'
-import { type Overload, refuseOverload } from './overload.ts'
+import { isShed, type Overload, refuseOverload } from './overload.ts'
 import type { OnBehalf } from './proxied-call.ts'
 import { registerProxyRoutes } from './proxy-routes.ts'
 import { createReadyCalls } from './ready-call.ts'
@@ -81,6 +81,19 @@ export async function buildPublicApp(parts: PublicParts): Promise<App> {
     log: ports.log,
   } as const
   const onBehalfOf = ({ user }: Session): OnBehalf => ({ user, actor: 'session', name: user })
+  const readyCalls = createReadyCalls({
+    ...calls,
+    limits,
+    recognize(request) {
+      const session = auth.readySession(request)
+      return session && onBehalfOf(session)
+    },
+    fieldsOf({ headers }) {
+      const cors = corsHeaders(headers, { ...rules, preflight: false })
+      return [...fields, ...Object.entries(cors).flat()]
+    },
+    noteAnswered: (answered) => noteAnswered(ports.log, answered),
+  })
 
   return buildApp(
     ports,
@@ -90,20 +103,10 @@ export async function buildPublicApp(parts: PublicParts): Promise<App> {
       requestTimeoutMs: Math.max(config.proxy.totalTimeoutMs, REQUEST_TIMEOUT_MIN_MS),
       answerIdleTimeoutMs: config.proxy.idleTimeoutMs,
       tls,
-      takesAtOnce: createReadyCalls({
-        ...calls,
-        limits,
-        recognize(request) {
-          const session = auth.readySession(request)
-          return session && onBehalfOf(session)
-        },
-        fieldsOf({ headers }) {
-          const cors = corsHeaders(headers, { ...rules, preflight: false })
-          return [...fields, ...Object.entries(cors).flat()]
-        },
-        noteAnswered: (answered) => noteAnswered(ports.log, answered),
-      }),
-      ...(parts.overload === undefined ? {} : { isOverloaded: parts.overload.isThere }),
+      takesAtOnce: (request, response) =>
+        // Their route says who refused, and lets pages of other origins read it.
+        (parts.overload === undefined || !isShed(parts.overload, request)) &&
+        readyCalls(request, response),
     },
     async (app) => {
       await registerOpenApi(app, 'public')

@@ -22,7 +22,9 @@ const SUFFIX = '/access-token'
 export interface ReadyTokenParts {
   callers: Pick<Callers, 'recognize' | 'mayUse' | 'maySee' | 'mayCall'>
   limits: Pick<RateLimits, 'caller' | 'user'>
-  accessTokens: Pick<AccessTokens, 'ready' | 'fresh'>
+  accessTokens: Pick<AccessTokens, 'ready' | 'isAtHand' | 'fresh'>
+  /** Tells whether there is more to do than can be done: then what is not at hand is left to the routes, which refuse it. */
+  isOverloaded: () => boolean
   jsonOf: (token: FreshToken) => string
   /** Fields of an answer with the token as its body, names and values in turn, but for its length. */
   tokenFields: readonly string[]
@@ -42,7 +44,8 @@ interface Asked {
 export function createReadyTokenAnswers(
   parts: ReadyTokenParts,
 ): Required<Pick<AppSettings, 'answersAtOnce' | 'takesAtOnce'>> {
-  const { callers, limits, accessTokens, jsonOf, tokenFields, gatewayFields, audit } = parts
+  const { callers, limits, accessTokens, isOverloaded, jsonOf, tokenFields, gatewayFields, audit } =
+    parts
 
   function askedOf(request: IncomingMessage): Asked | undefined {
     if (request.method !== 'GET' || hasBody(request)) return undefined
@@ -122,6 +125,8 @@ export function createReadyTokenAnswers(
     takesAtOnce(request, response, route) {
       const asked = askedOf(request)
       if (asked === undefined || !isWithinLimits(asked)) return false
+      // At most it is checked with many others by one statement.
+      if (isOverloaded() && !accessTokens.isAtHand(asked.user)) return false
       // As Fastify does for its routes.
       response.on('error', () => response.destroy())
       void answerFresh(asked, request, response).then((isAnswered) => {

@@ -46,8 +46,6 @@ interface RefusalParts {
   /** Fields of every answer. */
   headers: Readonly<Record<string, string>>
   connections: Pick<Connections, 'begin' | 'isFree' | 'endAfterAnswers'>
-  /** Tells whether the process does not keep up: then the routes refuse what costs work. */
-  isOverloaded: () => boolean
 }
 
 /**
@@ -67,9 +65,7 @@ export function refuseBeforeRouting(
     if (refusal === undefined && early.answersAtOnce(request, response)) return
     parts.connections.begin(request, response, () => {
       if (refusal !== undefined) answerRefusal(parts, request, response, refusal)
-      else if (parts.isOverloaded() || !early.takesAtOnce(request, response, route)) {
-        route(request, response)
-      }
+      else if (!early.takesAtOnce(request, response, route)) route(request, response)
     })
   }
 }

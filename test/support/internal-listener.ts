@@ -108,7 +108,7 @@ export async function buildListeners(
     checks: options.checks ?? {},
     ...(options.isOverloaded === undefined
       ? {}
-      : { overload: { isThere: options.isOverloaded, noteShed: () => {} } }),
+      : { overload: { isThere: options.isOverloaded, refuses: options.isOverloaded } }),
     publicApp,
     settings: {
       publicUrl,
