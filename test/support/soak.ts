@@ -72,7 +72,7 @@ export interface SpoolFigures {
 }
 
 /** Calls under way at a time: more only queue in the test's own process. */
-const CALLS_AT_A_TIME = 200
+const CALLS_AT_A_TIME = 1_000
 /** Beyond lease, settle time and the wait for what a dead process may still hold. */
 const SETTLE_LIMIT_MS = 120_000
 /** Two clocks of one machine, read in two processes. */
