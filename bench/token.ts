@@ -1,7 +1,7 @@
 // The token path, measured: from memory, cold, refreshed, how much memory, and whether the number of grants matters.
 // Each figure stands beside the barest thing that does the same, taken in the same run, turn about. About three minutes.
 
-import { mkdtemp, readFile, rm } from 'node:fs/promises'
+import { mkdtemp, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { freePorts } from '../test/support/free-ports.ts'
@@ -18,7 +18,14 @@ import {
   tableOf,
   type Taken,
 } from './support/figures.ts'
-import { addFiller, addUsers, createDatabase, TOKEN_CHARACTERS, using } from './support/grants.ts'
+import {
+  addFiller,
+  addUsers,
+  createDatabase,
+  postmasterOf,
+  TOKEN_CHARACTERS,
+  using,
+} from './support/grants.ts'
 import { CONNECTIONS, generator, load, type Load, type LoadResult } from './support/load.ts'
 import { addPgbenchRows, measureTwoStatements, refreshPeer } from './support/pgbench.ts'
 import {
@@ -114,14 +121,6 @@ async function setUp(stops: Stops): Promise<Setting> {
     env: { TOKEN_CHARACTERS: String(TOKEN_CHARACTERS) },
   })
   return { directory, urls: { many, few, expired }, tokenPort, stops }
-}
-
-async function postmasterOf(url: string): Promise<number> {
-  const { rows } = await using(url, ({ pool }) =>
-    pool.query<{ data_directory: string }>('show data_directory'),
-  )
-  const text = await readFile(join(rows[0]?.data_directory ?? '', 'postmaster.pid'), 'utf8')
-  return Number(text.split('\n')[0])
 }
 
 /** Starts one of the programs of `support/`. */

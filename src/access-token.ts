@@ -40,7 +40,7 @@ export interface AccessTokens {
    * grant. Never throws.
    */
   ready(user: UserKey): FreshToken | undefined
-  /** Tells whether a token that needs no refresh is in memory, however long ago it was checked. */
+  /** Tells whether a token that can be given out as it is is in memory, however long ago it was checked. */
   isAtHand(user: UserKey): boolean
   /**
    * Compare-and-refresh: refreshes only if the stored token is still the rejected one, at most once in the forced
@@ -130,7 +130,12 @@ export function createAccessTokens(
   }
 
   function isAtHand(user: UserKey): boolean {
-    return secondsLeft(cache.known(user)?.token) >= Math.max(settings.defaultMinTtlSeconds, 1)
+    const token = cache.known(user)?.token
+    if (token === undefined) return false
+    return (
+      secondsLeft(token) >=
+      Math.max(1, Math.min(settings.defaultMinTtlSeconds, token.lifeSeconds / 2))
+    )
   }
 
   async function replaceRejected(user: UserKey, fingerprint: string): Promise<FreshToken> {
@@ -209,6 +214,8 @@ export function createAccessTokens(
   function refreshAhead(user: UserKey, known: KnownGrant): void {
     const nowMs = clock.monotonicMs()
     if (nowMs - (known.aheadTriedAtMs ?? -Infinity) < AHEAD_RETRY_MS) return
+    // It gives way to those who have no token that lives.
+    if (!refresher.isIdle()) return
     known.aheadTriedAtMs = nowMs
     startRefresh(user, known, 'ahead').catch((error: unknown) => {
       log.debug('refresh_ahead_failed', { user, error })

@@ -52,6 +52,8 @@ export interface Refresher {
    * @throws BrokerError `temporarily_unavailable` when it would not
    */
   requireRoom(): void
+  /** Tells whether a rotation that were begun now would wait for nobody. */
+  isIdle(): boolean
   /** Number of rotations that are not yet stored. */
   inFlight(): number
   /** Arms nothing from now on; resolves when every rotation in flight is stored or safely in the spool. */
@@ -66,8 +68,6 @@ type RefreshPorts = Pick<
 /** First and longest pause while another replica's rotation is awaited. */
 const POLL_FIRST_MS = 50
 const POLL_LONGEST_MS = 500
-/** Turns that a rotation may wait for its slot: four seconds with answers that take 200 ms. */
-const TURNS_WAITED_MAX = 20
 /**
  * How long an armed row is watched whose owner does not present its token again though it might: its breaker is open, and
  * callers of this replica are to be told within a second, as those of the owner are.
@@ -102,7 +102,7 @@ export function createRefresher(
   /** Users whose row this process will come back to, each with the newest loop that does. */
   const recovering = new Map<UserKey, symbol>()
   const breaker = createBreaker({ clock, log }, settings)
-  const slots = createSlots(settings.concurrency, settings.concurrency * TURNS_WAITED_MAX)
+  const slots = createSlots(settings.concurrency, clock)
   const stopping = new AbortController()
   /**
    * What this process got for a user while the spool keeps it: a row behind that has lost a commit. Oldest first.
@@ -148,6 +148,8 @@ export function createRefresher(
     let pauseMs = POLL_FIRST_MS
     const patienceEndsAtMs = readAtMs + settings.callerWaitSeconds * 1000
     const abandonedUntilMs = readAtMs + ABANDONED_WAIT_MS
+    // What may be spent already is come back to however many wait: an answer that was lost can be had for a while only.
+    if (cause !== 'recovery') requireRoom()
     for (;;) {
       if (grant.loginId !== first.loginId || grant.generation > first.generation) {
         answer.serve(adopt(grant, readAtMs))
@@ -157,7 +159,6 @@ export function createRefresher(
       refuseBehind(grant)
       if (grant.state === 'suspect') throw await judgeSuspect(grant)
       breaker.check()
-      requireRoom()
       const release = await slots.take()
       try {
         // It may have opened while this grant waited for its turn.
@@ -181,10 +182,9 @@ export function createRefresher(
     }
   }
 
-  /** Whoever came now would wait longer than its caller does, and hold up those who come later. */
+  /** Half of a caller's patience for its turn, and half for the answer; and who comes later is not held up besides. */
   function requireRoom(): void {
-    if (slots.isFull())
-      throw unavailable('More users wait for a refresh than can be served soon.', 2)
+    if (slots.waitMs() > (settings.callerWaitSeconds * 1000) / 2) throw NO_ROOM
   }
 
   /** Whether the last attempt with an armed row has ended in doubt and no other has begun. */
@@ -574,6 +574,7 @@ export function createRefresher(
     restore,
     join: (user) => inFlight.get(user)?.answer,
     requireRoom,
+    isIdle: () => slots.waitMs() === 0,
     inFlight: () => inFlight.size,
     async stop() {
       stopping.abort()
@@ -620,6 +621,9 @@ function mustBeSealed(grant: Grant): Buffer {
 function suspected(): BrokerError {
   return unavailable('The grant is being checked: an answer from Pagero may still arrive.', 15)
 }
+
+/** Made once: when all tokens end at a time it is thrown for thousands. */
+const NO_ROOM = unavailable('More users wait for a refresh than can be served soon.', 2)
 
 function unavailable(
   detail: string,

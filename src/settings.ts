@@ -195,7 +195,7 @@ export const SETTINGS = [
     name: 'OVERLOAD_DELAY_MS',
     default: '200',
     meaning:
-      'A process that comes to its timers later than this, three times in a row, refuses so much of what costs work that it is on time again; a healthy one is late by a few milliseconds. 0: nothing is refused.',
+      'A process that comes to its timers later than this, three times in a row, refuses so much of what costs work that it is on time again; a healthy one is late by a few milliseconds. 0: nothing is refused for that, nor for statements that pile up.',
   },
   {
     name: 'SESSION_IDLE_SECONDS',
@@ -330,7 +330,7 @@ export const SETTINGS = [
     name: 'REFRESH_CONCURRENCY',
     default: '20',
     meaning:
-      'Token requests at a time, for a replica: a hundred users a second at 200 ms each. Twenty times as many wait for their turn.',
+      'Token requests at a time, for a replica: a hundred users a second at 200 ms each. Others wait for their turn.',
   },
   {
     name: 'WEBHOOK_URL',

@@ -1,32 +1,40 @@
-// A fair limit on how many do something at once, and on how many wait for their turn.
+// A fair limit on how many do something at once, and a guess at how long whoever comes now would wait for it.
+
+/** What a turn is taken to last until some have been seen: about what Pagero takes for an answer. */
+const TURN_FIRST_MS = 200
+/** Weight of the newest turn in the mean: one slow answer tells little. */
+const TURN_WEIGHT = 1 / 8
 
 export interface Slots {
   /** Resolves with the function that gives the slot back; calling that again changes nothing. */
   take(): Promise<() => void>
-  /** Tells whether as many wait as may. Whoever must have a slot may take one all the same. */
-  isFull(): boolean
+  /** Milliseconds that whoever asked now would wait, judged by the last turns; 0 while a slot is free. */
+  waitMs(): number
 }
 
 /** Makes a limit of at most `count` at a time, in the order of asking. */
-export function createSlots(count: number, waitingMax: number): Slots {
+export function createSlots(count: number, clock: { monotonicMs(): number }): Slots {
   const waiting: Array<() => void> = []
   let free = count
+  let turnMs = TURN_FIRST_MS
   const release = () => {
     const next = waiting.shift()
     if (next === undefined) free += 1
     else next()
   }
-  async function take(): Promise<() => void> {
-    if (free > 0) free -= 1
-    else await new Promise<void>((resolve) => waiting.push(resolve))
-    let released = false
-    return () => {
-      if (!released) release()
-      released = true
-    }
-  }
   return {
-    take,
-    isFull: () => free === 0 && waiting.length >= waitingMax,
+    async take() {
+      if (free > 0) free -= 1
+      else await new Promise<void>((resolve) => waiting.push(resolve))
+      const takenAtMs = clock.monotonicMs()
+      let released = false
+      return () => {
+        if (released) return
+        released = true
+        turnMs += (clock.monotonicMs() - takenAtMs - turnMs) * TURN_WEIGHT
+        release()
+      }
+    },
+    waitMs: () => (free > 0 ? 0 : ((waiting.length + 1) / count) * turnMs),
   }
 }

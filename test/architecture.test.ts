@@ -93,8 +93,8 @@ t.test('http/ and postgres/ do not know each other, and nobody imports main.ts',
     const forbidden = file.imports.filter(
       (one) =>
         one === 'main.ts' ||
-        (isUnder(file.name, 'http/') && (isUnder(one, 'postgres/') || one === 'broker.ts')) ||
-        (isUnder(file.name, 'postgres/') && (isUnder(one, 'http/') || one === 'broker.ts')),
+        (isUnder(file.name, 'http/') && (isUnder(one, 'postgres/') || COMPOSITION.includes(one))) ||
+        (isUnder(file.name, 'postgres/') && (isUnder(one, 'http/') || COMPOSITION.includes(one))),
     )
     t.same(forbidden, [], file.name)
   }

@@ -62,6 +62,10 @@ function comparable({ status, headers, body }: Answer) {
   }
 }
 
+function fingerprintIn(body: string): unknown {
+  return (JSON.parse(body) as Record<string, unknown>)['fingerprint']
+}
+
 async function setUp(t: Test): Promise<InternalListener> {
   const listeners = await buildListeners(t, {
     callers: CALLERS,
@@ -350,6 +354,27 @@ t.test('what fails before the router is told by its route, and not tried again',
   t.match(late.body, /It is away/, 'also where the process does not keep up by then')
   t.match((await send(port, PATH, asReader)).body, /more to do than it can/)
   t.strictSame(await readGrant(), before, 'the grant is as it was')
+})
+
+t.test('what clients escape needlessly is the same user', async (t) => {
+  const listeners = await setUp(t)
+  const { scene, engine, internalApp } = listeners
+  const user = 'acme-1:2@b+c'
+  await engine.accessTokens.fresh(await scene.connect(engine, user))
+  const headers = { ...listeners.credentials.reader }
+  const { port } = await serveAlone(t, listeners)
+  for (const segment of [user, encodeURIComponent(user), 'acme-1%3a2@b%2Bc']) {
+    const url = `/v1/users/${segment}/access-token`
+    const early = await send(port, url, { headers })
+    t.equal(early.status, 200, segment)
+    const routed = await internalApp.inject({ url, headers })
+    t.equal(fingerprintIn(early.body), fingerprintIn(routed.body))
+  }
+  const twice = encodeURIComponent(encodeURIComponent(user))
+  for (const segment of [twice, 'acme-1%3a2%40b%2Bc%2F', 'acme%2d1', 'acme-1%3']) {
+    const url = `/v1/users/${segment}/access-token`
+    t.equal((await send(port, url, { headers })).status, 599, segment)
+  }
 })
 
 t.test('what clients take out of a path names no user, escaped or not', async (t) => {

@@ -339,6 +339,36 @@ t.test('a failed rotation gives its slot back', async (t) => {
   t.strictSame(tokens(), ['b-rt', 'c-rt'])
 })
 
+t.test('who would wait too long for a turn is told so at once, and nothing is armed', async (t) => {
+  const { refresher, connect, answers, attempts, outcomeOf, pass, tokens, grantOf } = setUp({
+    settings: { concurrency: 1 },
+  })
+  answers.push({ ...IN_DOUBT, afterMs: 40_000 })
+  void refresher.refresh(connect('first'), 'expiry')
+  await pass(0.01)
+  t.equal(refresher.isIdle(), false)
+  // Each of them is taken for 200 ms: half of what a caller waits.
+  for (let i = 1; i < 25; i += 1) void refresher.refresh(connect(`waiting-${i}`), 'expiry')
+  const last = connect('last')
+  refresher.requireRoom()
+  void refresher.refresh(connect('waiting-25'), 'expiry')
+  t.throws(() => refresher.requireRoom(), unavailable(2))
+  t.match(await outcomeOf(refresher.refresh(last, 'expiry')), unavailable(2))
+  t.match(await outcomeOf(refresher.refresh(last, 'keep_alive')), unavailable(2))
+  t.strictSame(
+    attempts().map(({ user }) => user),
+    ['first'],
+  )
+  t.match(grantOf(last.user), { phase: 'idle', generation: 1 }, 'it is as it was')
+  // What may be spent already has its turn all the same.
+  void refresher.refresh(connect('in-doubt'), 'recovery')
+  await pass(60)
+  t.ok(tokens().includes('in-doubt-rt'))
+  t.notOk(tokens().includes('last-rt'))
+  t.equal(refresher.isIdle(), true)
+  refresher.requireRoom()
+})
+
 // ── The successor is kept ────────────────────────────────────────────────────────────────────────
 
 t.test('once it is spooled it is served, though the database is away', async (t) => {

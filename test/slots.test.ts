@@ -1,10 +1,11 @@
 // A limit on how many at once: it is kept, it is fair, and giving a slot back twice gives nothing away.
 
 import t from 'tap'
+import { systemClock } from '../src/clock.ts'
 import { createSlots } from '../src/slots.ts'
 
 t.test('no more than the limit at a time, in the order of asking', async (t) => {
-  const slots = createSlots(2, 10)
+  const slots = createSlots(2, systemClock)
   const begun: string[] = []
   const take = async (name: string) => {
     const release = await slots.take()
@@ -24,7 +25,7 @@ t.test('no more than the limit at a time, in the order of asking', async (t) => 
 })
 
 t.test('a slot that is given back twice is free once', async (t) => {
-  const slots = createSlots(1, 10)
+  const slots = createSlots(1, systemClock)
   const release = await slots.take()
   release()
   release()
@@ -36,7 +37,7 @@ t.test('a slot that is given back twice is free once', async (t) => {
 })
 
 t.test('a slot that nobody waits for is there for the next', async (t) => {
-  const slots = createSlots(1, 10)
+  const slots = createSlots(1, systemClock)
   for (let i = 0; i < 3; i += 1) (await slots.take())()
   const release = await slots.take()
   const next = slots.take()
@@ -48,19 +49,22 @@ t.test('a slot that nobody waits for is there for the next', async (t) => {
   t.equal(extra, false, 'handed over, it is not free besides')
 })
 
-t.test('it is full while as many wait as may, and none is free', async (t) => {
-  const slots = createSlots(1, 2)
-  t.equal(slots.isFull(), false)
+t.test('how long one would wait is judged by those who wait, and by the last turns', async (t) => {
+  let nowMs = 0
+  const slots = createSlots(2, { monotonicMs: () => nowMs })
+  t.equal(slots.waitMs(), 0)
   const first = await slots.take()
-  const second = slots.take()
-  t.equal(slots.isFull(), false, 'one waits, and one more may')
+  t.equal(slots.waitMs(), 0, 'one is free')
+  const second = await slots.take()
+  t.equal(slots.waitMs(), 100, 'two turns of 200 ms, until some have been seen')
   const third = slots.take()
-  t.equal(slots.isFull(), true)
-  const fourth = slots.take()
+  t.equal(slots.waitMs(), 200)
+  nowMs += 1_000
   first()
-  ;(await second)()
-  t.equal(slots.isFull(), false, 'one waits')
+  first()
+  // One eighth of a second, and seven of 200 ms.
+  t.equal(slots.waitMs(), 150, 'nobody waits, and turns are taken to last 300 ms')
+  second()
   ;(await third)()
-  ;(await fourth)()
-  t.equal(slots.isFull(), false)
+  t.equal(slots.waitMs(), 0)
 })

@@ -12,9 +12,13 @@ export interface FloodResult {
   good: number
   /** Answers with a 503. */
   shed: number
+  /** Answers with any other status. */
+  other: number
   /** Connections that broke, and answers that took longer than anybody waits. */
   broken: number
   late: number
+  /** Those that were still to come at the end. */
+  waiting: number
   p99GoodMs: number
   seconds: number
 }
@@ -31,7 +35,7 @@ const seconds = Number(length)
 const head = ['HTTP/1.1', 'host: localhost']
 for (let at = 0; at < fields.length; at += 2) head.push(`${fields[at]}: ${fields[at + 1]}`)
 const after = ` ${head.join('\r\n')}\r\n\r\n`
-const result = { offered: 0, unsent: 0, good: 0, shed: 0, broken: 0, late: 0 }
+const result = { offered: 0, unsent: 0, good: 0, shed: 0, other: 0, broken: 0, late: 0 }
 const tookMs: number[] = []
 
 interface Line {
@@ -82,7 +86,7 @@ function answered(line: Line): void {
     result.good += 1
     tookMs.push(performance.now() - line.sentAtMs)
   } else if (line.text.startsWith('HTTP/1.1 503 ')) result.shed += 1
-  else result.broken += 1
+  else result.other += 1
   if (!line.socket.destroyed) idle.push(line)
 }
 
@@ -115,6 +119,7 @@ await new Promise<void>((resolve) => {
 })
 const whole: FloodResult = {
   ...result,
+  waiting: [...lines].filter(({ isBusy }) => isBusy).length,
   p99GoodMs: tookMs.toSorted((a, b) => a - b)[Math.floor(tookMs.length * 0.99)] ?? Infinity,
   seconds,
 }

@@ -2,6 +2,8 @@
 // them have no access token, because a million of those take longer to make than all that is measured.
 
 import { randomBytes, randomUUID } from 'node:crypto'
+import { readFile } from 'node:fs/promises'
+import { join } from 'node:path'
 import { fingerprintOf, grantSealContext, type UserKey } from '../../src/grant.ts'
 import { hashOpaqueToken } from '../../src/opaque-token.ts'
 import type { Log } from '../../src/ports.ts'
@@ -134,4 +136,13 @@ export async function addFiller({ pool }: Database, count: number, users: number
       [from, Math.min(from + FILLER_AT_ONCE, count) - 1, users, randomBytes(REFRESH_SEALED_BYTES)],
     )
   }
+}
+
+/** Process id of the server, so that it can be bound to a CPU. */
+export async function postmasterOf(url: string): Promise<number> {
+  const { rows } = await using(url, ({ pool }) =>
+    pool.query<{ data_directory: string }>('show data_directory'),
+  )
+  const text = await readFile(join(rows[0]?.data_directory ?? '', 'postmaster.pid'), 'utf8')
+  return Number(text.split('\n')[0])
 }

@@ -114,5 +114,7 @@ export function createTokens(settings: TokenSettings): Tokens {
 export function userPath(user: string): string {
   // Whatever resolves URLs takes these two for steps, escaped or not.
   if (user === '' || user === '.' || user === '..') throw new TypeError('This is no key of a user.')
-  return `/v1/users/${encodeURIComponent(user)}`
+  // These three need no escape in a path (RFC 3986 section 3.3), and the broker is quickest with what has none.
+  const segment = encodeURIComponent(user).replaceAll(/%(?:3A|40|2B)/g, decodeURIComponent)
+  return `/v1/users/${segment}`
 }

@@ -22,7 +22,11 @@ import {
 import { registerConnectLinkRoutes } from './connect-link-routes.ts'
 import { registerAuditRoutes } from './audit-routes.ts'
 import { registerDocsRoutes } from './docs-routes.ts'
-import { FORWARD_AUTH_FIELDS, registerForwardAuthRoutes } from './forward-auth-routes.ts'
+import {
+  FORWARD_AUTH_FIELDS,
+  FORWARD_AUTH_PATH,
+  registerForwardAuthRoutes,
+} from './forward-auth-routes.ts'
 import { registerGrantListRoute } from './grant-list-route.ts'
 import { registerGrantRoutes } from './grant-routes.ts'
 import { type Check, registerHealthRoutes } from './health-routes.ts'
@@ -126,8 +130,10 @@ export function buildInternalApp(parts: InternalParts): Promise<App> {
     if (parts.overload?.isThere() !== true || !isShed(parts.overload, request)) {
       return readyCalls(request, response)
     }
-    const isProxied = PROXY_ROUTES.internal.prefix.test(request.url ?? '')
-    const ofRefusal = isProxied
+    const { url = '' } = request
+    // To a gateway the problem is told in a way of its own, by the route.
+    if (url.startsWith(FORWARD_AUTH_PATH)) return false
+    const ofRefusal = PROXY_ROUTES.internal.prefix.test(url)
       ? { ...SECURITY_HEADERS, 'proxy-status': forwarder.proxyStatusOf(SHED_REFUSAL) }
       : SECURITY_HEADERS
     answerShed(request, response, { listener: 'internal', fields: ofRefusal })

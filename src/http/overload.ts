@@ -1,6 +1,6 @@
 // Whether the process keeps up with what it is asked, and PostgreSQL with what it asks. Where not, everybody waits, until
-// they give up and ask again, and a rotation waits among them; so what costs work is refused until it is over. Probes, and
-// tokens that are in memory, are answered meanwhile.
+// they give up and ask again, and a rotation waits among them; so a part of what costs work is refused, as large as it must
+// be. Probes, and tokens that are in memory, are answered meanwhile.
 
 import type { IncomingMessage, ServerResponse } from 'node:http'
 import { BrokerError } from '../errors.ts'
@@ -46,10 +46,15 @@ export function wasShed(request: WeighedRequest): boolean {
 
 /** Tells whether a request is to be refused for overload. It is decided once for each, wherever it is asked first. */
 export function isShed(overload: Pick<Overload, 'refuses'>, request: WeighedRequest): boolean {
-  // What has come to its end before the router costs nothing more, and must be told what it came to.
+  // What has come to its end before the router must be told what it came to.
   if (hasFailed(request)) request[SHED] = false
-  request[SHED] ??= !PROBES.has(request.url?.split('?', 1)[0]) && overload.refuses()
+  request[SHED] ??= !isAnswered(request) && overload.refuses()
   return request[SHED]
+}
+
+/** Probes, and what a browser asks before it asks: that is answered before anything is looked at. */
+function isAnswered({ method, url }: IncomingMessage): boolean {
+  return method === 'OPTIONS' || PROBES.has(url?.split('?', 1)[0])
 }
 
 export interface Overload {
@@ -60,26 +65,36 @@ export interface Overload {
   stop(): void
 }
 
+/** Makes the part of what costs work that is admitted, from 0 to 1, by the ticks that were late and those that were not. */
+export function createShare(): { note(isLate: boolean): void; now(): number } {
+  let share = 1
+  let lateTicks = 0
+  return {
+    note(isLate) {
+      lateTicks = isLate ? lateTicks + 1 : 0
+      if (lateTicks >= LATE_TICKS) share = Math.max(SHARE_MIN, share * SHARE_FACTOR_WHEN_LATE)
+      else if (!isLate) share = Math.min(1, share + SHARE_STEP_ON_TIME)
+    },
+    now: () => share,
+  }
+}
+
 /**
  * Begins to watch whether the event loop comes to its timers later than `delayMs`, and how many statements wait for a
- * connection. One for a process: it has one loop, and one pool. With a delay of 0 it never tells of any overload.
+ * connection. One for a process: it has one loop, and one pool. With a delay of 0 it tells of neither.
  */
 export function watchOverload(
   { log }: { log: Pick<Log, 'warn'> },
   { delayMs, statementsWaiting }: { delayMs: number; statementsWaiting: () => number },
 ): Overload {
+  const isOn = delayMs !== 0
   let dueMs = performance.now() + TICK_MS
-  let lateTicks = 0
-  let share = 1
-  /** Admits a request each time that it reaches one. */
-  let credit = 0
+  const share = createShare()
   let shed = 0
   let notedAtMs = Number.NEGATIVE_INFINITY
   const timer = setInterval(() => {
     const nowMs = performance.now()
-    lateTicks = nowMs - dueMs > delayMs ? lateTicks + 1 : 0
-    if (lateTicks >= LATE_TICKS) share = Math.max(SHARE_MIN, share * SHARE_FACTOR_WHEN_LATE)
-    else if (lateTicks === 0) share = Math.min(1, share + SHARE_STEP_ON_TIME)
+    share.note(isOn && nowMs - dueMs > delayMs)
     dueMs = nowMs + TICK_MS
     if (shed === 0 || nowMs - notedAtMs < NOTE_INTERVAL_MS) return
     log.warn('requests_shed', { count: shed })
@@ -87,18 +102,12 @@ export function watchOverload(
     shed = 0
   }, TICK_MS)
   timer.unref()
-  const isOn = delayMs !== 0
   const isQueueLong = () => isOn && statementsWaiting() > STATEMENTS_WAITING_MAX
-  const isShareAdmitted = () => {
-    credit += share
-    if (credit < 1) return false
-    credit -= 1
-    return true
-  }
   return {
-    isThere: () => (isOn && share < 1) || isQueueLong(),
+    isThere: () => share.now() < 1 || isQueueLong(),
     refuses() {
-      const isAdmitted = !isQueueLong() && (!isOn || share === 1 || isShareAdmitted())
+      // By chance: whoever comes in turns, as pages do, would have the same turn each time.
+      const isAdmitted = !isQueueLong() && Math.random() < share.now()
       if (!isAdmitted) shed += 1
       return !isAdmitted
     },

@@ -1,4 +1,4 @@
-// Lists that come page by page: the parameters that all of them have, and the page itself.
+// Lists for operators that come page by page, with a cursor: their parameters, and the page itself.
 
 import Type from 'typebox'
 import { USER_KEY_PATTERN } from '../grant.ts'
@@ -9,7 +9,7 @@ export const PAGE_SIZE = 100
 /** Keeps one answer under 500 KiB, whatever it lists. */
 const PAGE_SIZE_MAX = 500
 
-/** Query parameters of every list. `things` is what it lists. */
+/** The query parameters that all of them have. `things` is what is listed. */
 export function pageParameters(things: string, cursor: { pattern: string; example: string }) {
   return {
     after: Type.Optional(

@@ -23,7 +23,7 @@ export interface ReadyTokenParts {
   callers: Pick<Callers, 'recognize' | 'mayUse' | 'maySee' | 'mayCall'>
   limits: Pick<RateLimits, 'caller' | 'user'>
   accessTokens: Pick<AccessTokens, 'ready' | 'isAtHand' | 'fresh'>
-  /** Tells whether there is more to do than can be done: then what is not at hand is left to the routes, which refuse it. */
+  /** Tells whether there is more to do than can be done: then what is not at hand is left to whoever refuses. */
   isOverloaded: () => boolean
   jsonOf: (token: FreshToken) => string
   /** Fields of an answer with the token as its body, names and values in turn, but for its length. */
@@ -152,8 +152,14 @@ function mayPass(
   }
 }
 
-/** The user of a target that is nothing but the path of a token, with nothing escaped. */
+/** What clients escape in a segment though they need not (RFC 3986 section 3.3), and user keys have: `:`, `@` and `+`. */
+const NEEDLESS_ESCAPE = /%(?:3a|40|2b)/gi
+
+/** The user of a target that is nothing but the path of a token. */
 function userOf(target: string): UserKey | undefined {
   if (!target.startsWith(PREFIX) || !target.endsWith(SUFFIX)) return undefined
-  return parseUserKey(target.slice(PREFIX.length, -SUFFIX.length))
+  const segment = target.slice(PREFIX.length, -SUFFIX.length)
+  return parseUserKey(
+    segment.includes('%') ? segment.replaceAll(NEEDLESS_ESCAPE, decodeURIComponent) : segment,
+  )
 }
