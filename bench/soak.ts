@@ -114,6 +114,7 @@ async function underFire({ fleet, postgres }: Stage, graceSeconds: number): Prom
     databaseStops: Number(values.stops),
     serverMs: SERVER_MS,
     graceSeconds,
+    say: (text) => process.stderr.write(`${text}\n`),
   })
   const losses =
     graceSeconds > 0

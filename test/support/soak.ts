@@ -75,6 +75,7 @@ export interface SpoolFigures {
 const CALLS_AT_A_TIME = 1_000
 /** Beyond lease, settle time and the wait for what a dead process may still hold. */
 const SETTLE_LIMIT_MS = 120_000
+const TELLING_MS = 30_000
 /** Two clocks of one machine, read in two processes. */
 const CLOCK_TOLERANCE_MS = 20
 /**
@@ -137,6 +138,8 @@ export async function rotateUnderFire(
     databaseStops: number
     serverMs: number
     graceSeconds: number
+    /** Is told how far it has come: this may take an hour. */
+    say?: (text: string) => void
   },
 ): Promise<FireFigures> {
   const startedAtMs = performance.now()
@@ -173,6 +176,10 @@ export async function rotateUnderFire(
     }
   })()
   const killing = killAtRandom(fleet.replicas, options.kills, kills)
+  const telling = setInterval(() => {
+    const seconds = Math.round((performance.now() - startedAtMs) / 1000)
+    options.say?.(`${seconds} s: ${kills.length} kills, ${databaseStops} stops, ${calls} calls`)
+  }, TELLING_MS)
   const stopping = (async () => {
     for (; databaseStops < options.databaseStops; databaseStops += 1) {
       await delay(1_000 + 3_000 * Math.random())
@@ -184,6 +191,7 @@ export async function rotateUnderFire(
   })()
   await Promise.all([killing, stopping])
   isOver = true
+  clearInterval(telling)
   await Promise.all([...callers, expiring])
   await settle(fleet, options.users, reports)
   const onTheWay = await findLostOnTheWay(fleet, kills)
