@@ -3,6 +3,7 @@
 // closed or replaced grant is revoked at Pagero, and one that a newer entry of its login follows is of no more use: the newer
 // takes the row on from wherever it is. Nothing here presents a refresh token.
 
+import { BrokerError } from './errors.ts'
 import type { Ports, ReplicaStore, Successor } from './ports.ts'
 import { revokeSuperseded } from './revocation.ts'
 
@@ -20,6 +21,8 @@ export interface AntiEntropy {
 
 /** Entries at a time: a part of the connections, so that callers find some too. */
 const LANES = 4
+/** So many in a row that the database could not be reached for: the others of a pass would fare no better. */
+const UNREACHABLE_MAX = 8
 /** Pause after a pass that the database kept from ending. */
 const RETRY_MS = 1_000
 
@@ -46,16 +49,21 @@ export function createAntiEntropy(
       newest.set(loginId, Math.max(generation, newest.get(loginId) ?? 0))
     }
     let complete = true
+    let unreachable = 0
     const rest = entries.values()
     const lane = async () => {
       for (const entry of rest) {
+        if (unreachable >= UNREACHABLE_MAX) return
         const { user, attemptId, loginId, generation } = entry
         try {
           // Or a process that is killed again and again would keep them all, each time for as long again.
           if (generation < (newest.get(loginId) ?? 0)) await spool.remove(attemptId)
           else await apply(entry)
+          unreachable = 0
         } catch (error) {
           complete = false
+          if (error instanceof BrokerError && error.code === 'temporarily_unavailable')
+            unreachable += 1
           log.warn('spool_entry_not_applied', { user, attemptId, error })
         }
       }

@@ -107,6 +107,30 @@ t.test('entries are applied some at a time, and no more', async (t) => {
   t.equal(Math.round(scheduler.nowMs() - startedMs), 10 + 2)
 })
 
+t.test('while the database is away a pass does not try them all', async (t) => {
+  const { antiEntropy, outcomeOf, faults, log, ...core } = setUp()
+  for (let i = 0; i < 40; i += 1) {
+    const { user } = core.connect(`user-${i}`)
+    core.disk.set(`of-${i}`, core.successorOf(user, `of-${i}`, 2))
+  }
+  faults.set(
+    'store',
+    Array.from({ length: 100 }, () => 'lost' as const),
+  )
+  t.equal(await outcomeOf(antiEntropy.runOnce()), false)
+  const told = log.events.filter(({ event }) => event === 'spool_entry_not_applied').length
+  t.ok(told >= 8 && told < 12, `${told} tried`)
+  // Now and then one fails: that keeps no other back.
+  faults.set(
+    'store',
+    Array.from({ length: 100 }, (_, i) => (i % 3 === 0 ? undefined : 'lost')),
+  )
+  t.equal(await outcomeOf(antiEntropy.runOnce()), false)
+  t.equal(core.calls.filter((name) => name === 'store').length, told + 40)
+  faults.set('store', [])
+  t.equal(await outcomeOf(antiEntropy.runOnce()), true)
+})
+
 t.test('a successor that no grant takes is revoked at Pagero, and forgotten', async (t) => {
   const { antiEntropy, keep, outcomeOf, user, disk, database, storedTokenOf } = setUp()
   keep('a')
