@@ -1,9 +1,7 @@
 // Brings what the spool holds into the database: at start, and every half minute. An entry that the row has not got is
 // applied, one that it has is kept for a while longer in case a failover takes the commit back, one that belongs to a
-// closed or replaced grant is revoked at Pagero, and one that a newer entry of its login follows is of no more use: the newer
-// takes the row on from wherever it is. Nothing here presents a refresh token.
+// closed or replaced grant is revoked at Pagero. Nothing here presents a refresh token.
 
-import { BrokerError } from './errors.ts'
 import type { Ports, ReplicaStore, Successor } from './ports.ts'
 import { revokeSuperseded } from './revocation.ts'
 
@@ -19,10 +17,6 @@ export interface AntiEntropy {
   stop(): Promise<void>
 }
 
-/** Entries at a time: a part of the connections, so that callers find some too. */
-const LANES = 4
-/** So many in a row that the database could not be reached for: the others of a pass would fare no better. */
-const UNREACHABLE_MAX = 8
 /** Pause after a pass that the database kept from ending. */
 const RETRY_MS = 1_000
 
@@ -44,31 +38,19 @@ export function createAntiEntropy(
 
   async function runOnce(): Promise<boolean> {
     const entries = await spool.list()
-    const newest = new Map<string, number>()
-    for (const { loginId, generation } of entries) {
-      newest.set(loginId, Math.max(generation, newest.get(loginId) ?? 0))
-    }
     let complete = true
-    let unreachable = 0
-    const rest = entries.values()
-    const lane = async () => {
-      for (const entry of rest) {
-        if (unreachable >= UNREACHABLE_MAX) return
-        const { user, attemptId, loginId, generation } = entry
-        try {
-          // Or a process that is killed again and again would keep them all, each time for as long again.
-          if (generation < (newest.get(loginId) ?? 0)) await spool.remove(attemptId)
-          else await apply(entry)
-          unreachable = 0
-        } catch (error) {
-          complete = false
-          if (error instanceof BrokerError && error.code === 'temporarily_unavailable')
-            unreachable += 1
-          log.warn('spool_entry_not_applied', { user, attemptId, error })
-        }
+    for (const entry of entries) {
+      try {
+        await apply(entry)
+      } catch (error) {
+        complete = false
+        log.warn('spool_entry_not_applied', {
+          user: entry.user,
+          attemptId: entry.attemptId,
+          error,
+        })
       }
     }
-    await Promise.all(Array.from({ length: LANES }, lane))
     const present = new Set(entries.map(({ attemptId }) => attemptId))
     for (const attemptId of appliedAtMs.keys()) {
       if (!present.has(attemptId)) appliedAtMs.delete(attemptId)
