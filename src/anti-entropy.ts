@@ -19,6 +19,8 @@ export interface AntiEntropy {
 
 /** Pause after a pass that the database kept from ending. */
 const RETRY_MS = 1_000
+/** Entries that one statement asks about. */
+const CHUNK = 500
 
 /** Makes the one loop of a process over its own spool. */
 export function createAntiEntropy(
@@ -29,7 +31,7 @@ export function createAntiEntropy(
   identity: { replica: string; boot: string },
 ): AntiEntropy {
   const { clock, log, grants, spool } = ports
-  /** When this process first found an entry applied; its retention counts from there. */
+  /** When this process first found an entry applied; where the ledger does not tell, its retention counts from there. */
   const appliedAtMs = new Map<string, number>()
   const stopping = new AbortController()
   const firstPass = Promise.withResolvers<void>()
@@ -38,23 +40,31 @@ export function createAntiEntropy(
 
   async function runOnce(): Promise<boolean> {
     const entries = await spool.list()
+    /** Seconds since an entry was applied, by the database's clock. */
+    const applied = new Map<string, number>()
     let complete = true
-    for (const entry of entries) {
-      try {
-        await apply(entry)
-      } catch (error) {
-        complete = false
-        log.warn('spool_entry_not_applied', {
-          user: entry.user,
-          attemptId: entry.attemptId,
-          error,
-        })
+    for (let from = 0; from < entries.length; from += CHUNK) {
+      const chunk = entries.slice(from, from + CHUNK)
+      const stored = await grants.findStored(chunk)
+      for (const entry of chunk) {
+        const secondsAgo = stored.get(entry.attemptId)
+        if (secondsAgo !== undefined) {
+          applied.set(entry.attemptId, secondsAgo)
+          continue
+        }
+        try {
+          if (await apply(entry)) applied.set(entry.attemptId, 0)
+        } catch (error) {
+          complete = false
+          log.warn('spool_entry_not_applied', {
+            user: entry.user,
+            attemptId: entry.attemptId,
+            error,
+          })
+        }
       }
     }
-    const present = new Set(entries.map(({ attemptId }) => attemptId))
-    for (const attemptId of appliedAtMs.keys()) {
-      if (!present.has(attemptId)) appliedAtMs.delete(attemptId)
-    }
+    await removeUnneeded(entries, applied)
     // Again with each pass: a late heartbeat of the boot before may have undone it.
     if (complete) await ports.replicas.spoolDrained(identity.replica, identity.boot)
     if (complete && !drained) {
@@ -65,18 +75,46 @@ export function createAntiEntropy(
     return complete
   }
 
-  async function apply(entry: Successor): Promise<void> {
+  /** Brings one entry to the row; false when no grant takes it any more, and the spool has let go of it. */
+  async function apply(entry: Successor): Promise<boolean> {
     const { user, attemptId, generation } = entry
     const result = await grants.store(entry)
     if (result === 'superseded') {
       await revokeSuperseded(ports, entry)
-      return
+      return false
     }
     if (result === 'stored') log.warn('spool_entry_applied', { user, attemptId, generation })
+    return true
+  }
+
+  /**
+   * Removes the applied entries whose time is over, and those that a later applied one of their login follows: the later
+   * one takes the row on from wherever a failover puts it. A process that is killed again and again thus keeps one entry
+   * of a login, not one of each of its refreshes.
+   */
+  async function removeUnneeded(
+    entries: readonly Successor[],
+    applied: ReadonlyMap<string, number>,
+  ): Promise<void> {
     const nowMs = clock.monotonicMs()
-    const sinceMs = appliedAtMs.get(attemptId) ?? nowMs
-    appliedAtMs.set(attemptId, sinceMs)
-    if (nowMs - sinceMs >= settings.spoolRetentionSeconds * 1000) await spool.remove(attemptId)
+    const newest = new Map<string, number>()
+    for (const { loginId, attemptId, generation } of entries) {
+      if (!applied.has(attemptId)) continue
+      newest.set(loginId, Math.max(generation, newest.get(loginId) ?? 0))
+    }
+    for (const { loginId, attemptId, generation } of entries) {
+      const secondsAgo = applied.get(attemptId)
+      if (secondsAgo === undefined) continue
+      const sinceMs = appliedAtMs.get(attemptId) ?? nowMs
+      appliedAtMs.set(attemptId, sinceMs)
+      const ageSeconds = Math.max(secondsAgo, (nowMs - sinceMs) / 1000)
+      const isFollowed = generation < (newest.get(loginId) ?? 0)
+      if (isFollowed || ageSeconds >= settings.spoolRetentionSeconds) await spool.remove(attemptId)
+    }
+    const present = new Set(entries.map(({ attemptId }) => attemptId))
+    for (const attemptId of appliedAtMs.keys()) {
+      if (!present.has(attemptId)) appliedAtMs.delete(attemptId)
+    }
   }
 
   async function run(): Promise<void> {

@@ -206,6 +206,11 @@ export interface GrantStore {
    * login takes the place of any earlier one, also where a failover has taken commits back.
    */
   store(successor: Successor): Promise<StoreResult>
+  /**
+   * Those of the successors that the rows hold already, or have gone beyond, by the ids of their attempts, with the seconds
+   * since the ledger took each in; 0 where it does not tell. One statement.
+   */
+  findStored(successors: readonly Successor[]): Promise<ReadonlyMap<string, number>>
   /** Ends the ledger entry of a superseded successor, once its revocation is queued. */
   finishSuperseded(successor: Successor): Promise<void>
   /** Puts a grant in place of the row at `replaces`; false when that has moved on, or what it is taken from. */

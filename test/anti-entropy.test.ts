@@ -34,8 +34,10 @@ t.test('an applied entry is kept for its time, from when it was first found so',
     [119_999, 1],
     [120_000, 0],
   ] as const) {
-    const { antiEntropy, keep, outcomeOf, disk, scheduler } = setUp()
+    const { antiEntropy, keep, outcomeOf, disk, scheduler, database, successorOf, user } = setUp()
     keep('a')
+    // The ledger knows nothing of it.
+    database.store(successorOf(user, 'a', 2))
     await outcomeOf(antiEntropy.runOnce())
     // Both passes come to the entry equally late.
     await scheduler.run({ untilMs: afterMs })
@@ -54,6 +56,74 @@ t.test('an entry that comes back after it went is kept for its time anew', async
   keep('a')
   await outcomeOf(antiEntropy.runOnce())
   t.equal(disk.size, 1)
+})
+
+t.test('its time counts from when it was applied, whichever process did that', async (t) => {
+  const { antiEntropy, ports, identity, keep, grantOf, user, outcomeOf, disk, pass, database } =
+    setUp()
+  const { loginId, generation } = grantOf(user)
+  database.arm({
+    ...{ user, loginId, generation, attemptId: 'a', cause: 'expiry', leaseSeconds: 60 },
+    ...{ ...identity, tokenDigest: Buffer.from('digest') },
+  })
+  keep('a')
+  await outcomeOf(antiEntropy.runOnce())
+  for (const [seconds, left] of [
+    [119, 1],
+    [1, 0],
+  ] as const) {
+    await pass(seconds)
+    await outcomeOf(createAntiEntropy(ports, SETTINGS, identity).runOnce())
+    t.equal(disk.size, left)
+  }
+})
+
+t.test('of a login the newest applied entry is kept, and of another login too', async (t) => {
+  const { antiEntropy, keep, outcomeOf, disk, connect, successorOf, database, faults, pass } =
+    setUp()
+  const bob = connect('bob', { loginId: '00000000-0000-4000-8000-00000000000b' })
+  keep('a', 2)
+  keep('b', 3)
+  keep('c', 4)
+  disk.set('d', { ...successorOf(bob.user, 'd', 2), loginId: bob.loginId })
+  const putBack = database.snapshot()
+  // What is not in the row yet takes the place of nothing.
+  faults.set('store', [undefined, undefined, 'lost'])
+  await outcomeOf(antiEntropy.runOnce())
+  t.strictSame([...disk.keys()].toSorted(), ['b', 'c', 'd'])
+  await outcomeOf(antiEntropy.runOnce())
+  t.strictSame([...disk.keys()].toSorted(), ['c', 'd'])
+  putBack()
+  await pass(30)
+  await outcomeOf(antiEntropy.runOnce())
+  t.equal(database.grants.get(bob.user)?.generation, 2)
+  t.equal(database.grants.get('alice' as typeof bob.user)?.generation, 4)
+})
+
+t.test('what is applied is asked for many at a time', async (t) => {
+  const { antiEntropy, keep, outcomeOf, calls, disk, events } = setUp()
+  for (let generation = 2; generation <= 1_002; generation += 1) keep(`a${generation}`, generation)
+  t.equal(await outcomeOf(antiEntropy.runOnce()), true)
+  const asked = () => calls.filter((name) => name === 'findStored').length
+  t.equal(asked(), 3)
+  t.equal(disk.size, 1)
+  calls.length = 0
+  await outcomeOf(antiEntropy.runOnce())
+  t.strictSame(calls, ['list', 'findStored', 'spoolDrained'])
+  t.equal(events().at(-1), 'spool_drained')
+})
+
+t.test('while the database is away a pass ends at its first question', async (t) => {
+  const { antiEntropy, keep, outcomeOf, calls, faults, events, pass, storedTokenOf, user } = setUp()
+  for (let generation = 2; generation <= 602; generation += 1) keep(`a${generation}`, generation)
+  faults.set('findStored', ['lost'])
+  antiEntropy.start()
+  await pass(0.9)
+  t.strictSame(calls, ['list', 'findStored'])
+  t.strictSame(events(), ['spool_pass_failed'])
+  await pass(10)
+  t.equal(storedTokenOf(user), 'rt-of-a602')
+  await outcomeOf(antiEntropy.stop())
 })
 
 t.test(

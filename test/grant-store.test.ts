@@ -25,7 +25,7 @@ const SETTINGS: GrantStoreSettings & { heartbeatStaleSeconds: number } = {
   zombieWaitSeconds: SPAN_SECONDS,
   databaseSettleSeconds: SPAN_SECONDS,
 }
-const SEQUENCES = 50
+const SEQUENCES = 75
 const CALLS = 80
 const FIRST_SEED = Number(process.env['GRANT_STORE_SEED'] ?? 1)
 
@@ -93,6 +93,7 @@ t.test('every sequence of calls leaves both stores alike', async (t) => {
     const boots = [randomUUID(), randomUUID()]
     const logins: string[] = [randomUUID()]
     const attempts: string[] = [randomUUID()]
+    let lastStored: string | undefined
     const secret = (text: string) => Buffer.from(`${text} ${Math.floor(random.next() * 1e6)}`)
     const oldest = (row: GrantRow | undefined) => row?.generation ?? 0
     const trail: string[] = []
@@ -139,6 +140,8 @@ t.test('every sequence of calls leaves both stores alike', async (t) => {
             'disarm',
             'store',
             'store',
+            'find stored',
+            'find stored',
             'finish',
             'connect',
           ],
@@ -193,7 +196,30 @@ t.test('every sequence of calls leaves both stores alike', async (t) => {
         }
         case 'store': {
           const entry = successor(attemptId, loginId, generation + 1)
+          lastStored = attemptId
           return ['store', async () => [model.store(entry), await real.store(entry)]]
+        }
+        case 'find stored': {
+          const entries = [
+            successor(lastStored ?? attemptId, loginId, generation),
+            successor(randomUUID(), loginId, generation + 1),
+          ]
+          const inSpans = (found: ReadonlyMap<string, number>) =>
+            entries.map((one) => {
+              const secondsAgo = found.get(one.attemptId)
+              if (secondsAgo === undefined) return 'no'
+              return secondsAgo > TOLERANCE_SECONDS ? 'long ago' : 'yes'
+            })
+          return [
+            'find stored',
+            async () => {
+              if (random.chance(0.5)) await attemptAged(entries[0]?.attemptId ?? '')
+              return [
+                inSpans(model.findStored(entries)).join(),
+                inSpans(await real.findStored(entries)).join(),
+              ]
+            },
+          ]
         }
         case 'finish': {
           const entry = successor(attemptId, loginId, generation + 1)
@@ -368,13 +394,21 @@ t.test('every sequence of calls leaves both stores alike', async (t) => {
 
     async function attemptAged(attemptId: string): Promise<[unknown, unknown]> {
       const attempt = model.attempts.get(attemptId)
-      if (attempt !== undefined) attempt.armedAtMs -= SHIFT_SECONDS * 1000
+      if (attempt !== undefined) {
+        attempt.armedAtMs -= SHIFT_SECONDS * 1000
+        if (attempt.finishedAtMs !== null) attempt.finishedAtMs -= SHIFT_SECONDS * 1000
+      }
       for (const table of ['grants', 'refresh_attempts']) {
         await client.query(
           `update ${table} set armed_at = armed_at - make_interval(secs => $2) where attempt_id = $1`,
           [attemptId, SHIFT_SECONDS],
         )
       }
+      await client.query(
+        `update refresh_attempts set finished_at = finished_at - make_interval(secs => $2)
+        where attempt_id = $1`,
+        [attemptId, SHIFT_SECONDS],
+      )
       return [1, 1]
     }
 
@@ -445,6 +479,7 @@ t.test('every sequence of calls leaves both stores alike', async (t) => {
     ...['arm true', 'arm false', 'take over true', 'take over false'],
     ...['store stored', 'store already_stored', 'store superseded', 'connect true', 'close true'],
     ...['left behind true', 'left behind false'],
+    ...['find stored no,no', 'find stored yes,no', 'find stored long ago,no'],
   ]) {
     t.ok((met.get(name) ?? 0) >= 10, `${name}: ${met.get(name)} times`)
   }

@@ -36,7 +36,7 @@ t.test('no seed breaks a rule, and the runs see every kind of end', async (t) =>
   if (SEEDS < 5_000) return
   for (const end of [
     ...['granted', 'refused', 'rejected_client', 'not_processed', 'in_doubt', 'replayed'],
-    ...['stored', 'already_stored', 'superseded', 'taken over', 'suspect', 'lost'],
+    ...['stored', 'already_stored', 'found stored', 'superseded', 'taken over', 'suspect', 'lost'],
     ...['successor_lost', 'stale_request', 'owner_absent', 'revoked by the user'],
     ...['reauthentication_required', 'temporarily_unavailable', 'client_rejected_by_pagero'],
   ]) {

@@ -252,6 +252,24 @@ export function createGrantStore(
         return applied.rows.length > 0 ? 'already_stored' : 'superseded'
       }),
 
+    findStored: (successors) =>
+      throughDatabase(async () => {
+        const { rows } = await sql<{ attempt_id: string; seconds_ago: number | null }>`
+          select s.attempt_id, extract(epoch from ${now} - a.finished_at)::float8 as seconds_ago
+          from unnest(
+            ${successors.map(({ user }) => user)}::text[],
+            ${successors.map(({ loginId }) => loginId)}::uuid[],
+            ${successors.map(({ generation }) => generation)}::bigint[],
+            ${successors.map(({ attemptId }) => attemptId)}::uuid[]
+          ) as s (user_id, login_id, generation, attempt_id)
+          join grants g
+            on g.user_id = s.user_id and g.login_id = s.login_id
+              and g.generation >= s.generation and g.state <> 'revoked'
+          left join refresh_attempts a
+            on a.attempt_id = s.attempt_id and a.outcome = 'granted'`.execute(db)
+        return new Map(rows.map((row) => [row.attempt_id, row.seconds_ago ?? 0]))
+      }),
+
     finishSuperseded: (successor) =>
       throughDatabase(async () => {
         await sql`

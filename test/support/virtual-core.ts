@@ -101,6 +101,7 @@ export function setVirtualCore(identity = { replica: 'broker-0', boot: 'boot-0' 
         database.disarm(end)
       }),
       store: call('store', database.store),
+      findStored: call('findStored', database.findStored),
       finishSuperseded: call('finishSuperseded', database.finishSuperseded),
       condemn: call('condemn', database.condemn),
       evidence: call('evidence', database.evidence),

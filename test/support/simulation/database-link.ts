@@ -118,6 +118,14 @@ export function linkDatabase(
         witness.stored(life, successor, result)
         return result
       }),
+    findStored: (successors) =>
+      statement('findStored', () => {
+        const stored = database.findStored(successors)
+        for (const one of successors) {
+          if (stored.has(one.attemptId)) witness.foundStored(life, one)
+        }
+        return stored
+      }),
     finishSuperseded: (successor) =>
       statement('finishSuperseded', () => database.finishSuperseded(successor)),
     connect: (grant) =>

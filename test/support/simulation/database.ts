@@ -204,6 +204,19 @@ export function createSimulatedDatabase(settings: GrantStoreSettings, nowMs: () 
       return 'stored'
     },
 
+    findStored(successors: readonly Successor[]): ReadonlyMap<string, number> {
+      const stored = new Map<string, number>()
+      for (const { user, loginId, generation, attemptId } of successors) {
+        const row = grants.get(user)
+        if (row?.loginId !== loginId || row.state === 'revoked') continue
+        if (row.generation < generation) continue
+        const attempt = attempts.get(attemptId)
+        const sinceMs = attempt?.outcome === 'granted' ? attempt.finishedAtMs : null
+        stored.set(attemptId, sinceMs === null ? 0 : (nowMs() - sinceMs) / 1000)
+      }
+      return stored
+    },
+
     finishSuperseded(successor: Successor): void {
       const attempt = attempts.get(successor.attemptId)
       if (attempt !== undefined) finish(attempt, 'granted')

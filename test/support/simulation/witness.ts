@@ -319,6 +319,13 @@ export function createWitness(nowMs: () => number, trace: ((line: string) => voi
       count(result)
     },
 
+    foundStored(life: Life, successor: Successor) {
+      const token = secretOf(successor.refreshTokenSealed)
+      note(life, `finds ${token} stored`)
+      stored.add(token)
+      count('found stored')
+    },
+
     spoolFailed(life: Life, successor: Successor) {
       spoolFailed.add(secretOf(successor.refreshTokenSealed))
       note(life, 'write into the spool fails')
