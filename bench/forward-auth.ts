@@ -5,7 +5,6 @@
 import { chmod, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { startEmbeddedPostgres } from '../src/postgres/embedded.ts'
 import { freePorts } from '../test/support/free-ports.ts'
 import { replaced } from '../test/support/nginx.ts'
 import { startBroker } from './support/broker.ts'
@@ -19,7 +18,7 @@ import {
   tableOf,
   type Taken,
 } from './support/figures.ts'
-import { addUsers, createDatabase, TOKEN_CHARACTERS } from './support/grants.ts'
+import { addUsers, createDatabase, TOKEN_CHARACTERS, startPostgres } from './support/grants.ts'
 import { CONNECTIONS, generator, load } from './support/load.ts'
 import { nginxVersion, startNginx } from './support/nginx.ts'
 import { canPin, cpuUs, type Place, type Program } from './support/processes.ts'
@@ -85,12 +84,8 @@ async function startGateways(
   directory: string,
   stops: Array<() => Promise<unknown>>,
 ): Promise<Gateways> {
-  const postgres = await startEmbeddedPostgres({
-    directory: join(directory, 'postgres'),
-    durable: true,
-  })
-  stops.push(() => postgres.stop())
-  const databaseUrl = await createDatabase(postgres.url, 'few', (database) =>
+  const server = await startPostgres(directory, stops)
+  const databaseUrl = await createDatabase(server, 'few', (database) =>
     addUsers(database, HOT_USERS, 'fresh'),
   )
   const [api = 0, asking = 0, plain = 0] = await freePorts(3)

@@ -9,11 +9,16 @@ import { setTimeout as delay } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
 import { promisify } from 'node:util'
 import { freePorts } from '../test/support/free-ports.ts'
-import { startEmbeddedPostgres } from '../src/postgres/embedded.ts'
 import { type RunningBroker, startBroker } from './support/broker.ts'
 import { machineFacts, milliseconds, tableOf } from './support/figures.ts'
 import type { FloodResult } from './support/flood.ts'
-import { addUsers, createDatabase, postmasterOf, TOKEN_CHARACTERS } from './support/grants.ts'
+import {
+  addUsers,
+  createDatabase,
+  postmasterOf,
+  TOKEN_CHARACTERS,
+  startPostgres,
+} from './support/grants.ts'
 import { CONNECTIONS, load } from './support/load.ts'
 import { answers, canPin, pin, placed, residentMiB, startProgram } from './support/processes.ts'
 
@@ -35,15 +40,11 @@ export async function measureOverload({ quick }: { quick: boolean }): Promise<vo
   try {
     const directory = await mkdtemp(join(tmpdir(), 'broker-bench-'))
     stops.push(() => rm(directory, { recursive: true, force: true }))
-    const postgres = await startEmbeddedPostgres({
-      directory: join(directory, 'postgres'),
-      durable: true,
-    })
-    stops.push(() => postgres.stop())
-    const databaseUrl = await createDatabase(postgres.url, 'flooded', (database) =>
+    const server = await startPostgres(directory, stops)
+    const databaseUrl = await createDatabase(server, 'flooded', (database) =>
       addUsers(database, USERS, 'expired'),
     )
-    pin('around', await postmasterOf(postgres.url))
+    pin('around', await postmasterOf(server))
     const [apiPort = 0] = await freePorts(1)
     const api = await startProgram({
       place: 'around',

@@ -8,7 +8,6 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { promisify } from 'node:util'
-import { startEmbeddedPostgres } from '../src/postgres/embedded.ts'
 import { freePorts } from '../test/support/free-ports.ts'
 import { NODE_ENVIRONMENT, NODE_PARAMETERS, startBroker } from './support/broker.ts'
 import {
@@ -21,7 +20,13 @@ import {
   tableOf,
   type Taken,
 } from './support/figures.ts'
-import { addSessions, addUsers, createDatabase, sessionTokenOf } from './support/grants.ts'
+import {
+  addSessions,
+  addUsers,
+  createDatabase,
+  sessionTokenOf,
+  startPostgres,
+} from './support/grants.ts'
 import { CONNECTIONS, generator, load } from './support/load.ts'
 import { nginxVersion, startNginx } from './support/nginx.ts'
 import {
@@ -114,12 +119,8 @@ async function setUp(stops: Setting['stops']): Promise<Setting> {
   stops.push(() => rm(directory, { recursive: true, force: true }))
   // nginx's workers may have another user.
   await chmod(directory, 0o755)
-  const postgres = await startEmbeddedPostgres({
-    directory: join(directory, 'postgres'),
-    durable: true,
-  })
-  stops.push(() => postgres.stop())
-  const databaseUrl = await createDatabase(postgres.url, 'few', async (database) => {
+  const server = await startPostgres(directory, stops)
+  const databaseUrl = await createDatabase(server, 'few', async (database) => {
     await addUsers(database, HOT_USERS, 'fresh')
     await addSessions(database, HOT_USERS)
   })

@@ -5,7 +5,6 @@ import { mkdtemp, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { freePorts } from '../test/support/free-ports.ts'
-import { startEmbeddedPostgres } from '../src/postgres/embedded.ts'
 import { type RunningBroker, startBroker } from './support/broker.ts'
 import {
   interleave,
@@ -25,6 +24,7 @@ import {
   postmasterOf,
   TOKEN_CHARACTERS,
   using,
+  startPostgres,
 } from './support/grants.ts'
 import { CONNECTIONS, generator, load, type Load, type LoadResult } from './support/load.ts'
 import { addPgbenchRows, measureTwoStatements, refreshPeer } from './support/pgbench.ts'
@@ -92,28 +92,24 @@ export async function measureTokenPath(): Promise<void> {
 async function setUp(stops: Stops): Promise<Setting> {
   const directory = await mkdtemp(join(tmpdir(), 'broker-bench-'))
   stops.push(() => rm(directory, { recursive: true, force: true }))
-  const postgres = await startEmbeddedPostgres({
-    directory: join(directory, 'postgres'),
-    durable: true,
-  })
-  stops.push(() => postgres.stop())
-  await using(postgres.url, async ({ pool }) => {
+  const server = await startPostgres(directory, stops)
+  await using(server, async ({ pool }) => {
     await pool.query(`alter system set max_wal_size = '16GB'`)
     await pool.query('select pg_reload_conf()')
   })
-  const many = await createDatabase(postgres.url, 'many', async (database) => {
+  const many = await createDatabase(server, 'many', async (database) => {
     await addUsers(database, COLD_USERS, 'fresh')
     await addFiller(database, GRANTS_MANY - COLD_USERS, COLD_USERS)
   })
-  const few = await createDatabase(postgres.url, 'few', (database) =>
+  const few = await createDatabase(server, 'few', (database) =>
     addUsers(database, GRANTS_FEW, 'fresh'),
   )
-  const expired = await createDatabase(postgres.url, 'expired', async (database) => {
+  const expired = await createDatabase(server, 'expired', async (database) => {
     await addUsers(database, EXPIRED_PER_ROUND * (ROUNDS + 1), 'expired')
     await addPgbenchRows(database, PGBENCH_PER_CLIENT * ROUNDS)
   })
   // After the filling, which may take both CPUs.
-  pin('around', await postmasterOf(postgres.url))
+  pin('around', await postmasterOf(server))
   const [tokenPort = 0] = await freePorts(1)
   await start(stops, directory, 'instant-server', {
     place: 'around',

@@ -9,6 +9,7 @@ import { hashOpaqueToken } from '../../src/opaque-token.ts'
 import type { Log } from '../../src/ports.ts'
 import { type Database, openDatabase } from '../../src/postgres/database.ts'
 import { readDeploymentId } from '../../src/postgres/deployment.ts'
+import { startEmbeddedPostgres } from '../../src/postgres/embedded.ts'
 import { migrate } from '../../src/postgres/migrate.ts'
 import { createSessionStore } from '../../src/postgres/session-store.ts'
 import { createSealer } from '../../src/seal.ts'
@@ -27,6 +28,19 @@ const silentLog: Log = { trace() {}, debug() {}, info() {}, warn() {}, error() {
 
 /** The key that every database of a run is sealed with. */
 export const encryptionKey = { keyId: 'bench', key: randomBytes(32) }
+
+/** Starts a PostgreSQL that keeps what it commits, for as long as the measure takes. Returns its URL. */
+export async function startPostgres(
+  directory: string,
+  stops: Array<() => Promise<unknown>>,
+): Promise<string> {
+  const postgres = await startEmbeddedPostgres({
+    directory: join(directory, 'postgres'),
+    durable: true,
+  })
+  stops.push(() => postgres.stop())
+  return postgres.url
+}
 
 /** Creates a database with the broker's schema in the server, and lets `fill` fill it. */
 export async function createDatabase(

@@ -14,6 +14,8 @@ export interface Life {
   readonly paused: boolean
   /** The last instant at which it was stopped, or cut off alone from the database; -Infinity for never. */
   lastAbsentAtMs: number
+  /** The last instant at which it was stopped, whatever became of its way to the database; -Infinity for never. */
+  lastStoppedAtMs: number
   /** Since when it is dead, stopped or cut off, while it is. */
   absentSinceMs: number
   /** Since when the absence lasted that ended at `lastAbsentAtMs`. */
@@ -69,6 +71,7 @@ export function startLife(
     dead: false,
     paused: false,
     lastAbsentAtMs: -Infinity,
+    lastStoppedAtMs: -Infinity,
     absentSinceMs: Infinity,
     lastAbsentSinceMs: Infinity,
     cutOff: false,
@@ -101,6 +104,7 @@ export function startLife(
     resume() {
       if (!life.paused || life.dead) return
       life.paused = false
+      life.lastStoppedAtMs = scheduler.nowMs()
       comeBack()
       const due = held
       held = []

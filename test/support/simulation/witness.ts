@@ -256,7 +256,7 @@ export function createWitness(nowMs: () => number, trace: ((line: string) => voi
           if (sinceMs === undefined || stored.has(token) || onDisk(token)) continue
           if (superseded.has(token)) continue
           const heldMs = nowMs() - sinceMs
-          const interrupted = life.lastAbsentAtMs >= sinceMs || life.paused
+          const interrupted = life.lastStoppedAtMs >= sinceMs || life.paused
           if (heldMs > FSYNC_MS_MAX && !spoolFailed.has(token) && !interrupted) {
             violate('H4', `the answer was held for ${Math.round(heldMs)} ms and not spooled`, life)
           }
