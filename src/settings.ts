@@ -298,7 +298,8 @@ export const SETTINGS = [
   {
     name: 'SPOOL_RETENTION_SECONDS',
     default: '900',
-    meaning: 'How long an entry is kept once stored: longer than a database failover takes.',
+    meaning:
+      'How long an entry is kept once stored, or until a later one of its login is: longer than a database failover takes.',
   },
   {
     name: 'HEARTBEAT_SECONDS',
