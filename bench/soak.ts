@@ -35,6 +35,11 @@ const { values } = parseArgs({
 
 /** A grace as one may ask of Pagero: longer than any recovery. */
 const GRACE_SECONDS = 90
+/**
+ * How long a process lives at most before it is killed again: within the grace long enough to present again what the one
+ * before it had lost, else as short as a process can live.
+ */
+const ALIVE_MS = { grace: 20_000, strict: 2_000 }
 /** What Pagero may take for an answer: so long it can be lost on its way. */
 const SERVER_MS = 100
 /** How long the others ask for what only the spool of a dead process holds. */
@@ -107,13 +112,18 @@ async function inPeace({ fleet }: Stage): Promise<void> {
   })
 }
 
-async function underFire({ fleet, postgres }: Stage, graceSeconds: number): Promise<void> {
+async function underFire(
+  { fleet, postgres }: Stage,
+  graceSeconds: number,
+  aliveMs: number,
+): Promise<void> {
   const figures = await rotateUnderFire(fleet, postgres, {
     users: numbered(values['grants-under-fire']),
     kills: Number(values.kills),
     databaseStops: Number(values.stops),
     serverMs: SERVER_MS,
     graceSeconds,
+    aliveMs,
     say: (text) => process.stderr.write(`${text}\n`),
   })
   const losses =
@@ -184,9 +194,9 @@ async function fromTheSpool({ fleet, postgres }: Stage): Promise<void> {
 
 const count = Number(values.replicas)
 const underFireOf = numbered(values['grants-under-fire'])
-const fire = (graceSeconds: number) =>
+const fire = (graceSeconds: number, aliveMs: number) =>
   withReplicas(count, { users: underFireOf, graceSeconds }, (stage) =>
-    underFire(stage, graceSeconds),
+    underFire(stage, graceSeconds, aliveMs),
   )
 const parts: Record<string, () => Promise<void>> = {
   // The trust of production: with fifty callers for each token most are served from memory.
@@ -196,8 +206,8 @@ const parts: Record<string, () => Promise<void>> = {
       { users: numbered(values.grants), env: { TOKEN_CACHE_TRUST_MS: '1000' } },
       inPeace,
     ),
-  grace: () => fire(GRACE_SECONDS),
-  strict: () => fire(0),
+  grace: () => fire(GRACE_SECONDS, ALIVE_MS.grace),
+  strict: () => fire(0, ALIVE_MS.strict),
   restarts: () =>
     withReplicas(
       count,

@@ -38,7 +38,7 @@ export interface FireFigures {
   lost: number
   /** Those of them whose token was spent for a process that was killed before its fsync: nobody could have kept them. */
   irreducible: number
-  /** Those of them that were presented again only when the server's grace was over: the machine was too slow. */
+  /** Those of them whose token nobody that lived to keep the answer presented again within the server's grace. */
   beyondGrace: number
   /** Lost logins that were not reported as `rotation_lost`. */
   unreported: number
@@ -138,6 +138,8 @@ export async function rotateUnderFire(
     databaseStops: number
     serverMs: number
     graceSeconds: number
+    /** So long a process lives at most before it is killed again, and half of that on average. */
+    aliveMs: number
     /** Is told how far it has come: this may take an hour. */
     say?: (text: string) => void
   },
@@ -175,7 +177,7 @@ export async function rotateUnderFire(
       await delay(100)
     }
   })()
-  const killing = killAtRandom(fleet.replicas, options.kills, kills)
+  const killing = killAtRandom(fleet.replicas, options, kills)
   const telling = setInterval(() => {
     const seconds = Math.round((performance.now() - startedAtMs) / 1000)
     options.say?.(`${seconds} s: ${kills.length} kills, ${databaseStops} stops, ${calls} calls`)
@@ -194,7 +196,7 @@ export async function rotateUnderFire(
   clearInterval(telling)
   await Promise.all([...callers, expiring])
   await settle(fleet, options.users, reports)
-  const onTheWay = await findLostOnTheWay(fleet, kills)
+  const onTheWay = await findLostOnTheWay(fleet, kills, graceMs)
   const lost = [...reports].filter(([, { isDead }]) => isDead)
   const calledTokens = fleet.refreshes().map(({ form }) => form['refresh_token'])
   return {
@@ -207,7 +209,7 @@ export async function rotateUnderFire(
     presentedAgain: calledTokens.length - new Set(calledTokens).size,
     lost: lost.length,
     irreducible: lost.filter(([loginId]) => onTheWay.has(loginId)).length,
-    beyondGrace: lost.filter(([loginId]) => (onTheWay.get(loginId) ?? 0) > graceMs).length,
+    beyondGrace: lost.filter(([loginId]) => onTheWay.get(loginId)?.isKeptAgain === false).length,
     unreported: lost.filter(([, { cause }]) => cause !== 'rotation_lost').length,
     reportedAlive: reports.size - lost.length,
     tookMs: Math.round(performance.now() - startedAtMs),
@@ -329,6 +331,8 @@ export async function killWhileSpooled(
   }
 }
 
+type Refresh = ReturnType<Fleet['refreshes']>[number]
+
 interface Kill {
   replica: string
   atMs: number
@@ -337,12 +341,16 @@ interface Kill {
 /** What callers were told of logins that are said to be dead, by login; `isDead` when the server refuses its token too. */
 type Reports = Map<string, { cause: unknown; isDead: boolean }>
 
-async function killAtRandom(replicas: readonly Replica[], count: number, kills: Kill[]) {
+async function killAtRandom(
+  replicas: readonly Replica[],
+  options: { kills: number; aliveMs: number },
+  kills: Kill[],
+) {
   // One lane for each replica, so that each is killed, comes back, and is killed again.
   const lanes = replicas.map(async (replica) => {
     for (;;) {
-      await delay(2_000 * Math.random())
-      if (kills.length >= count) return
+      await delay(options.aliveMs * Math.random())
+      if (kills.length >= options.kills) return
       kills.push({ replica: replica.name, atMs: performance.now() })
       await replica.kill('SIGKILL')
       // It may start while the database is away; then it is started again.
@@ -393,13 +401,14 @@ async function settle(fleet: Fleet, users: readonly string[], reports: Reports):
 }
 
 /**
- * Logins of which the server spent a token for a process that was killed between its intent and its fsync, each with the
- * time until that token was presented again.
+ * Logins of which the server spent a token for a process that was killed between its intent and its fsync. Of the last such
+ * token of each, whether it was presented again within the grace by a process that lived to keep the answer.
  */
 async function findLostOnTheWay(
   fleet: Fleet,
   kills: readonly Kill[],
-): Promise<Map<string, number>> {
+  graceMs: number,
+): Promise<Map<string, { isKeptAgain: boolean }>> {
   // Read now and not at the start of this process: the two clocks part slowly.
   const originMs = Date.now() - performance.now()
   const { rows: attempts } = await fleet.database.pool.query<{
@@ -413,25 +422,31 @@ async function findLostOnTheWay(
      from refresh_attempts order by armed_at`,
   )
   const attemptsOf = Map.groupBy(attempts, ({ user }) => user)
-  const found = new Map<string, number>()
   const calls = fleet.refreshes()
   const callsWith = Map.groupBy(calls, ({ form }) => form['refresh_token'])
-  for (const { presented, spent, at, endedAt, form } of calls) {
-    if (presented === undefined || spent === undefined) continue
-    const attempt = attemptsOf
-      .get(presented.subject)
+  const attemptOf = (subject: string, { at }: Refresh) =>
+    attemptsOf
+      .get(subject)
       ?.findLast(({ armedAtMs }) => armedAtMs - originMs <= at + CLOCK_TOLERANCE_MS)
-    if (attempt === undefined) continue
-    const syncedAtMs = (endedAt ?? Infinity) + FSYNC_MS
-    const killed = kills.some(
+  const isKilled = (attempt: { replica: string; armedAtMs: number }, { endedAt }: Refresh) =>
+    kills.some(
       ({ replica, atMs }) =>
         replica === attempt.replica &&
         atMs >= attempt.armedAtMs - originMs - CLOCK_TOLERANCE_MS &&
-        atMs <= syncedAtMs,
+        atMs <= (endedAt ?? Infinity) + FSYNC_MS,
     )
-    if (!killed) continue
-    const again = callsWith.get(form['refresh_token'])?.find((call) => call.at > at)
-    found.set(attempt.loginId, (again?.at ?? Infinity) - at)
+  const found = new Map<string, { isKeptAgain: boolean }>()
+  for (const call of calls) {
+    const { presented, spent, at, form } = call
+    if (presented === undefined || spent === undefined) continue
+    const attempt = attemptOf(presented.subject, call)
+    if (attempt === undefined || !isKilled(attempt, call)) continue
+    const isKeptAgain = callsWith.get(form['refresh_token'])?.some((again) => {
+      if (again.at <= at || again.at > at + graceMs) return false
+      const next = attemptOf(presented.subject, again)
+      return next !== undefined && !isKilled(next, again)
+    })
+    found.set(attempt.loginId, { isKeptAgain: isKeptAgain === true })
   }
   return found
 }
