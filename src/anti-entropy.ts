@@ -1,8 +1,9 @@
 // Brings what the spool holds into the database: at start, and every half minute. An entry that the row has not got is
 // applied, one that it has is kept for a while longer in case a failover takes the commit back, one that belongs to a
-// closed or replaced grant is revoked at Pagero. Nothing here presents a refresh token.
+// closed or replaced grant is revoked at Pagero. An applied entry goes when its time is over, or a later one of its login is
+// applied too. Nothing here presents a refresh token.
 
-import type { Ports, ReplicaStore, Successor } from './ports.ts'
+import type { Ports, ReplicaStore, StoreResult, Successor } from './ports.ts'
 import { revokeSuperseded } from './revocation.ts'
 
 export interface AntiEntropy {
@@ -53,7 +54,10 @@ export function createAntiEntropy(
           continue
         }
         try {
-          if (await apply(entry)) applied.set(entry.attemptId, 0)
+          const result = await apply(entry)
+          // What a failover took back is put back with all its time before it.
+          if (result === 'stored') appliedAtMs.set(entry.attemptId, clock.monotonicMs())
+          if (result !== 'superseded') applied.set(entry.attemptId, 0)
         } catch (error) {
           complete = false
           log.warn('spool_entry_not_applied', {
@@ -64,7 +68,6 @@ export function createAntiEntropy(
         }
       }
     }
-    await removeUnneeded(entries, applied)
     // Again with each pass: a late heartbeat of the boot before may have undone it.
     if (complete) await ports.replicas.spoolDrained(identity.replica, identity.boot)
     if (complete && !drained) {
@@ -72,19 +75,20 @@ export function createAntiEntropy(
       firstPass.resolve()
       log.info('spool_drained', { count: entries.length })
     }
+    await removeUnneeded(entries, applied)
     return complete
   }
 
-  /** Brings one entry to the row; false when no grant takes it any more, and the spool has let go of it. */
-  async function apply(entry: Successor): Promise<boolean> {
+  /** Brings one entry to the row; when no grant takes it any more, the spool has let go of it too. */
+  async function apply(entry: Successor): Promise<StoreResult> {
     const { user, attemptId, generation } = entry
     const result = await grants.store(entry)
     if (result === 'superseded') {
       await revokeSuperseded(ports, entry)
-      return false
+    } else if (result === 'stored') {
+      log.warn('spool_entry_applied', { user, attemptId, generation })
     }
-    if (result === 'stored') log.warn('spool_entry_applied', { user, attemptId, generation })
-    return true
+    return result
   }
 
   /**
@@ -107,9 +111,16 @@ export function createAntiEntropy(
       if (secondsAgo === undefined) continue
       const sinceMs = appliedAtMs.get(attemptId) ?? nowMs
       appliedAtMs.set(attemptId, sinceMs)
-      const ageSeconds = Math.max(secondsAgo, (nowMs - sinceMs) / 1000)
+      const ageSeconds = secondsAgo > 0 ? secondsAgo : (nowMs - sinceMs) / 1000
       const isFollowed = generation < (newest.get(loginId) ?? 0)
-      if (isFollowed || ageSeconds >= settings.spoolRetentionSeconds) await spool.remove(attemptId)
+      if (!isFollowed && ageSeconds < settings.spoolRetentionSeconds) continue
+      try {
+        await spool.remove(attemptId)
+      } catch (error) {
+        // The disk takes no changes; what must be applied has been, and the next pass tries again.
+        log.warn('spool_entry_not_removed', { attemptId, error })
+        break
+      }
     }
     const present = new Set(entries.map(({ attemptId }) => attemptId))
     for (const attemptId of appliedAtMs.keys()) {

@@ -207,8 +207,8 @@ export interface GrantStore {
    */
   store(successor: Successor): Promise<StoreResult>
   /**
-   * Those of the successors that the rows hold already, or have gone beyond, by the ids of their attempts, with the seconds
-   * since the ledger took each in; 0 where it does not tell. One statement.
+   * Those of the successors that {@link store} would call `already_stored`, by the ids of their attempts, with the seconds since
+   * the ledger took each in; 0 where it does not tell. One statement, which a server that cannot be written refuses.
    */
   findStored(successors: readonly Successor[]): Promise<ReadonlyMap<string, number>>
   /** Ends the ledger entry of a superseded successor, once its revocation is queued. */

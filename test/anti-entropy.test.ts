@@ -177,17 +177,21 @@ t.test('a successor that no grant takes is revoked at Pagero, and forgotten', as
 })
 
 t.test('one that was applied before its grant was closed is kept for its time', async (t) => {
-  const { antiEntropy, keep, arm, outcomeOf, user, disk, database, pass, events } = setUp()
+  const { antiEntropy, ports, identity, keep, arm, outcomeOf, user, disk, database, ...rest } =
+    setUp()
+  const { pass, events, calls } = rest
   arm('a')
   keep('a')
   await outcomeOf(antiEntropy.runOnce())
   database.close(user, 2, undefined)
+  calls.length = 0
   await outcomeOf(antiEntropy.runOnce())
+  t.strictSame(calls, ['list', 'findStored', 'spoolDrained'])
   t.strictSame(events(), ['spool_entry_applied', 'spool_drained'])
   t.equal(database.revocations.size, 0)
   t.equal(disk.size, 1)
   await pass(120)
-  await outcomeOf(antiEntropy.runOnce())
+  await outcomeOf(createAntiEntropy(ports, SETTINGS, identity).runOnce())
   t.equal(disk.size, 0)
 })
 
@@ -201,6 +205,39 @@ t.test('what a failover took back is put back, as long as the entry is kept', as
   await pass(60)
   await outcomeOf(antiEntropy.runOnce())
   t.equal(storedTokenOf(user), 'rt-of-a')
+})
+
+t.test('what is put back late has all its time before it', async (t) => {
+  const { antiEntropy, keep, arm, outcomeOf, database, storedTokenOf, user, pass, disk } = setUp()
+  arm('a')
+  const putBack = database.snapshot()
+  keep('a')
+  await outcomeOf(antiEntropy.runOnce())
+  putBack()
+  await pass(121)
+  await outcomeOf(antiEntropy.runOnce())
+  putBack()
+  await pass(119)
+  await outcomeOf(antiEntropy.runOnce())
+  t.equal(storedTokenOf(user), 'rt-of-a')
+  t.equal(disk.size, 1)
+})
+
+t.test('a disk that takes no changes keeps no pass from ending', async (t) => {
+  const { antiEntropy, keep, outcomeOf, isDrained, faults, events, disk } = setUp()
+  for (const [attemptId, generation] of [
+    ['a', 2],
+    ['b', 3],
+    ['c', 4],
+  ] as const)
+    keep(attemptId, generation)
+  faults.set('remove', ['lost'])
+  t.equal(await outcomeOf(antiEntropy.runOnce()), true)
+  t.ok(isDrained())
+  t.strictSame(events().slice(-2), ['spool_drained', 'spool_entry_not_removed'])
+  t.equal(disk.size, 3)
+  await outcomeOf(antiEntropy.runOnce())
+  t.equal(disk.size, 1)
 })
 
 t.test('it runs each half minute, and each second while the database is away', async (t) => {

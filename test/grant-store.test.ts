@@ -5,13 +5,17 @@
 import { randomUUID } from 'node:crypto'
 import { setTimeout as delay } from 'node:timers/promises'
 import { isDeepStrictEqual } from 'node:util'
+import { sql } from 'kysely'
 import pg from 'pg'
 import t from 'tap'
 import { type AttemptOutcome, parseUserKey, type UserKey } from '../src/grant.ts'
 import type { ArmRequest, NewGrant, Successor } from '../src/ports.ts'
+import { openDatabase } from '../src/postgres/database.ts'
 import { createGrantStore, type GrantStoreSettings } from '../src/postgres/grant-store.ts'
 import { createReplicaStore } from '../src/postgres/replica-store.ts'
+import { Secret } from '../src/secret.ts'
 import { createTestDatabase } from './support/database.ts'
+import { silentLog } from './support/silent-log.ts'
 import { createSimulatedDatabase, type GrantRow } from './support/simulation/database.ts'
 import { createRandom } from './support/simulation/random.ts'
 
@@ -526,3 +530,46 @@ t.test(
     t.equal((await real.find(user))?.generation, 2)
   },
 )
+
+t.test('of many successors those that are stored are told apart', async (t) => {
+  const { real } = await setScene(t)
+  const sealed = Buffer.from('sealed')
+  const entries: Successor[] = []
+  for (const name of ['alice', 'bob', 'carol']) {
+    const user = parseUserKey(name) as UserKey
+    const loginId = randomUUID()
+    await real.connect({
+      ...{ user, loginId, replaces: 0, refreshTokenSealed: sealed, keyId: 'k1', accessToken: null },
+      ...{ requestedSecondsAgo: 0, expiresInSeconds: 600, scope: '', pageroIssuer: null },
+      ...{ pageroSubject: null, revocation: undefined },
+    })
+    entries.push({
+      ...{ user, loginId, attemptId: randomUUID(), generation: 2, refreshTokenSealed: sealed },
+      ...{ keyId: 'k1', accessToken: null, scope: '', httpStatus: 200, durationMs: 1 },
+    })
+  }
+  const [alice, bob, carol] = entries as [Successor, Successor, Successor]
+  t.equal((await real.findStored(entries)).size, 0)
+  await real.store(alice)
+  await real.store(carol)
+  t.strictSame(
+    [...(await real.findStored([bob, carol, alice])).keys()].toSorted(),
+    [alice.attemptId, carol.attemptId].toSorted(),
+  )
+})
+
+t.test('a server that cannot be written has no say in what is stored', async (t) => {
+  const { url } = await createTestDatabase(t)
+  const settings = { url: new Secret(url), poolMax: 1, applicationName: 'test' }
+  const database = openDatabase(settings, silentLog)
+  t.teardown(() => database.close())
+  const store = createGrantStore(database, SETTINGS)
+  const entry: Successor = {
+    ...{ user: parseUserKey('user') as UserKey, loginId: randomUUID(), attemptId: randomUUID() },
+    ...{ generation: 2, refreshTokenSealed: Buffer.from('sealed'), keyId: 'k1', scope: '' },
+    ...{ accessToken: null, httpStatus: 200, durationMs: 1 },
+  }
+  await sql`set default_transaction_read_only = on`.execute(database.db)
+  await t.rejects(store.findStored([entry]), { code: 'temporarily_unavailable' })
+  t.equal((await store.findStored([entry])).size, 0, 'nor is its connection used again')
+})

@@ -255,6 +255,10 @@ export function createGrantStore(
     findStored: (successors) =>
       throughDatabase(async () => {
         const { rows } = await sql<{ attempt_id: string; seconds_ago: number | null }>`
+          with writable as (
+            -- Changes nothing, but is refused by a server that a failover has left behind: its word must not count.
+            update deployment set server_started_at = server_started_at where false
+          )
           select s.attempt_id, extract(epoch from ${now} - a.finished_at)::float8 as seconds_ago
           from unnest(
             ${successors.map(({ user }) => user)}::text[],
@@ -262,11 +266,11 @@ export function createGrantStore(
             ${successors.map(({ generation }) => generation)}::bigint[],
             ${successors.map(({ attemptId }) => attemptId)}::uuid[]
           ) as s (user_id, login_id, generation, attempt_id)
-          join grants g
-            on g.user_id = s.user_id and g.login_id = s.login_id
-              and g.generation >= s.generation and g.state <> 'revoked'
+          left join grants g
+            on g.user_id = s.user_id and g.login_id = s.login_id and g.state <> 'revoked'
           left join refresh_attempts a
-            on a.attempt_id = s.attempt_id and a.outcome = 'granted'`.execute(db)
+            on a.attempt_id = s.attempt_id and a.outcome = 'granted'
+          where coalesce(g.generation >= s.generation, a.attempt_id is not null)`.execute(db)
         return new Map(rows.map((row) => [row.attempt_id, row.seconds_ago ?? 0]))
       }),
 

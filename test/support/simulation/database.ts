@@ -208,10 +208,11 @@ export function createSimulatedDatabase(settings: GrantStoreSettings, nowMs: () 
       const stored = new Map<string, number>()
       for (const { user, loginId, generation, attemptId } of successors) {
         const row = grants.get(user)
-        if (row?.loginId !== loginId || row.state === 'revoked') continue
-        if (row.generation < generation) continue
+        const ours = row !== undefined && row.loginId === loginId && row.state !== 'revoked'
         const attempt = attempts.get(attemptId)
-        const sinceMs = attempt?.outcome === 'granted' ? attempt.finishedAtMs : null
+        const isGranted = attempt?.outcome === 'granted'
+        if (ours ? row.generation < generation : !isGranted) continue
+        const sinceMs = isGranted ? attempt.finishedAtMs : null
         stored.set(attemptId, sinceMs === null ? 0 : (nowMs() - sinceMs) / 1000)
       }
       return stored
