@@ -223,6 +223,24 @@ t.test('what is put back late has all its time before it', async (t) => {
   t.equal(disk.size, 1)
 })
 
+t.test(
+  'what another has stored since it was asked for is not told of, nor kept anew',
+  async (t) => {
+    const { ports, identity, keep, outcomeOf, disk, database, successorOf, user, pass, events } =
+      setUp()
+    keep('a')
+    database.store(successorOf(user, 'a', 2))
+    const grants = { ...ports.grants, findStored: async () => new Map<string, number>() }
+    const antiEntropy = createAntiEntropy({ ...ports, grants }, SETTINGS, identity)
+    await outcomeOf(antiEntropy.runOnce())
+    t.strictSame(events(), ['spool_drained'])
+    t.equal(disk.size, 1)
+    await pass(120)
+    await outcomeOf(antiEntropy.runOnce())
+    t.equal(disk.size, 0)
+  },
+)
+
 t.test('a disk that takes no changes keeps no pass from ending', async (t) => {
   const { antiEntropy, keep, outcomeOf, isDrained, faults, events, disk } = setUp()
   for (const [attemptId, generation] of [
