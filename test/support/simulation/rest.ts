@@ -35,6 +35,7 @@ export function judgeUnasked(
     const dueMs = Math.max(row.leaseUntil?.getTime() ?? 0, row.nextRetryAt?.getTime() ?? 0)
     if (nowMs - dueMs < REPORT_MS) continue
     // Armed by a late statement of a boot that has died: nothing was sent, and whoever asks next may take over.
+    if (witness.armedByDead.has(row.attemptId ?? '')) continue
     if (!witness.presentations.has(secretOf(row.refreshTokenSealed ?? Buffer.alloc(0)))) continue
     if (row.phase === 'armed') {
       if (isRunning(row.owner)) {

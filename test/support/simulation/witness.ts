@@ -73,6 +73,8 @@ export function createWitness(nowMs: () => number, trace: ((line: string) => voi
   const mayPresent = new Map<string, ArmRequest>()
   /** Attempts whose arming was committed, whether or not the process has been told yet. */
   const committed = new Set<string>()
+  /** Those of them that were committed when the process had died: it can have sent nothing. */
+  const armedByDead = new Set<string>()
   const excuses = new Map<Family, Set<Excuse>>()
   const logins = new Map<string, { loginId: string; generation: number; family: Family }>()
   const closedAtMs = new Map<Family, number>()
@@ -232,6 +234,7 @@ export function createWitness(nowMs: () => number, trace: ((line: string) => voi
     doubted,
     takenOver,
     presentations,
+    armedByDead,
     note,
     count,
     violate,
@@ -301,6 +304,7 @@ export function createWitness(nowMs: () => number, trace: ((line: string) => voi
           (before?.phase === 'armed' ? `, taking over from ${before.owner}` : ''),
       )
       committed.add(request.attemptId)
+      if (life.dead) armedByDead.add(request.attemptId)
       judgeNeed(life, request, before)
       if (failedOverAtMs > -Infinity) judgeSetBack(life, request)
       if (before?.phase === 'armed') judgeTakeOver(life, request, before)
