@@ -50,6 +50,9 @@ const GRANTS_FEW = 1_000
 const GRANTS_MANY = 1_000_000
 /** Users to refresh in one round, each once: more than a round can take. */
 const EXPIRED_PER_ROUND = 12_000
+/** A rotation is a long way through the code: it takes some thousand until all of it has been compiled. */
+const WARMING_ROUNDS = 4
+const EXPIRED_USERS = EXPIRED_PER_ROUND * (WARMING_ROUNDS + ROUNDS)
 const PGBENCH_PER_CLIENT = 1_000
 /** The broker's own, so that both sides have as many connections. */
 const POOL_MAX = 10
@@ -105,7 +108,7 @@ async function setUp(stops: Stops): Promise<Setting> {
     addUsers(database, GRANTS_FEW, 'fresh'),
   )
   const expired = await createDatabase(server, 'expired', async (database) => {
-    await addUsers(database, EXPIRED_PER_ROUND * (ROUNDS + 1), 'expired')
+    await addUsers(database, EXPIRED_USERS, 'expired')
     await addPgbenchRows(database, PGBENCH_PER_CLIENT * ROUNDS)
   })
   // After the filling, which may take both CPUs.
@@ -270,16 +273,15 @@ function tokenLoad({ port, authorization }: RunningBroker, first: number, count:
 async function measureRefreshes(setting: Setting): Promise<Row[]> {
   const url = setting.urls.expired
   const broker = await startMeasured(setting, 'refreshes', url)
-  const total = EXPIRED_PER_ROUND * (ROUNDS + 1)
   let first = 0
   const refresh = async () => {
-    const { taken, result } = await take(broker, tokenLoad(broker, first, total))
+    const { taken, result } = await take(broker, tokenLoad(broker, first, EXPIRED_USERS))
     if (result.answered > EXPIRED_PER_ROUND) throw new Error('Some users were asked for twice.')
     first += result.answered
     return taken
   }
   let round = 0
-  await refresh()
+  for (let warming = 0; warming < WARMING_ROUNDS; warming += 1) await refresh()
   const rates = await interleave(ROUNDS, {
     statements: async () => ({
       perSecond: await measureTwoStatements(url, join(setting.directory, 'refresh.sql'), {

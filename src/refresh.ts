@@ -20,7 +20,8 @@ import {
   reauthenticationRequired,
   refuseDead,
 } from './live-token.ts'
-import type { ArmRequest, Evidence, Ports, Successor } from './ports.ts'
+import { createNewest } from './newest.ts'
+import type { ArmRequest, Evidence, Ports } from './ports.ts'
 import { revokeSuperseded } from './revocation.ts'
 import { createSlots } from './slots.ts'
 import { sealSuccessor, type SpentAttempt } from './successor.ts'
@@ -104,14 +105,7 @@ export function createRefresher(
   const breaker = createBreaker({ clock, log }, settings)
   const slots = createSlots(settings.concurrency, clock)
   const stopping = new AbortController()
-  /**
-   * What this process got for a user while the spool keeps it: a row behind that has lost a commit. Oldest first.
-   * `unspooled` is there when the spool could not be written.
-   */
-  const newest = new Map<
-    UserKey,
-    { loginId: string; generation: number; untilMs: number; unspooled?: Successor }
-  >()
+  const newest = createNewest(clock, settings.spoolRetentionSeconds)
   /** Attempts that are armed and have no end yet in the database. */
   const underWay = new Map<string, { request: ArmRequest; armedAt: Date }>()
   /** How often the database server has been replaced by another. */
@@ -197,25 +191,10 @@ export function createRefresher(
    * A failover may take a confirmed commit back. The row's token is spent then, and its successor waits in the spool
    * for the next pass over it.
    */
-  function refuseBehind({ user, loginId, generation }: Grant): void {
-    const last = newest.get(user)
-    if (last?.loginId !== loginId || last.generation <= generation) return
-    if (last.untilMs < clock.monotonicMs()) return
-    log.error('grant_went_back', { user, generation })
+  function refuseBehind(grant: Grant): void {
+    if (!newest.isBehind(grant)) return
+    log.error('grant_went_back', { user: grant.user, generation: grant.generation })
     throw unavailable('The database has lost the newest token; it is being put back.', 5)
-  }
-
-  function remember(successor: Successor, isSpooled: boolean): void {
-    const { user, loginId, generation } = successor
-    const nowMs = clock.monotonicMs()
-    for (const [past, { untilMs }] of newest) {
-      if (untilMs >= nowMs) break
-      newest.delete(past)
-    }
-    newest.delete(user)
-    const untilMs = nowMs + settings.spoolRetentionSeconds * 1000
-    const place = { loginId, generation, untilMs }
-    newest.set(user, isSpooled ? place : { ...place, unspooled: successor })
   }
 
   /** Write-ahead intent: undefined when the row is not ours to arm now. */
@@ -342,7 +321,7 @@ export function createRefresher(
     release: () => void,
   ): Promise<void> {
     const { successor, token } = sealSuccessor(sealer, grant, attempt, outcome, durationMs)
-    remember(successor, false)
+    newest.note(successor, false)
     const serve = () =>
       token === undefined
         ? answer.fail(unavailable('Pagero answered without an access token. Try again.', 1))
@@ -351,7 +330,7 @@ export function createRefresher(
     try {
       await spool.write(successor)
       spooled = true
-      remember(successor, true)
+      newest.note(successor, true)
     } catch (error) {
       spoolBroken = true
       log.error('spool_write_failed', { user: grant.user, attemptId: attempt.attemptId, error })
@@ -547,9 +526,7 @@ export function createRefresher(
       Promise.all(
         [...underWay.values()].map(({ request, armedAt }) => grants.rearm(request, armedAt)),
       ),
-      ...[...newest.values()].map(
-        async ({ unspooled }) => unspooled && (await grants.store(unspooled)),
-      ),
+      ...newest.unspooled().map((successor) => grants.store(successor)),
     ])
     return isArmed.every(Boolean)
   }

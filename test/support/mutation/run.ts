@@ -21,6 +21,7 @@ const TESTS: Readonly<Record<string, readonly string[]>> = {
   'token-answer': ['test/token-answer.test.ts'],
   slots: ['test/slots.test.ts'],
   queue: ['test/queue.test.ts'],
+  newest: ['test/newest.test.ts'],
   successor: ['test/successor.test.ts'],
   'live-token': ['test/successor.test.ts'],
   'anti-entropy': ['test/anti-entropy.test.ts'],
@@ -32,7 +33,7 @@ const TESTS: Readonly<Record<string, readonly string[]>> = {
   refresh: ['test/refresher.test.ts', SIMULATION],
 }
 
-/** What issue and README promise. */
+/** What the README promises. */
 const SCORE_MIN = 85
 /** Lowest priority: it runs beside other work. */
 const NICENESS = 19
