@@ -47,6 +47,11 @@ const DEAD_MS = 5_000
 
 let broken = 0
 
+/** How far it has come goes beside the figures, so that those alone can be kept. */
+function say(text: string): void {
+  process.stderr.write(`${text}\n`)
+}
+
 function show(title: string, figures: object, promises: Record<string, boolean>): void {
   process.stdout.write(`${title}\n${JSON.stringify(figures)}\n`)
   for (const [promise, isKept] of Object.entries(promises)) {
@@ -100,6 +105,7 @@ async function inPeace({ fleet }: Stage): Promise<void> {
     users: numbered(values.grants),
     rotations: Number(values.rotations),
     callersPerGrant: Number(values.callers),
+    say,
   })
   const { rotations, granted, spent } = figures
   show('No faults, strict server', figures, {
@@ -124,7 +130,7 @@ async function underFire(
     serverMs: SERVER_MS,
     graceSeconds,
     aliveMs,
-    say: (text) => process.stderr.write(`${text}\n`),
+    say,
   })
   const losses =
     graceSeconds > 0

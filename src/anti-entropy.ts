@@ -26,7 +26,7 @@ const CHUNK = 500
 /** Makes the one loop of a process over its own spool. */
 export function createAntiEntropy(
   ports: Pick<Ports, 'clock' | 'log' | 'sealer' | 'grants' | 'revocations' | 'spool'> & {
-    replicas: Pick<ReplicaStore, 'spoolDrained'>
+    replicas: Pick<ReplicaStore, 'now' | 'spoolDrained'>
   },
   settings: { antiEntropySeconds: number; spoolRetentionSeconds: number },
   identity: { replica: string; boot: string },
@@ -40,6 +40,10 @@ export function createAntiEntropy(
   let loop: Promise<void> | undefined
 
   async function runOnce(): Promise<boolean> {
+    const { replica, boot } = identity
+    // Before the look: a word of this boot that the database hears late, after its death, says nothing of what the boots
+    // after it have armed.
+    const asOf = await ports.replicas.now()
     const entries = await spool.list()
     /** Seconds since an entry was applied, by the database's clock. */
     const applied = new Map<string, number>()
@@ -69,7 +73,7 @@ export function createAntiEntropy(
       }
     }
     // Again with each pass: a late heartbeat of the boot before may have undone it.
-    if (complete) await ports.replicas.spoolDrained(identity.replica, identity.boot)
+    if (complete) await ports.replicas.spoolDrained(replica, boot, asOf)
     if (complete && !drained) {
       drained = true
       firstPass.resolve()

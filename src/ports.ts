@@ -572,7 +572,13 @@ export interface ReplicaStore {
   heartbeat(replica: string, boot: string): Promise<string | undefined>
   /** Notes that this boot has brought back everything it holds onto `server`, as the heartbeat named it. */
   restored(replica: string, boot: string, server: string): Promise<void>
-  spoolDrained(replica: string, boot: string): Promise<void>
+  /** The instant by the database's clock. */
+  now(): Promise<Date>
+  /**
+   * Notes that this boot has applied everything its spool held when it looked, which was after `asOf`. What an earlier boot
+   * of the replica had armed by then is over: its answer is in the database, or was never had.
+   */
+  spoolDrained(replica: string, boot: string, asOf: Date): Promise<void>
   /** Forgets replicas that have not been seen for a month. */
   sweep(): Promise<number>
 }

@@ -81,6 +81,8 @@ function grantColumns(row: GrantRow | undefined, nowMs: number) {
     rollingExpiresAt: secondsFromNow(row.rollingExpiresAt),
     absoluteExpiresAt: secondsFromNow(row.absoluteExpiresAt),
     readAt: undefined,
+    // Of the model alone.
+    armedAtMs: undefined,
   }
 }
 
@@ -307,10 +309,16 @@ t.test('every sequence of calls leaves both stores alike', async (t) => {
         case 'drained':
           return [
             'drained',
-            async () => [
-              model.spoolDrained(replica, boot),
-              await realReplicas.spoolDrained(replica, boot),
-            ],
+            async () => {
+              // An instant is told in milliseconds, so what was armed before must be so by one at least.
+              await delay(2)
+              const lateMs = random.pick([0, 0, SHIFT_SECONDS * 500])
+              const asOf = (now: Date) => new Date(now.getTime() - lateMs)
+              return [
+                model.spoolDrained(replica, boot, asOf(model.now())),
+                await realReplicas.spoolDrained(replica, boot, asOf(await realReplicas.now())),
+              ]
+            },
           ]
         case 'age replica':
           return ['age replica', () => aged('seen_at', replica)]
@@ -400,6 +408,10 @@ t.test('every sequence of calls leaves both stores alike', async (t) => {
       const attempt = model.attempts.get(attemptId)
       if (attempt !== undefined) {
         attempt.armedAtMs -= SHIFT_SECONDS * 1000
+        const armed = model.grants.get(user)
+        if (armed?.attemptId === attemptId && armed.armedAtMs !== undefined) {
+          armed.armedAtMs -= SHIFT_SECONDS * 1000
+        }
         if (attempt.finishedAtMs !== null) attempt.finishedAtMs -= SHIFT_SECONDS * 1000
       }
       for (const table of ['grants', 'refresh_attempts']) {
@@ -530,6 +542,42 @@ t.test(
     t.equal((await real.find(user))?.generation, 2)
   },
 )
+
+t.test('late words of a boot that is over do not make the one that lives look gone', async (t) => {
+  const { client, database, real } = await setScene(t)
+  await client.query(`update server_start set at = clock_timestamp() - interval '1000 s'`)
+  const replicas = createReplicaStore(database.db, SETTINGS)
+  const [over, present, next, others] = [randomUUID(), randomUUID(), randomUUID(), randomUUID()]
+  const user = parseUserKey('user') as UserKey
+  const loginId = randomUUID()
+  await real.connect({
+    ...{ user, loginId, replaces: 0, refreshTokenSealed: Buffer.from('sealed'), keyId: 'k1' },
+    ...{ accessToken: null, requestedSecondsAgo: 0, expiresInSeconds: 600, scope: '' },
+    ...{ pageroIssuer: null, pageroSubject: null, revocation: undefined },
+  })
+  const armBy = (replica: string, boot: string) =>
+    real.arm({
+      ...{ user, loginId, generation: 1, attemptId: randomUUID(), cause: 'expiry', replica, boot },
+      ...{ tokenDigest: Buffer.alloc(0), leaseSeconds: SHIFT_SECONDS },
+    })
+  await replicas.heartbeat('owner', over)
+  const asOf = await replicas.now()
+  await replicas.heartbeat('owner', present)
+  await replicas.heartbeat('other', others)
+  await delay(2)
+  t.ok(await armBy('owner', present))
+  // Both were on their way when it died.
+  await replicas.heartbeat('owner', over)
+  await replicas.spoolDrained('owner', over, asOf)
+  t.equal(await armBy('other', others), undefined)
+  t.equal((await real.evidence(user, loginId, 1)).successorMayComeBack, true)
+
+  await replicas.heartbeat('owner', next)
+  await delay(2)
+  await replicas.spoolDrained('owner', next, await replicas.now())
+  t.equal((await real.evidence(user, loginId, 1)).successorMayComeBack, false)
+  t.ok(await armBy('other', others), 'it has started anew, and looked')
+})
 
 t.test('of many successors those that are stored are told apart', async (t) => {
   const { real } = await setScene(t)

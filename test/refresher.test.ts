@@ -895,8 +895,8 @@ t.test(
       ...{ replica: 'broker-0', boot: 'an-earlier-boot', leaseSeconds: 60 },
       tokenDigest: Buffer.alloc(0),
     })
-    database.spoolDrained('broker-0', 'boot-0')
     await pass(16)
+    database.spoolDrained('broker-0', 'boot-0', database.now())
     refresher.recover(grantOf(user))
     await pass(0.2)
     t.equal(presented.length, 1)

@@ -399,17 +399,23 @@ t.test('a heartbeat is seen, and does not undo what the boot has drained', async
   const first = await read()
   t.match(first, { name: 'r1', boot, spool_drained_at: null })
 
-  await store.spoolDrained('r1', boot)
+  const asOf = await store.now()
+  t.ok(asOf.getTime() >= Math.floor(first.seen_at.getTime()))
+  await store.spoolDrained('r1', boot, asOf)
   const drained = await read()
-  t.ok(drained.spool_drained_at)
+  t.strictSame(drained.spool_drained_at, asOf)
   t.ok(drained.seen_at > first.seen_at)
 
   await store.heartbeat('r1', boot)
-  await store.spoolDrained('r1', boot)
+  await store.spoolDrained('r1', boot, new Date(asOf.getTime() - 1_000))
   const later = await read()
-  t.strictSame(later.spool_drained_at, drained.spool_drained_at)
+  t.strictSame(later.spool_drained_at, asOf, 'an earlier look that is heard of late')
   t.strictSame(later.booted_at, first.booted_at)
   t.ok(later.seen_at > drained.seen_at)
+
+  const again = new Date(asOf.getTime() + 30_000)
+  await store.spoolDrained('r1', boot, again)
+  t.strictSame((await read()).spool_drained_at, again, 'a later look')
 })
 
 t.test('a new boot begins with a spool that is not drained', async (t) => {
@@ -417,14 +423,14 @@ t.test('a new boot begins with a spool that is not drained', async (t) => {
   const store = createReplicaStore(db)
   const [before, after] = [randomUUID(), randomUUID()]
   await store.heartbeat('r1', before)
-  await store.spoolDrained('r1', before)
+  await store.spoolDrained('r1', before, await store.now())
   const old = await db.selectFrom('replicas').selectAll().executeTakeFirstOrThrow()
   await store.heartbeat('r1', after)
   const row = await db.selectFrom('replicas').selectAll().executeTakeFirstOrThrow()
   t.match(row, { name: 'r1', boot: after, spool_drained_at: null })
   t.ok(row.booted_at > old.booted_at)
 
-  await store.spoolDrained('r2', before)
+  await store.spoolDrained('r2', before, await store.now())
   const second = await db
     .selectFrom('replicas')
     .selectAll()
@@ -439,7 +445,7 @@ t.test('a late word of a boot that is over does not make it the present one', as
   const [over, present] = [randomUUID(), randomUUID()]
   await store.heartbeat('r1', over)
   await store.heartbeat('r1', present)
-  await store.spoolDrained('r1', over)
+  await store.spoolDrained('r1', over, await store.now())
   const row = await db.selectFrom('replicas').selectAll().executeTakeFirstOrThrow()
   t.match(row, { boot: present, spool_drained_at: null })
 })
@@ -489,7 +495,8 @@ t.test('without a database every method is temporarily unavailable', async (t) =
     () => revocations.done(randomUUID()),
     () => revocations.retryLater(randomUUID(), 1),
     () => replicas.heartbeat('r1', randomUUID()),
-    () => replicas.spoolDrained('r1', randomUUID()),
+    () => replicas.now(),
+    () => replicas.spoolDrained('r1', randomUUID(), new Date()),
   ]
   for (const call of calls)
     await t.rejects(call(), { code: 'temporarily_unavailable' }, String(call))

@@ -59,7 +59,7 @@ export function createGrantStore(
     or (pg_postmaster_start_time() < ${now} - ${seconds(settings.databaseSettleSeconds)} and (
       exists (
         select 1 from replicas r
-        where r.name = g.owner and r.boot <> g.owner_boot and r.spool_drained_at is not null)
+        where r.name = g.owner and r.boot <> g.owner_boot and r.spool_drained_at > g.armed_at)
       or (g.lease_until < ${now} and ${ownerIsGone} and ${isSteady(replica, boot)})))
   )`
 
@@ -317,7 +317,8 @@ export function createGrantStore(
               where a.user_id = ${user} and a.login_id = ${loginId} and a.generation = ${generation}
                 and a.outcome is null
                 and a.armed_at > ${now} - ${seconds(settings.zombieWaitSeconds)}
-                and (r.name is null or r.boot = a.boot or r.spool_drained_at is null)
+                and (r.name is null or r.boot = a.boot
+                  or coalesce(r.spool_drained_at <= a.armed_at, true))
             ) as "successorMayComeBack",
             exists (
               select 1 from refresh_attempts a

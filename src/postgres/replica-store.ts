@@ -25,7 +25,7 @@ export function createReplicaStore(
    * And a statement of a process that has died may be carried out late: were it to say that this boot has drained its
    * spool, the one that lives now would look like one that is gone.
    */
-  const announce = (replica: string, boot: string, drained: boolean) =>
+  const announce = (replica: string, boot: string, drainedAsOf: Date | null) =>
     throughDatabase(async () => {
       // What an earlier boot owes a new server, the present one owes: it has the same disk.
       const { rows } = await sql<{ owed: string | null }>`
@@ -37,7 +37,7 @@ export function createReplicaStore(
         )
         insert into replicas as r (name, boot, spool_drained_at, restored_on)
         values (
-          ${replica}, ${boot}, case when ${drained} then ${now} end, ${server})
+          ${replica}, ${boot}, ${drainedAsOf}, ${server})
         on conflict (name) do update set
           boot = excluded.boot,
           booted_at = case when r.boot = excluded.boot then r.booted_at else excluded.booted_at end,
@@ -47,18 +47,23 @@ export function createReplicaStore(
               and r.seen_at > clock_timestamp() - make_interval(secs => ${gapSecondsMax})
             then r.steady_since else excluded.steady_since end,
           spool_drained_at = case when r.boot = excluded.boot
-            then coalesce(r.spool_drained_at, excluded.spool_drained_at)
+            then greatest(r.spool_drained_at, excluded.spool_drained_at)
             else excluded.spool_drained_at end,
           restored_on = coalesce(r.restored_on, excluded.restored_on)
-        where r.boot = excluded.boot or not ${drained}
+        where r.boot = excluded.boot or excluded.spool_drained_at is null
         returning case when r.restored_on <> ${server} then ${server}::text end as owed
       `.execute(db)
       return rows[0]?.owed ?? undefined
     })
 
   return {
-    heartbeat: (replica, boot) => announce(replica, boot, false),
-    spoolDrained: async (replica, boot) => void (await announce(replica, boot, true)),
+    heartbeat: (replica, boot) => announce(replica, boot, null),
+    now: () =>
+      throughDatabase(async () => {
+        const { rows } = await sql<{ now: Date }>`select ${now} as now`.execute(db)
+        return (rows[0] as { now: Date }).now
+      }),
+    spoolDrained: async (replica, boot, asOf) => void (await announce(replica, boot, asOf)),
     restored: (replica, boot, seen) =>
       throughDatabase(async () => {
         await sql`

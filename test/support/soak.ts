@@ -94,7 +94,13 @@ const EXPIRING_SHARE = 0.03
 /** Rotates every grant again and again, with so many callers for each at once. */
 export async function rotateInPeace(
   fleet: Fleet,
-  options: { users: readonly string[]; rotations: number; callersPerGrant: number },
+  options: {
+    users: readonly string[]
+    rotations: number
+    callersPerGrant: number
+    /** Is told how far it has come: this may take an hour. */
+    say?: (text: string) => void
+  },
 ): Promise<PeaceFigures> {
   const startedAtMs = performance.now()
   let calls = 0
@@ -110,6 +116,8 @@ export async function rotateInPeace(
       calls += 1
       if ((await replica?.token(user))?.status !== 200) unserved += 1
     })
+    const seconds = Math.round((performance.now() - startedAtMs) / 1000)
+    options.say?.(`${seconds} s: round ${round + 1} of ${rounds}, ${calls} calls`)
   }
   const { increments, granted, spent, overlaps } = await readHistory(fleet)
   return {

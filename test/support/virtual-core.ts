@@ -110,6 +110,7 @@ export function setVirtualCore(identity = { replica: 'broker-0', boot: 'boot-0' 
     replicas: {
       heartbeat: call('heartbeat', database.heartbeat),
       restored: call('restored', database.restored),
+      now: call('now', database.now),
       spoolDrained: call('spoolDrained', database.spoolDrained),
     } as unknown as Ports['replicas'],
     revocations: {

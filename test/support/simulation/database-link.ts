@@ -161,17 +161,18 @@ export function linkDatabase(
       }),
     touch: (users) => statement('touch', () => database.touch(users)),
   }
-  const replicas: Pick<ReplicaStore, 'heartbeat' | 'spoolDrained' | 'restored'> = {
+  const replicas: Pick<ReplicaStore, 'now' | 'heartbeat' | 'spoolDrained' | 'restored'> = {
     restored: (replica, boot, server) =>
       statement('restored', () => {
         witness.note(life, 'has brought back what it holds')
         database.restored(replica, boot, server)
       }),
     heartbeat: (replica, boot) => statement('heartbeat', () => database.heartbeat(replica, boot)),
-    spoolDrained: (replica, boot) =>
+    now: () => statement('now', () => database.now()),
+    spoolDrained: (replica, boot, asOf) =>
       statement('spoolDrained', () => {
         witness.note(life, 'spool drained')
-        database.spoolDrained(replica, boot)
+        database.spoolDrained(replica, boot, asOf)
       }),
   }
   const revocations: RevocationStore = {

@@ -41,11 +41,20 @@ interface RevocationRow extends Revocation {
   nextAttemptAtMs: number
 }
 
-export type GrantRow = Omit<Grant, 'readAt'>
+export interface GrantRow extends Omit<Grant, 'readAt'> {
+  /** Of the last arming, whose attempt may be of before. */
+  armedAtMs?: number
+}
 
 export type SimulatedDatabase = ReturnType<typeof createSimulatedDatabase>
 
 const DAY_MS = 86_400_000
+
+/** The later of two instants, either of which may not have been. */
+function laterOf(one: number | null, other: number | null): number | null {
+  if (one === null || other === null) return one ?? other
+  return Math.max(one, other)
+}
 
 /** A token before this one was presented again once it was spent, and perhaps after this one was issued. */
 function predecessorWasPresentedAgain(
@@ -126,6 +135,7 @@ export function createSimulatedDatabase(settings: GrantStoreSettings, nowMs: () 
         attemptId: request.attemptId,
         owner: request.replica,
         ownerBoot: request.boot,
+        armedAtMs: now,
         leaseUntil: new Date(now + request.leaseSeconds * 1000),
       })
       const { attemptId, user, loginId, generation, replica, boot, cause } = request
@@ -150,11 +160,10 @@ export function createSimulatedDatabase(settings: GrantStoreSettings, nowMs: () 
         const isBehind = row?.loginId === loginId && row.generation < generation
         return !isBehind || row.state !== 'active'
       }
-      const armedAtMs = attempts.get(row.attemptId ?? '')?.armedAtMs ?? Infinity
-      if (row.phase === 'armed' && !(armedAtMs < server.noticedAtMs)) return true
+      if (row.phase === 'armed' && !((row.armedAtMs ?? Infinity) < server.noticedAtMs)) return true
       grants.set(user, {
         ...row,
-        ...{ phase: 'armed', attemptId, owner: replica, ownerBoot: boot },
+        ...{ phase: 'armed', attemptId, owner: replica, ownerBoot: boot, armedAtMs: nowMs() },
         leaseUntil: new Date(nowMs() + request.leaseSeconds * 1000),
       })
       if (attempts.has(attemptId)) return true
@@ -326,7 +335,8 @@ export function createSimulatedDatabase(settings: GrantStoreSettings, nowMs: () 
           if (one.outcome !== null) return false
           if (one.armedAtMs <= now - settings.zombieWaitSeconds * 1000) return false
           const owner = replicas.get(one.replica)
-          return owner === undefined || owner.boot === one.boot || owner.spoolDrainedAtMs === null
+          if (owner === undefined || owner.boot === one.boot) return true
+          return (owner.spoolDrainedAtMs ?? -Infinity) <= one.armedAtMs
         }),
         laterGeneration: login.some(
           (one) =>
@@ -372,8 +382,10 @@ export function createSimulatedDatabase(settings: GrantStoreSettings, nowMs: () 
       }
     },
 
-    heartbeat: (replica: string, boot: string) => announce(replica, boot, false),
-    spoolDrained: (replica: string, boot: string) => void announce(replica, boot, true),
+    now: (): Date => new Date(nowMs()),
+    heartbeat: (replica: string, boot: string) => announce(replica, boot, null),
+    spoolDrained: (replica: string, boot: string, asOf: Date) =>
+      void announce(replica, boot, asOf.getTime()),
 
     restored(replica: string, boot: string, seen: string): void {
       const row = replicas.get(replica)
@@ -431,11 +443,10 @@ export function createSimulatedDatabase(settings: GrantStoreSettings, nowMs: () 
     }
     if (database.startedAtMs >= now - settings.databaseSettleSeconds * 1000) return false
     const owner = replicas.get(row.owner ?? '')
-    if (owner !== undefined && owner.boot !== row.ownerBoot && owner.spoolDrainedAtMs !== null) {
-      return true
-    }
+    const armedAtMs = row.armedAtMs ?? now
+    const drainedAtMs = owner?.boot === row.ownerBoot ? null : owner?.spoolDrainedAtMs
+    if ((drainedAtMs ?? -Infinity) > armedAtMs) return true
     const staleMs = settings.heartbeatStaleSeconds * 1000
-    const armedAtMs = attempts.get(row.attemptId ?? '')?.armedAtMs ?? now
     const ownerMayBringIt =
       owner !== undefined &&
       owner.seenAtMs > now - staleMs &&
@@ -461,7 +472,11 @@ export function createSimulatedDatabase(settings: GrantStoreSettings, nowMs: () 
     )
   }
 
-  function announce(replica: string, boot: string, drained: boolean): string | undefined {
+  function announce(
+    replica: string,
+    boot: string,
+    drainedAsOfMs: number | null,
+  ): string | undefined {
     const { startedAtMs } = database
     if (server.startedAtMs !== startedAtMs) {
       const seen = [...replicas.values()].map(({ seenAtMs }) => seenAtMs)
@@ -470,14 +485,14 @@ export function createSimulatedDatabase(settings: GrantStoreSettings, nowMs: () 
     }
     const row = replicas.get(replica)
     const same = row?.boot === boot
-    if (row !== undefined && !same && drained) return undefined
+    if (row !== undefined && !same && drainedAsOfMs !== null) return undefined
     const restoredOn = row?.restoredOn ?? startedAtMs
     const steady = same && row.seenAtMs > nowMs() - (settings.heartbeatStaleSeconds / 2) * 1000
     replicas.set(replica, {
       boot,
       seenAtMs: nowMs(),
       steadySinceMs: steady ? row.steadySinceMs : nowMs(),
-      spoolDrainedAtMs: (same ? row.spoolDrainedAtMs : null) ?? (drained ? nowMs() : null),
+      spoolDrainedAtMs: laterOf(same ? row.spoolDrainedAtMs : null, drainedAsOfMs),
       restoredOn,
     })
     return restoredOn === startedAtMs ? undefined : String(startedAtMs)

@@ -36,7 +36,6 @@ export function judgeUnasked(
     if (nowMs - dueMs < REPORT_MS) continue
     // Armed by a late statement of a boot that has died: nothing was sent, and whoever asks next may take over.
     if (witness.armedByDead.has(row.attemptId ?? '')) continue
-    if (!witness.presentations.has(secretOf(row.refreshTokenSealed ?? Buffer.alloc(0)))) continue
     if (row.phase === 'armed') {
       if (isRunning(row.owner)) {
         witness.violate('rest', `${row.owner} does not come back to the grant of ${row.user}`)
