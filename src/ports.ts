@@ -720,7 +720,9 @@ export interface Spool {
   write(successor: Successor): Promise<void>
   remove(attemptId: string): Promise<void>
   list(): Promise<Successor[]>
-  /** Throws when nothing could be written now. */
+  /** Tells whether there is room for more than what is in flight already. Costs nothing. */
+  hasRoom(): boolean
+  /** Throws when nothing could be written now, or there is no such room. */
   checkWritable(): Promise<void>
 }
 

@@ -250,7 +250,7 @@ export function createRefresher(
   }
 
   async function requireSpool(): Promise<void> {
-    if (!spoolBroken) return
+    if (!spoolBroken && spool.hasRoom()) return
     try {
       await spool.checkWritable()
       spoolBroken = false

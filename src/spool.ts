@@ -46,8 +46,10 @@ export async function createSpool(
   let waiting: Pending[] = []
   let isWriting = false
 
-  function assertRoom(countMax: number): void {
-    if (present.size < countMax) return
+  const hasRoom = (): boolean => present.size < entriesMax * NEARLY_FULL
+
+  function assertRoom(isRoom: boolean): void {
+    if (isRoom) return
     throw Object.assign(new Error('The spool is full.'), { code: 'SPOOL_FULL' })
   }
 
@@ -76,7 +78,7 @@ export async function createSpool(
     async write(successor) {
       const { attemptId } = successor
       const text = entryText(successor)
-      if (!present.has(attemptId)) assertRoom(entriesMax)
+      assertRoom(present.has(attemptId) || present.size < entriesMax)
       await new Promise<void>((resolve, reject) => {
         waiting.push({ attemptId, text, resolve, reject })
         if (!isWriting) void writeBatches()
@@ -102,8 +104,10 @@ export async function createSpool(
       return entries.toSorted((a, b) => a.generation - b.generation)
     },
 
+    hasRoom,
+
     async checkWritable() {
-      assertRoom(entriesMax * NEARLY_FULL)
+      assertRoom(hasRoom())
       const probe = join(root, temporaryName())
       try {
         await writeDurably(probe, 'probe')

@@ -63,12 +63,15 @@ function isSuccess(status: number): boolean {
   return status >= 200 && status < 300
 }
 
-/** Returns the tokens of a body, or undefined when it holds neither of the two. */
+/** Returns the tokens of a body, or undefined when it holds neither of the two, or may have lost the one that counts. */
 function readTokens(body: string): TokenSet | undefined {
-  const members = readMembers(body)
+  const { members, isWhole } = readMembers(body)
   const accessToken = nonEmptyString(members['access_token'])
   const refreshToken = nonEmptyString(members['refresh_token'])
   if (accessToken === undefined && refreshToken === undefined) return undefined
+  // Only a whole answer says by its absence that the presented one stays (RFC 6749 section 6). In a broken one it may have
+  // been cut off, where the answer ended with its connection.
+  if (!isWhole && refreshToken === undefined) return undefined
   return {
     accessToken,
     refreshToken,
@@ -79,20 +82,19 @@ function readTokens(body: string): TokenSet | undefined {
 }
 
 /** Members of a JSON object; of a broken or cut one, those string members that came through whole. */
-function readMembers(body: string): Record<string, unknown> {
+function readMembers(body: string): { members: Record<string, unknown>; isWhole: boolean } {
   const text = body.startsWith('\uFEFF') ? body.slice(1) : body
   try {
     const value: unknown = JSON.parse(text)
-    return typeof value === 'object' && value !== null && !Array.isArray(value)
-      ? (value as Record<string, unknown>)
-      : {}
+    const isObject = typeof value === 'object' && value !== null && !Array.isArray(value)
+    return { members: isObject ? (value as Record<string, unknown>) : {}, isWhole: true }
   } catch {
     const members: Record<string, unknown> = {}
     for (const name of ['access_token', 'refresh_token', 'scope', 'id_token']) {
       const match = new RegExp(`"${name}"\\s*:\\s*("(?:[^"\\\\]|\\\\.)*")`).exec(text)
       if (match?.[1] !== undefined) members[name] = parseJsonString(match[1])
     }
-    return members
+    return { members, isWhole: false }
   }
 }
 

@@ -187,6 +187,7 @@ t.test('an answer that cannot be stored or spooled is not served until it is sto
   const scene = await setScene(t)
   const fullSpool: Spool = {
     write: () => Promise.reject(new Error('no space')),
+    hasRoom: () => true,
     checkWritable: () => Promise.reject(new Error('no space')),
     list: () => Promise.resolve([]),
     remove: () => Promise.resolve(),

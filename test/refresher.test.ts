@@ -431,6 +431,16 @@ t.test('after a spool that failed nothing is armed until one can be written', as
   t.equal(presented.length, 3)
 })
 
+t.test('while the spool is nearly full nothing is armed', async (t) => {
+  const { refresher, alice, outcomeOf, server, calls, presented } = setUp()
+  server.spoolHasRoom = false
+  t.match(await outcomeOf(refresher.refresh(alice, 'expiry')), unavailable(5))
+  t.strictSame(calls, ['checkWritable'])
+  server.spoolHasRoom = true
+  t.match(await outcomeOf(refresher.refresh(alice, 'expiry')), { accessToken: 'at-1' })
+  t.equal(presented.length, 1)
+})
+
 t.test('a successor of a grant that was closed meanwhile is revoked', async (t) => {
   const { refresher, alice, outcomeOf, pass, database, user, disk, attempts } = setUp()
   const waiting = refresher.refresh(alice, 'expiry')

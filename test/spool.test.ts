@@ -263,8 +263,10 @@ t.test(
     const entries = Array.from({ length: 20 }, () => successor())
     for (const entry of entries.slice(0, 18)) await spool.write(entry)
     await t.resolves(spool.checkWritable())
+    t.equal(spool.hasRoom(), true)
     await spool.write(entries[18] as Successor)
     await t.rejects(spool.checkWritable(), { code: 'SPOOL_FULL' })
+    t.equal(spool.hasRoom(), false)
     await t.resolves(spool.write(entries[19] as Successor), 'what is in flight still finds room')
     await t.rejects(spool.write(successor()), { code: 'SPOOL_FULL' })
     await t.resolves(

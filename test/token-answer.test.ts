@@ -84,9 +84,27 @@ t.test('a broken body gives the tokens that came through whole', async (t) => {
     granted({ refreshToken: 'r"t', scope: '', idToken: undefined }),
   )
   t.match(
-    answer(200, '{"access_token":"at","refresh_token":"bad \\x escape"'),
-    { kind: 'granted', tokens: { accessToken: 'at', refreshToken: undefined } },
+    answer(200, '{"access_token":"bad \\x escape","refresh_token":"rt"'),
+    { kind: 'granted', tokens: { accessToken: undefined, refreshToken: 'rt' } },
     'a text that is none is left out',
+  )
+})
+
+t.test('a broken body without a refresh token does not say that the old one stays', async (t) => {
+  const unreadable = { kind: 'in_doubt', reason: 'unreadable', httpStatus: 200 }
+  // An answer that ends with its connection is whole to HTTP wherever that was cut.
+  for (const body of [
+    '{"access_token":"at"',
+    '{"access_token":"at","refresh_token":"r',
+    '{"access_token":"at","refresh_token":"bad \\x escape"}',
+    '{"access_token":"at","expires_in":600,}',
+  ]) {
+    t.strictSame(answer(200, body), unreadable, body)
+  }
+  t.match(
+    answer(200, '{"access_token":"at","refresh_token":null}'),
+    { kind: 'granted', tokens: { accessToken: 'at', refreshToken: undefined } },
+    'a whole one does',
   )
 })
 

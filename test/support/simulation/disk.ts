@@ -40,6 +40,7 @@ export function createSimulatedSpool(
         const entries = [...disk.values()].toSorted((a, b) => a.generation - b.generation)
         scheduler.after(faults.diskMs(), () => settle.resolve(entries))
       }),
+    hasRoom: () => true,
     checkWritable: () =>
       life.call((settle) => {
         const writable = faults.spoolWritable()
