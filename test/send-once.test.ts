@@ -11,6 +11,7 @@ import t, { type Test } from 'tap'
 import { systemClock } from '../src/clock.ts'
 import { resetSocket } from '../src/reset-socket.ts'
 import { sendOnce } from '../src/send-once.ts'
+import { readTokenAnswer } from '../src/token-answer.ts'
 import { createUpstreamLookup } from '../src/upstream-address.ts'
 
 const lookup = createUpstreamLookup({ allowPrivate: true })
@@ -130,6 +131,23 @@ t.test('of a connection that breaks, what had come is kept', async (t) => {
   }
   const server = await startServer(t, resetSocket)
   t.match(await post(server.url), { kind: 'unknown', reason: 'econnreset', partialBody: '' })
+})
+
+t.test('an answer without a length that is cut off is no success without its token', async (t) => {
+  const text = JSON.stringify({ access_token: 'at', refresh_token: 'rt', expires_in: 600 })
+  const cutAt = async (length: number) => {
+    const server = await startServer(t, (socket) =>
+      socket.end(`HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n${text.slice(0, length)}`),
+    )
+    return readTokenAnswer(await post(server.url))
+  }
+  t.match(await cutAt(text.length), { kind: 'granted', tokens: { refreshToken: 'rt' } })
+  t.match(await cutAt(text.indexOf(',"expires')), {
+    kind: 'granted',
+    tokens: { refreshToken: 'rt' },
+  })
+  t.match(await cutAt(text.indexOf('t","expires')), { kind: 'in_doubt', reason: 'unreadable' })
+  t.match(await cutAt(text.indexOf(',"refresh')), { kind: 'in_doubt', reason: 'unreadable' })
 })
 
 t.test('an answer that is none is unknown, by a constant', async (t) => {

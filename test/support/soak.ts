@@ -409,8 +409,8 @@ async function settle(fleet: Fleet, users: readonly string[], reports: Reports):
 }
 
 /**
- * Logins of which the server spent a token for a process that was killed between its intent and its fsync. Of the last such
- * token of each, whether it was presented again within the grace by a process that lived to keep the answer.
+ * Logins of which the server spent the last token for a process that was killed between its intent and its fsync; and
+ * whether it was presented again within the grace by a process that lived to keep the answer.
  */
 async function findLostOnTheWay(
   fleet: Fleet,
@@ -448,7 +448,12 @@ async function findLostOnTheWay(
     const { presented, spent, at, form } = call
     if (presented === undefined || spent === undefined) continue
     const attempt = attemptOf(presented.subject, call)
-    if (attempt === undefined || !isKilled(attempt, call)) continue
+    if (attempt === undefined) continue
+    // What came after it was had: only by the last of its tokens can a login have been lost.
+    if (!isKilled(attempt, call)) {
+      found.delete(attempt.loginId)
+      continue
+    }
     const isKeptAgain = callsWith.get(form['refresh_token'])?.some((again) => {
       if (again.at <= at || again.at > at + graceMs) return false
       const next = attemptOf(presented.subject, again)
