@@ -25,8 +25,8 @@ export async function keepAlive(
     } catch (error) {
       const code = error instanceof BrokerError ? error.code : 'internal_error'
       ports.log.warn('keep_alive_failed', { user: grant.user, code })
-      // Whatever ails the server now would ail the next one too.
-      if (code !== 'reauthentication_required') break
+      // Whatever ails the server now would ail the next one too; what ails this grant alone would not.
+      if (code !== 'reauthentication_required' && code !== 'integrity_failure') break
     }
   }
   return refreshed

@@ -93,6 +93,8 @@ export function createAuthorizationServer(
     const second = await presentOnce(grantType, parameters, limits, next)
     if (second.kind === 'rejected_client') return second
     if (second.kind === 'not_processed' && second.httpStatus === undefined) return outcome
+    // Only these two say that the secret is good; anything else may come from whatever stands before the server.
+    if (second.kind !== 'granted' && second.kind !== 'refused') return second
     secret = next
     log.warn('client_secret_switched', { setting: 'PAGERO_CLIENT_SECRET_NEXT' })
     return second

@@ -15,8 +15,6 @@ const ENTRIES_MAX = 100_000
 const NEARLY_FULL = 0.95
 /** A temporary file lives for milliseconds; one this old was left by a process that died. */
 const LEFTOVER_AGE_MS = 60_000
-/** The machine is short of something; the file itself may be sound and is left where it is. */
-const TRANSIENT_ERRORS = new Set(['EMFILE', 'ENFILE', 'ENOMEM', 'EAGAIN'])
 
 /** A new file, whose content is on the disk when a write returns, as after fdatasync; that would be one more call. */
 const WRITE_DURABLY = constants.O_WRONLY | constants.O_CREAT | constants.O_EXCL | constants.O_DSYNC
@@ -208,7 +206,9 @@ async function readEntry(
   } catch (error) {
     const code = errorCode(error)
     if (code === 'ENOENT') return undefined
-    if (code !== undefined && TRANSIENT_ERRORS.has(code)) throw error
+    // The machine is short of something, the disk is at fault, the file is another user's: the entry itself may be sound, and
+    // hold the only token there is. So it stays where it is, and no pass is complete without it.
+    if (code !== undefined && code !== 'EISDIR') throw error
     log.error('spool_entry_unreadable', { attemptId, path: path + UNREADABLE_SUFFIX, error })
     // Where it cannot be renamed either, it is reported again the next time; the others are still listed.
     await rename(path, path + UNREADABLE_SUFFIX).catch(() => undefined)

@@ -70,20 +70,25 @@ function readTokens(body: string): TokenSet | undefined {
   const refreshToken = nonEmptyString(members['refresh_token'])
   if (accessToken === undefined && refreshToken === undefined) return undefined
   // Only a whole answer says by its absence that the presented one stays (RFC 6749 section 6). In a broken one it may have
-  // been cut off, where the answer ended with its connection.
-  if (!isWhole && refreshToken === undefined) return undefined
+  // been cut off, where the answer ended with its connection; and one that cannot be read is not absent.
+  if (refreshToken === undefined && !(isWhole && isAbsent(members['refresh_token'])))
+    return undefined
   return {
     accessToken,
     refreshToken,
     expiresInSeconds: readLifetime(members['expires_in']),
-    scope: typeof members['scope'] === 'string' ? members['scope'] : '',
+    scope: readScope(members['scope']),
     idToken: nonEmptyString(members['id_token']),
   }
 }
 
+function isAbsent(value: unknown): boolean {
+  return value === undefined || value === null || value === ''
+}
+
 /** Members of a JSON object; of a broken or cut one, those string members that came through whole. */
 function readMembers(body: string): { members: Record<string, unknown>; isWhole: boolean } {
-  const text = body.startsWith('\uFEFF') ? body.slice(1) : body
+  const text = withoutMark(body)
   try {
     const value: unknown = JSON.parse(text)
     const isObject = typeof value === 'object' && value !== null && !Array.isArray(value)
@@ -106,9 +111,14 @@ function parseJsonString(quoted: string): unknown {
   }
 }
 
+/** Without the byte order mark, which JSON has not, and some servers send (RFC 8259 section 8.1). */
+function withoutMark(body: string): string {
+  return body.startsWith('\uFEFF') ? body.slice(1) : body
+}
+
 function readError(body: string): string | undefined {
   try {
-    const value: unknown = JSON.parse(body)
+    const value: unknown = JSON.parse(withoutMark(body))
     const error = (value as { error?: unknown } | null)?.error
     // RFC 6749 section 5.2 gives the alphabet; anything else is not an OAuth error.
     return typeof error === 'string' && /^[\x20-\x21\x23-\x5B\x5D-\x7E]{1,64}$/.test(error)
@@ -128,8 +138,14 @@ function readLifetime(value: unknown): number {
   return Math.min(seconds, ACCESS_TOKEN_LIFE_SECONDS_MAX)
 }
 
+/** RFC 6749 section 3.3. Other characters are none, and some of them the database would not take. */
+function readScope(value: unknown): string {
+  return typeof value === 'string' && /^[\x20\x21\x23-\x5B\x5D-\x7E]*$/.test(value) ? value : ''
+}
+
+/** A lone surrogate cannot be sealed: what could not be kept must not keep the other token from being so. */
 function nonEmptyString(value: unknown): string | undefined {
-  return typeof value === 'string' && value !== '' ? value : undefined
+  return typeof value === 'string' && value !== '' && value.isWellFormed() ? value : undefined
 }
 
 /** Seconds only: a date would have to be trusted against a clock that is not ours (RFC 9110 section 10.2.3). */

@@ -42,6 +42,15 @@ t.test('a grant that is dead is no reason to leave out the next', async (t) => {
   t.match(log.events.at(-2), { event: 'keep_alive_failed', code: 'reauthentication_required' })
 })
 
+t.test('nor is one whose token does not open', async (t) => {
+  const { log, ports, outcomeOf, connect, refresher, tokens } = setUp([])
+  const due = [{ ...connect('a'), refreshTokenSealed: Buffer.from('not sealed') }, connect('b')]
+  const grants = { ...ports.grants, findKeepAliveDue: async () => due }
+  t.equal(await outcomeOf(keepAlive({ log, grants }, refresher)), 1)
+  t.strictSame(tokens(), ['b-rt'])
+  t.match(log.events.at(0), { event: 'keep_alive_failed', user: 'a', code: 'integrity_failure' })
+})
+
 t.test('any other trouble would befall the next one too', async (t) => {
   const { round, tokens, faults, log } = setUp(['a', 'b'])
   faults.set('arm', ['lost'])

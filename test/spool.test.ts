@@ -376,6 +376,29 @@ t.test('an entry that cannot be read for want of descriptors is left where it is
   t.strictSame(await (await createSpool(directory, unread)).list(), [entry])
 })
 
+t.test('an entry that may not be read is left where it is', async (t) => {
+  const parent = await mkdtemp(join(tmpdir(), 'spool-'))
+  t.teardown(() => rm(parent, { recursive: true, force: true }))
+  await chmod(parent, 0o777)
+  const entry = successor()
+  const child = startProcess(
+    join(parent, 'spool'),
+    entry,
+    `
+    await spool.write(parseEntry(text))
+    fs.chmodSync(directory + '/' + entryName(), 0)
+    if (process.getuid() === 0) {
+      fs.chownSync(directory, 65534, 65534)
+      process.seteuid(65534)
+    }
+    process.stdout.write(await spool.list().then(() => 'listed', ({ code }) => code))
+    process.exit()
+    function entryName() { return fs.readdirSync(directory)[0] }`,
+  )
+  t.equal(await outputOf(child), 'EACCES')
+  t.strictSame(await readdir(join(parent, 'spool')), [`${entry.attemptId}.json`])
+})
+
 t.test('an entry that is removed while it is being listed is nothing to report', async (t) => {
   const child = startProcess(
     t.testdir(),

@@ -108,6 +108,28 @@ t.test('a broken body without a refresh token does not say that the old one stay
   )
 })
 
+t.test('what cannot be kept keeps no token from being so', async (t) => {
+  t.match(answer(200, '{"access_token":"\\ud800x","refresh_token":"rt","scope":"a"}'), {
+    kind: 'granted',
+    tokens: { accessToken: undefined, refreshToken: 'rt', scope: 'a' },
+  })
+  for (const unreadable of ['"\\ud800"', '7', '{}', 'true']) {
+    t.match(answer(200, `{"access_token":"at","refresh_token":${unreadable}}`), {
+      kind: 'in_doubt',
+      reason: 'unreadable',
+    })
+  }
+  for (const scope of ['a\u0000b', 'a"b', 'a\\b', 'ä', 'a\nb', 7]) {
+    t.match(answer(200, { ...WHOLE, scope }), { kind: 'granted', tokens: { scope: '' } })
+  }
+  const all = String.fromCharCode(0x20, 0x21, 0x23, 0x5b, 0x5d, 0x7e)
+  t.match(answer(200, { ...WHOLE, scope: all }), { kind: 'granted', tokens: { scope: all } })
+})
+
+t.test('a refusal behind a byte order mark is one', async (t) => {
+  t.strictSame(answer(400, '\uFEFF{"error":"invalid_grant"}'), { kind: 'refused', httpStatus: 400 })
+})
+
 t.test('a success without any token is in doubt', async (t) => {
   const unreadable = { kind: 'in_doubt', reason: 'unreadable', httpStatus: 200 }
   const bodies = ['', '<html>', 'null', '[]', '"at"', '7', '{}', '{"access_token":"a', [WHOLE]]
