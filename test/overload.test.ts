@@ -122,11 +122,13 @@ t.test(
     t.ok(notes.length >= 1 && notes.length <= notesMax, `told ${notes.length} times, not for each`)
     t.match(notes[0], { count: Number })
     t.strictSame(
-      replica.log.filter(
-        ({ event, route }) =>
-          (event === 'request_answered' && route !== '/readyz') || event === 'login_refused',
-      ),
+      replica.log.filter(({ event, route }) => event === 'request_answered' && route !== '/readyz'),
       [],
+    )
+    t.equal(
+      replica.log.filter(({ event }) => event === 'login_refused').length,
+      ofPersons.admitted,
+      'that the login is none is told of those that were admitted alone',
     )
     t.strictSame(await fleet.row('alice'), before, 'the grant is as it was')
   },
