@@ -40,14 +40,14 @@ export function createAntiEntropy(
   let loop: Promise<void> | undefined
 
   async function runOnce(): Promise<boolean> {
-    const { replica, boot } = identity
     // Before the look: a word of this boot that the database hears late, after its death, says nothing of what the boots
     // after it have armed.
     const asOf = await ports.replicas.now()
-    const entries = await spool.list()
+    const { entries, isWhole } = await spool.list()
     /** Seconds since an entry was applied, by the database's clock. */
     const applied = new Map<string, number>()
-    let complete = true
+    // What could not be read may hold a successor: nobody may take that for applied.
+    let complete = isWhole
     for (let from = 0; from < entries.length; from += CHUNK) {
       const chunk = entries.slice(from, from + CHUNK)
       const stored = await grants.findStored(chunk)
@@ -73,7 +73,7 @@ export function createAntiEntropy(
       }
     }
     // Again with each pass: a late heartbeat of the boot before may have undone it.
-    if (complete) await ports.replicas.spoolDrained(replica, boot, asOf)
+    if (complete) await ports.replicas.spoolDrained(identity.replica, identity.boot, asOf)
     if (complete && !drained) {
       drained = true
       firstPass.resolve()

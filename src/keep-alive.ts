@@ -6,6 +6,8 @@ import type { Refresher } from './refresh.ts'
 
 /** Grants of one round. With a round a minute: 14,400 a day at most, one at a time. */
 const GRANTS_A_ROUND = 10
+/** What ails one grant alone; anything else would ail the next one too. */
+const OF_ONE_GRANT = new Set(['reauthentication_required', 'grant_not_found', 'integrity_failure'])
 
 /**
  * Refreshes a few grants that are due, one after the other, until the signal fires; returns how many were refreshed. Safe
@@ -25,8 +27,7 @@ export async function keepAlive(
     } catch (error) {
       const code = error instanceof BrokerError ? error.code : 'internal_error'
       ports.log.warn('keep_alive_failed', { user: grant.user, code })
-      // Whatever ails the server now would ail the next one too; what ails this grant alone would not.
-      if (code !== 'reauthentication_required' && code !== 'integrity_failure') break
+      if (!OF_ONE_GRANT.has(code)) break
     }
   }
   return refreshed

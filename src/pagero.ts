@@ -91,12 +91,12 @@ export function createAuthorizationServer(
     const next = settings.clientSecretNext
     if (outcome.kind !== 'rejected_client' || next === undefined || secret === next) return outcome
     const second = await presentOnce(grantType, parameters, limits, next)
-    if (second.kind === 'rejected_client') return second
     if (second.kind === 'not_processed' && second.httpStatus === undefined) return outcome
     // Only these two say that the secret is good; anything else may come from whatever stands before the server.
-    if (second.kind !== 'granted' && second.kind !== 'refused') return second
-    secret = next
-    log.warn('client_secret_switched', { setting: 'PAGERO_CLIENT_SECRET_NEXT' })
+    if (second.kind === 'granted' || second.kind === 'refused') {
+      secret = next
+      log.warn('client_secret_switched', { setting: 'PAGERO_CLIENT_SECRET_NEXT' })
+    }
     return second
   }
 

@@ -719,7 +719,8 @@ export interface Spool {
   /** Durable when it resolves: file and directory are synced. */
   write(successor: Successor): Promise<void>
   remove(attemptId: string): Promise<void>
-  list(): Promise<Successor[]>
+  /** What it holds, in the order of granting; not whole when something could not be read just now and stays where it is. */
+  list(): Promise<{ entries: Successor[]; isWhole: boolean }>
   /** Tells whether there is room for more than what is in flight already. Costs nothing. */
   hasRoom(): boolean
   /** Throws when nothing could be written now, or there is no such room. */

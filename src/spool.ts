@@ -93,13 +93,24 @@ export async function createSpool(
 
     async list() {
       const entries: Successor[] = []
+      const failures: unknown[] = []
       for (const attemptId of await entryIds(root)) {
-        const entry = await readEntry(root, attemptId, log)
-        if (entry === undefined) present.delete(attemptId)
-        else entries.push(entry)
+        try {
+          const entry = await readEntry(root, attemptId, log)
+          if (entry === undefined) present.delete(attemptId)
+          else entries.push(entry)
+        } catch (error) {
+          failures.push(error)
+        }
       }
-      // In the order they were granted: of one grant, each follows on the one before.
-      return entries.toSorted((a, b) => a.generation - b.generation)
+      const [error] = failures
+      if (failures.length > 0)
+        log.error('spool_entries_not_read', { count: failures.length, error })
+      // Of one grant, each follows on the one before.
+      return {
+        entries: entries.toSorted((a, b) => a.generation - b.generation),
+        isWhole: failures.length === 0,
+      }
     },
 
     hasRoom,
@@ -192,7 +203,10 @@ async function syncDirectory(path: string): Promise<void> {
   }
 }
 
-/** Reads one entry; sets it aside when it is none, so that it stands in nobody's way and is not lost either. */
+/**
+ * Reads one entry; sets it aside when it is none, so that it stands in nobody's way and is not lost either.
+ * @throws the file system's error when it cannot be read just now, and may be sound
+ */
 async function readEntry(
   root: string,
   attemptId: string,
@@ -206,8 +220,8 @@ async function readEntry(
   } catch (error) {
     const code = errorCode(error)
     if (code === 'ENOENT') return undefined
-    // The machine is short of something, the disk is at fault, the file is another user's: the entry itself may be sound, and
-    // hold the only token there is. So it stays where it is, and no pass is complete without it.
+    // The machine is short of something, the disk is at fault, the file is another user's: it may hold the only token there
+    // is, so it stays where it is.
     if (code !== undefined && code !== 'EISDIR') throw error
     log.error('spool_entry_unreadable', { attemptId, path: path + UNREADABLE_SUFFIX, error })
     // Where it cannot be renamed either, it is reported again the next time; the others are still listed.

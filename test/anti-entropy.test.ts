@@ -40,6 +40,23 @@ t.test('an entry that the row has not got is applied, and the first pass says so
   t.strictSame(events(), ['spool_entry_applied', 'spool_drained'], 'both are told once')
 })
 
+t.test(
+  'while an entry cannot be read the others are applied, and nothing is said to be done',
+  async (t) => {
+    const { antiEntropy, keep, server, outcomeOf, storedTokenOf, user, isDrained, calls } = setUp()
+    keep('a')
+    server.spoolIsWhole = false
+    t.equal(await outcomeOf(antiEntropy.runOnce()), false)
+    t.equal(storedTokenOf(user), 'rt-of-a')
+    t.notOk(isDrained())
+    t.notOk(antiEntropy.drained())
+    t.notOk(calls.includes('spoolDrained'))
+    server.spoolIsWhole = true
+    t.equal(await outcomeOf(antiEntropy.runOnce()), true)
+    t.ok(isDrained())
+  },
+)
+
 t.test('an applied entry is kept for its time, from when it was first found so', async (t) => {
   for (const [afterMs, left] of [
     [119_999, 1],

@@ -10,6 +10,7 @@ import { createAuthorizationServer } from '../src/pagero.ts'
 import { Secret } from '../src/secret.ts'
 import { createUpstreamLookup } from '../src/upstream-address.ts'
 import { keepingLog } from './support/keeping-log.ts'
+import { pageroSettingsOf } from './support/pagero-settings.ts'
 
 type Answer = readonly [status: number, body: object]
 
@@ -36,21 +37,10 @@ async function setUp(t: Test, answerTo: (secret: string) => Answer) {
   const origin = `http://127.0.0.1:${(server.address() as AddressInfo).port}`
   const log = keepingLog()
   const authorizationServer = createAuthorizationServer(
-    {
-      clientId: 'client',
+    pageroSettingsOf(origin, {
       clientSecret: new Secret('old'),
       clientSecretNext: new Secret('new'),
-      clientAuth: 'client_secret_basic',
-      redirectUri: 'http://localhost:3000/callback',
-      authorizeUrl: `${origin}/authorize`,
-      tokenUrl: `${origin}/token`,
-      revokeUrl: `${origin}/revoke`,
-      apiUrl: origin,
-      pkce: 'off',
-      scope: '',
-      issuer: undefined,
-      jwksUrl: undefined,
-    },
+    }),
     { clock: systemClock, log, lookup: createUpstreamLookup({ allowPrivate: true }) },
   )
   const refresh = () => {
@@ -60,7 +50,7 @@ async function setUp(t: Test, answerTo: (secret: string) => Answer) {
       deadlineMs: nowMs + 30_000,
     })
   }
-  return { refresh, secrets, log }
+  return { refresh, secrets, log, server }
 }
 
 t.test('the second is tried once, and then kept', async (t) => {
@@ -102,4 +92,14 @@ t.test('only `invalid_client` brings it into play', async (t) => {
     await refresh()
     t.strictSame(secrets, ['old'])
   }
+})
+
+t.test('where the second is not heard at all, the refusal of the first stands', async (t) => {
+  const { refresh, secrets, log, server } = await setUp(t, () => {
+    server.close()
+    return BAD_SECRET
+  })
+  t.match(await refresh(), { kind: 'rejected_client' })
+  t.strictSame(secrets, ['old'])
+  t.strictSame(log.events, [])
 })

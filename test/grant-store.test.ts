@@ -310,7 +310,7 @@ t.test('every sequence of calls leaves both stores alike', async (t) => {
           return [
             'drained',
             async () => {
-              // An instant is told in milliseconds, so what was armed before must be so by one at least.
+              // Instants are told in whole milliseconds: what was armed before must be so by one.
               await delay(2)
               const lateMs = random.pick([0, 0, SHIFT_SECONDS * 500])
               const asOf = (now: Date) => new Date(now.getTime() - lateMs)

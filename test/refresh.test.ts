@@ -5,6 +5,7 @@ import t from 'tap'
 import { BrokerError, type ProblemCode } from '../src/errors.ts'
 import type { UserKey } from '../src/grant.ts'
 import type { Spool } from '../src/ports.ts'
+import type { Fault } from '../demo/look-alike/faults.ts'
 import { type Engine, type Scene, setScene } from './support/engine.ts'
 
 async function problemOf(work: Promise<unknown>): Promise<ProblemCode | 'none'> {
@@ -189,7 +190,7 @@ t.test('an answer that cannot be stored or spooled is not served until it is sto
     write: () => Promise.reject(new Error('no space')),
     hasRoom: () => true,
     checkWritable: () => Promise.reject(new Error('no space')),
-    list: () => Promise.resolve([]),
+    list: () => Promise.resolve({ entries: [], isWhole: true }),
     remove: () => Promise.resolve(),
   }
   const engine = await scene.startEngine({
@@ -242,7 +243,7 @@ t.test(
     const token = await engine.accessTokens.fresh(user)
     t.ok(await scene.lookAlike.isActive(token.accessToken))
     t.equal((await scene.grantOf(engine, user)).generation, 1)
-    t.equal((await engine.ports.spool.list()).length, 1)
+    t.equal((await engine.ports.spool.list()).entries.length, 1)
     await pool.query('drop trigger refuse on grants')
     await engine.refresher.stop()
     t.equal((await scene.grantOf(engine, user)).generation, 2)
@@ -258,7 +259,7 @@ t.test(
     const user = await scene.connect(dead, 'acme-1')
     await scene.expire(user)
     await dead.accessTokens.fresh(user)
-    const [entry] = await dead.ports.spool.list()
+    const [entry] = (await dead.ports.spool.list()).entries
     if (entry === undefined) throw new Error('nothing was spooled')
     // The row as it was while the call was out: what a kill between spool and store leaves behind.
     await scene.database.pool.query(
@@ -276,7 +277,7 @@ t.test(
     t.equal(scene.refreshes().length, 1)
     await delay(1_100)
     await next.antiEntropy.runOnce()
-    t.strictSame(await next.ports.spool.list(), [], 'it goes after the retention')
+    t.strictSame((await next.ports.spool.list()).entries, [], 'it goes after the retention')
   },
 )
 
@@ -337,18 +338,36 @@ t.test('a request lost before it was processed is presented again after a pause'
 t.test(
   'an answer lost after consumption is reported as our loss, not as the revocation of the user',
   async (t) => {
-    const scene = await setScene(t)
-    const engine = await scene.startEngine()
-    const user = await scene.connect(engine, 'acme-1')
-    scene.lookAlike.faults.push({ endpoint: 'token', kind: 'reset_after' })
-    await scene.expire(user)
-    t.equal(await problemOf(engine.accessTokens.fresh(user)), 'temporarily_unavailable')
-    await delay(1_500)
-    t.match(await scene.grantOf(engine, user), {
-      state: 'reauthentication_required',
-      stateReason: 'rotation_lost',
-    })
-    t.equal(scene.refreshes().length, 2)
+    const lost: ReadonlyArray<readonly [name: string, fault: Fault]> = [
+      ['whole', { endpoint: 'token', kind: 'reset_after' }],
+      [
+        'from the middle of the refresh token on',
+        {
+          ...{ endpoint: 'token', kind: 'mutate' },
+          change: ({ access_token: accessToken, refresh_token: refreshToken }) =>
+            `{"access_token":"${String(accessToken)}","refresh_token":"${String(refreshToken).slice(0, 9)}`,
+        },
+      ],
+    ]
+    for (const [name, fault] of lost) {
+      await t.test(name, async (t) => {
+        const scene = await setScene(t)
+        const engine = await scene.startEngine()
+        const user = await scene.connect(engine, 'acme-1')
+        const before = await scene.storedRefreshToken(engine, user)
+        scene.lookAlike.faults.push(fault)
+        await scene.expire(user)
+        t.equal(await problemOf(engine.accessTokens.fresh(user)), 'temporarily_unavailable')
+        t.match(await scene.grantOf(engine, user), { state: 'active', generation: 1 })
+        t.equal(await scene.storedRefreshToken(engine, user), before)
+        await delay(1_500)
+        t.match(await scene.grantOf(engine, user), {
+          state: 'reauthentication_required',
+          stateReason: 'rotation_lost',
+        })
+        t.equal(scene.refreshes().length, 2)
+      })
+    }
   },
 )
 
@@ -455,7 +474,7 @@ t.test(
     t.ok(await isAlive(scene, engine, user))
     const { rows } = await scene.database.pool.query('select 1 from revocations')
     t.equal(rows.length, 2, 'the replaced token and the late one wait for their revocation')
-    t.strictSame(await engine.ports.spool.list(), [])
+    t.strictSame((await engine.ports.spool.list()).entries, [])
   },
 )
 

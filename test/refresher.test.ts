@@ -432,10 +432,12 @@ t.test('after a spool that failed nothing is armed until one can be written', as
 })
 
 t.test('while the spool is nearly full nothing is armed', async (t) => {
-  const { refresher, alice, outcomeOf, server, calls, presented } = setUp()
+  const { refresher, alice, outcomeOf, server, calls, presented, grantOf, user } = setUp()
+  const before = grantOf(user)
   server.spoolHasRoom = false
   t.match(await outcomeOf(refresher.refresh(alice, 'expiry')), unavailable(5))
   t.strictSame(calls, ['checkWritable'])
+  t.strictSame({ ...grantOf(user), readAt: before.readAt }, before)
   server.spoolHasRoom = true
   t.match(await outcomeOf(refresher.refresh(alice, 'expiry')), { accessToken: 'at-1' })
   t.equal(presented.length, 1)

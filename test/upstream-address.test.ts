@@ -8,8 +8,8 @@ import { generateKeyPair, SignJWT } from 'jose'
 import t from 'tap'
 import { systemClock } from '../src/clock.ts'
 import { createAuthorizationServer } from '../src/pagero.ts'
-import { Secret } from '../src/secret.ts'
 import { CONNECTION_LIFE_MS, createUpstreamLookup } from '../src/upstream-address.ts'
+import { pageroSettingsOf } from './support/pagero-settings.ts'
 import { requestText, sendRaw, startProxy } from './support/proxy.ts'
 import { silentLog } from './support/silent-log.ts'
 import { answer, startUpstream } from './support/upstream.ts'
@@ -159,21 +159,7 @@ t.test('codes, tokens and secrets are not posted into this network', async (t) =
   const upstream = await startUpstream(t, (call) => answer(call, 200, '{}'))
   const origin = `http://sso.example:${upstream.port}`
   const server = createAuthorizationServer(
-    {
-      clientId: 'client',
-      clientSecret: new Secret('secret'),
-      clientSecretNext: undefined,
-      clientAuth: 'client_secret_basic',
-      redirectUri: 'http://localhost:3000/callback',
-      authorizeUrl: `${origin}/authorize`,
-      tokenUrl: `${origin}/token`,
-      revokeUrl: `${origin}/revoke`,
-      apiUrl: origin,
-      pkce: 'off',
-      scope: '',
-      issuer: undefined,
-      jwksUrl: `${origin}/jwks`,
-    },
+    pageroSettingsOf(origin, { jwksUrl: `${origin}/jwks` }),
     {
       clock: systemClock,
       log: silentLog,

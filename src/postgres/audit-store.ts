@@ -6,18 +6,13 @@ import type { AuditRow } from '../audit-event.ts'
 import type { AuditPlace, AuditSnapshot, AuditStore, ChainHead } from '../ports.ts'
 import { type Database, type Tables, throughDatabase } from './database.ts'
 import { prepared } from './prepared.ts'
-import { now } from './time.ts'
+import { now, readNow } from './time.ts'
 import { likePatternOf } from './user-patterns.ts'
 
 /** Makes the store of audit events. */
 export function createAuditStore({ db }: Pick<Database, 'db'>): AuditStore {
   return {
-    now: () =>
-      throughDatabase(async () => {
-        const { rows } = await sql<{ now: Date }>`${prepared('audit_now')}
-          select ${now} as now`.execute(db)
-        return (rows[0] as { now: Date }).now
-      }),
+    now: () => readNow(db),
 
     // As one JSON text: a parameter for each value of 500 rows would be 8,000 of them.
     append: (rows) =>

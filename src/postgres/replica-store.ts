@@ -6,7 +6,7 @@ import type { Kysely } from 'kysely'
 
 import type { ReplicaStore } from '../ports.ts'
 import { throughDatabase } from './database.ts'
-import { now } from './time.ts'
+import { now, readNow } from './time.ts'
 import type { Tables } from './database.ts'
 
 /** A server is told by its start: one that was promoted began at another instant than the one it follows. */
@@ -58,11 +58,7 @@ export function createReplicaStore(
 
   return {
     heartbeat: (replica, boot) => announce(replica, boot, null),
-    now: () =>
-      throughDatabase(async () => {
-        const { rows } = await sql<{ now: Date }>`select ${now} as now`.execute(db)
-        return (rows[0] as { now: Date }).now
-      }),
+    now: () => readNow(db),
     spoolDrained: async (replica, boot, asOf) => void (await announce(replica, boot, asOf)),
     restored: (replica, boot, seen) =>
       throughDatabase(async () => {

@@ -1,9 +1,19 @@
 // Instants and spans of time as SQL, by the database's clock: what two replicas must agree on.
 
-import { type RawBuilder, sql } from 'kysely'
+import { type Kysely, type RawBuilder, sql } from 'kysely'
+import { type Tables, throughDatabase } from './database.ts'
+import { prepared } from './prepared.ts'
 
 /** The instant at which the expression is evaluated, not that of the transaction's start. */
 export const now = sql<Date>`clock_timestamp()`
+
+/** Asks the database for that instant. */
+export function readNow(db: Kysely<Tables>): Promise<Date> {
+  return throughDatabase(async () => {
+    const { rows } = await sql<{ now: Date }>`${prepared('now')} select ${now} as now`.execute(db)
+    return (rows[0] as { now: Date }).now
+  })
+}
 
 /** A span of so many seconds; fractions count. */
 export function seconds(value: number): RawBuilder<unknown> {

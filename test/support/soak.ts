@@ -120,14 +120,13 @@ export async function rotateInPeace(
     await inParallel(asked, CALLS_AT_A_TIME, async (user) => {
       const replica = fleet.replicas[calls % fleet.replicas.length]
       calls += 1
-      for (let times = 1; (await replica?.token(user))?.status !== 200; times += 1) {
-        if (times === ASKED_MAX) {
-          unserved += 1
-          break
-        }
+      let answer = await replica?.token(user)
+      for (let times = 1; answer?.status === 503 && times < ASKED_MAX; times += 1) {
         askedAgain += 1
         await delay(ASK_AGAIN_MS)
+        answer = await replica?.token(user)
       }
+      if (answer?.status !== 200) unserved += 1
     })
     const seconds = Math.round((performance.now() - startedAtMs) / 1000)
     options.say?.(`${seconds} s: round ${round + 1} of ${rounds}, ${calls} calls`)

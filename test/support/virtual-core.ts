@@ -66,7 +66,7 @@ export function setVirtualCore(identity = { replica: 'broker-0', boot: 'boot-0' 
   const ends: Array<Parameters<Ports['grants']['disarm']>[0]> = []
   /** What the server answers to the next presentations; when there is nothing, the successor. */
   const answers: Array<TokenOutcome & { afterMs?: number }> = []
-  const server = { confirmsRevocations: true, spoolHasRoom: true }
+  const server = { confirmsRevocations: true, spoolHasRoom: true, spoolIsWhole: true }
 
   database.heartbeat(identity.replica, identity.boot)
 
@@ -122,7 +122,7 @@ export function setVirtualCore(identity = { replica: 'broker-0', boot: 'boot-0' 
     spool: {
       write: call('write', (successor: Successor) => void disk.set(successor.attemptId, successor)),
       remove: call('remove', (attemptId: string) => void disk.delete(attemptId)),
-      list: call('list', () => [...disk.values()]),
+      list: call('list', () => ({ entries: [...disk.values()], isWhole: server.spoolIsWhole })),
       hasRoom: () => server.spoolHasRoom,
       checkWritable: call('checkWritable', () => {
         if (!server.spoolHasRoom) throw away()

@@ -38,7 +38,7 @@ export function createSimulatedSpool(
     list: () =>
       life.call((settle) => {
         const entries = [...disk.values()].toSorted((a, b) => a.generation - b.generation)
-        scheduler.after(faults.diskMs(), () => settle.resolve(entries))
+        scheduler.after(faults.diskMs(), () => settle.resolve({ entries, isWhole: true }))
       }),
     hasRoom: () => true,
     checkWritable: () =>
