@@ -2,7 +2,7 @@
 // for revocation in the same transaction, and `revocation.ts` tells Pagero. Nothing here presents a refresh token.
 
 import { randomUUID } from 'node:crypto'
-import { BrokerError } from './errors.ts'
+import { BrokerError, isUnwritten } from './errors.ts'
 import {
   fingerprintOf,
   type Grant,
@@ -47,29 +47,35 @@ export async function connectGrant(
 ): Promise<void> {
   const { user, tokens } = connection
   const loginId = randomUUID()
-  let inDoubt = false
-  /** Generation that a round of unknown end was to replace. */
-  let tried: number | undefined
+  /** What a round of unknown end was to replace. */
+  let inDoubt: { loginId: string | undefined; generation: number } | undefined
   try {
     await patiently(ports.clock, async () => {
       const row = await ports.grants.find(user)
       // An earlier round was stored, and only its answer was lost.
       if (row?.loginId === loginId) return
-      if (inDoubt && (row?.generation ?? 0) !== tried) {
+      if (inDoubt !== undefined && (row?.generation ?? 0) !== inDoubt.generation) {
+        const isRefreshed = row?.loginId === inDoubt.loginId
+        inDoubt = undefined
         // That round may have been stored, and a newer login have replaced it and queued its token: this one comes late.
-        inDoubt = false
-        throw new BrokerError('authorization_failed', SUPERSEDED)
+        // Not where the older login has only been refreshed: then it was not, and no statement is left that could.
+        if (!isRefreshed) throw new BrokerError('authorization_failed', SUPERSEDED)
       }
       refuseOtherAccount(row, connection)
       const grant = sealNewGrant(ports, connection, loginId, row)
-      inDoubt = true
-      tried = grant.replaces
-      if (await ports.grants.connect(grant)) return
-      inDoubt = false
+      const before = inDoubt
+      inDoubt = { loginId: row?.loginId, generation: grant.replaces }
+      try {
+        if (await ports.grants.connect(grant)) return
+        inDoubt = before
+      } catch (error) {
+        if (isUnwritten(error)) inDoubt = before
+        throw error
+      }
       throw movedOn()
     })
   } catch (error) {
-    if (inDoubt) ports.log.error('login_in_doubt', { user, error })
+    if (inDoubt !== undefined) ports.log.error('login_in_doubt', { user, error })
     else await discardRefreshToken(ports, tokens.refreshToken, user)
     throw error
   }

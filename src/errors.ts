@@ -63,19 +63,27 @@ export class BrokerError extends Error {
   readonly code: ProblemCode
   readonly detail: string
   readonly extensions: ProblemExtensions
+  /** What was to be written surely was not, and will not be. False: nobody knows. */
+  readonly isUnwritten: boolean
 
   constructor(
     code: ProblemCode,
     detail: string,
     extensions: ProblemExtensions = {},
-    options: { cause?: unknown } = {},
+    options: { cause?: unknown; isUnwritten?: boolean } = {},
   ) {
     super(`${code}: ${detail}`, options)
     this.name = 'BrokerError'
     this.code = code
     this.detail = detail
     this.extensions = extensions
+    this.isUnwritten = options.isUnwritten === true
   }
+}
+
+/** Tells whether what was to be written surely was not, and will not be. */
+export function isUnwritten(error: unknown): boolean {
+  return error instanceof BrokerError && error.isUnwritten
 }
 
 /**

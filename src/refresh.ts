@@ -6,7 +6,7 @@
 import { randomUUID } from 'node:crypto'
 import { createBreaker, clientRejected } from './breaker.ts'
 import type { RefreshSettings } from './config.ts'
-import { BrokerError, grantNotFound } from './errors.ts'
+import { BrokerError, grantNotFound, isUnwritten } from './errors.ts'
 import {
   type Grant,
   grantSealContext,
@@ -108,6 +108,8 @@ export function createRefresher(
   const newest = createNewest(clock, settings.spoolRetentionSeconds)
   /** Attempts that are armed and have no end yet in the database. */
   const underWay = new Map<string, { request: ArmRequest; armedAt: Date }>()
+  /** Users with an intent that is being taken back. */
+  const takingBack = new Set<UserKey>()
   /** How often the database server has been replaced by another. */
   let servers = 0
   /** After a write into the spool has failed, nothing is armed until one succeeds. */
@@ -201,6 +203,8 @@ export function createRefresher(
   async function arm(grant: Grant, cause: RefreshCause): Promise<Attempt | undefined> {
     // It may have waited long for its turn: what is presented now may not be answered before the process is killed.
     if (stopping.signal.aborted) throw unavailable('The broker is stopping.', 1)
+    // However often it is tried while the database takes nothing: one intent to take back, not one of each try.
+    if (takingBack.has(grant.user)) return undefined
     const context = grantSealContext('refresh_token_sealed', grant)
     // Opened before arming: a value that fails its integrity check leaves no trace and reaches nobody.
     const refreshToken = sealer.open(context, mustBeSealed(grant))
@@ -229,7 +233,7 @@ export function createRefresher(
       return { attemptId, refreshToken, armedAt, armingAtMs, cause }
     } catch (error) {
       // It may have been written all the same, or be written yet.
-      void takeBack(grant, attemptId)
+      if (!isUnwritten(error)) void takeBack(grant, attemptId)
       throw error
     }
   }
@@ -239,7 +243,9 @@ export function createRefresher(
     const { user } = grant
     const disarm = () =>
       persist('grant_store_failed', user, () => grants.disarm(notSent(user, attemptId)))
+    takingBack.add(user)
     await disarm()
+    takingBack.delete(user)
     // A statement that was given up may be carried out after the one that takes it back. While this process lives
     // nobody else frees the row, so it is done again once nothing can be on its way any more.
     await clock.sleep(settings.leaseSeconds * 1000, stopping.signal)

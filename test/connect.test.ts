@@ -531,3 +531,53 @@ t.test('a login whose stored answer was lost does not come back over a newer one
   const kept = await scene.storedRefreshToken(engine, user)
   t.ok(await scene.lookAlike.acceptsRefreshToken(kept), 'and is not revoked')
 })
+
+t.test(
+  'a login whose round was lost goes on where the older one has only been refreshed',
+  async (t) => {
+    const { scene, engine } = await start(t)
+    const user = await scene.connect(engine, 'alice')
+    const { grants } = engine.ports
+    let rounds = 0
+    const connection = connectionOf(user, { allowAccountChange: true })
+    await connectGrant(
+      {
+        ...engine.ports,
+        grants: {
+          ...grants,
+          async connect(grant) {
+            rounds += 1
+            if (rounds > 1) return grants.connect(grant)
+            await scene.expire(user)
+            await engine.accessTokens.fresh(user)
+            throw new BrokerError('temporarily_unavailable', 'The connection was lost.')
+          },
+        },
+      },
+      connection,
+    )
+    t.equal(rounds, 2)
+    t.equal((await scene.grantOf(engine, user)).generation, 3)
+    t.equal(await scene.storedRefreshToken(engine, user), connection.tokens.refreshToken)
+    t.equal(await queued(scene), 1, 'and only what it replaces is revoked')
+  },
+)
+
+t.test('a login whose store the database refuses is in no doubt', async (t) => {
+  const { scene, engine } = await start(t)
+  const connection = connectionOf('alice' as UserKey)
+  const ports = {
+    ...engine.ports,
+    clock: hurriedClock(),
+    grants: {
+      ...engine.ports.grants,
+      connect: () =>
+        Promise.reject(
+          new BrokerError('temporarily_unavailable', 'Read-only.', {}, { isUnwritten: true }),
+        ),
+    },
+  }
+  await t.rejects(connectGrant(ports, connection), { code: 'temporarily_unavailable' })
+  t.equal(await queued(scene), 1, 'so its token is revoked')
+  t.notOk(engine.log.events.some(({ event }) => event === 'login_in_doubt'))
+})

@@ -8,7 +8,7 @@ import type { Pool } from 'pg'
 import t from 'tap'
 import type { Test } from 'tap'
 
-import { BrokerError } from '../src/errors.ts'
+import { BrokerError, isUnwritten } from '../src/errors.ts'
 import type { UserKey } from '../src/grant.ts'
 import {
   isDatabaseUnavailable,
@@ -103,7 +103,10 @@ t.test(
     })
     t.strictSame((await killOthers.execute(db)).rows, [{ killed: 2 }])
     for (const outcome of await outcomes) {
-      t.match(outcome, { status: 'rejected', reason: { code: 'temporarily_unavailable' } })
+      t.match(outcome, {
+        status: 'rejected',
+        reason: { code: 'temporarily_unavailable', isUnwritten: false },
+      })
     }
 
     // One kills itself while another lies idle in the pool.
@@ -124,6 +127,7 @@ t.test(
     const database = open(t, `postgres://nobody:secret-password@127.0.0.1:${port}/none`)
     const error = await outcomeOf(database)
     t.match(error, { code: 'temporarily_unavailable', extensions: { retryAfterSeconds: 2 } })
+    t.equal(isUnwritten(error), true, 'nothing was sent')
     t.ok(error.cause instanceof Error)
     t.notMatch(`${error.message} ${error.detail}`, /secret-password|127\.0\.0\.1/)
   },
@@ -147,7 +151,7 @@ t.test('a pool without a free connection is temporarily unavailable', async (t) 
   const { url } = await createTestDatabase(t)
   const database = open(t, url, 1)
   const held = await database.pool.connect()
-  t.match(await outcomeOf(database), { code: 'temporarily_unavailable' })
+  t.match(await outcomeOf(database), { code: 'temporarily_unavailable', isUnwritten: true })
   held.release()
   await database.db.selectFrom('grants').selectAll().execute()
 })
@@ -163,7 +167,7 @@ t.test('a connection that was demoted to read-only is not used again', async (t)
         .values({ name: 'a', boot: '00000000-0000-4000-8000-000000000000' })
         .execute(),
     )
-  await t.rejects(write(), { code: 'temporarily_unavailable' })
+  await t.rejects(write(), { code: 'temporarily_unavailable', isUnwritten: true })
   await t.resolves(write())
 })
 
@@ -185,11 +189,14 @@ t.test('a mistake of ours is no outage', async (t) => {
 t.test('every SQLSTATE of an outage is told as one', async (t) => {
   const { database } = await createTestDatabase(t)
   const states = ['08006', '08P01', '25006', '40001', '40P01', '53300', '55P03', '57014', '57P03']
+  const undone = new Set(['25006', '40001', '40P01', '53300', '55P03', '57014'])
   for (const state of states) {
     const raised = sql`do ${sql.lit(`begin raise exception using errcode = '${state}'; end`)}`
     const error = await raised.execute(database.db).catch((caught: unknown) => caught)
     t.match(error, { code: state })
     t.ok(isDatabaseUnavailable(error), state)
+    const told = await throughDatabase(() => Promise.reject(error)).catch((caught) => caught)
+    t.equal(isUnwritten(told), undone.has(state), state)
   }
 })
 

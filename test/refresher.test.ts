@@ -278,6 +278,35 @@ t.test('without an intent nothing is presented, and a late one is taken back', a
   }
 })
 
+t.test('what the database has refused is not taken back', async (t) => {
+  const { refresh, faults, presented, pass, grantOf, user, calls } = setUp()
+  faults.set('arm', ['refused'])
+  t.match(await refresh(), { code: 'temporarily_unavailable' })
+  await pass(100)
+  t.strictSame(calls, ['arm'])
+  t.equal(presented.length, 0)
+  t.equal(grantOf(user).phase, 'idle')
+})
+
+t.test('while an intent is being taken back no other is written', async (t) => {
+  const { refresh, refresher, alice, faults, outcomeOf, calls, pass, presented } = setUp()
+  faults.set('arm', ['unconfirmed'])
+  faults.set(
+    'disarm',
+    Array.from({ length: 14 }, () => 'lost' as const),
+  )
+  t.match(await refresh(), { code: 'temporarily_unavailable' })
+  t.match(await outcomeOf(refresher.refresh(alice, 'expiry')), unavailable(2))
+  t.notOk(calls.slice(1).includes('arm'), 'however many ask')
+  const tries = calls.filter((name) => name === 'disarm').length
+  t.ok(tries > 4 && tries < 14, 'one comes back to it')
+  await pass(20)
+  t.equal(presented.length, 0)
+  t.match(await refresh(), { accessToken: 'at-1' }, 'who asks when it is done is served')
+  await pass(100)
+  t.equal(calls.filter((name) => name === 'arm').length, 2)
+})
+
 t.test('a stop ends the wait for a late intent', async (t) => {
   const { refresh, refresher, faults, pass, calls, outcomeOf } = setUp()
   faults.set('arm', ['lost'])

@@ -109,7 +109,9 @@ function lendFrom(pool: Pool, log: Pick<Log, 'info'> | undefined): PostgresPool 
 
   const connect = async (): Promise<PostgresPoolClient> => {
     const client = await pool.connect().catch((error: unknown) => {
-      throw error instanceof DatabaseError ? error : new ConnectionFailure(error)
+      throw error instanceof DatabaseError
+        ? error
+        : new ConnectionFailure(error, { wasSent: false })
     })
     let failed = false
     const query = async (text: string, parameters: readonly unknown[]) => {
@@ -121,7 +123,7 @@ function lendFrom(pool: Pool, log: Pick<Log, 'info'> | undefined): PostgresPool 
         failed ||= !(error instanceof DatabaseError) || isDatabaseUnavailable(error)
         throw isProgrammerError(error) || error instanceof DatabaseError
           ? error
-          : new ConnectionFailure(error)
+          : new ConnectionFailure(error, { wasSent: true })
       }
     }
     return {
@@ -143,9 +145,13 @@ function lendFrom(pool: Pool, log: Pick<Log, 'info'> | undefined): PostgresPool 
  * because their texts may change with any release.
  */
 class ConnectionFailure extends Error {
-  constructor(cause: unknown) {
+  /** Whether a statement was on its way. */
+  readonly wasSent: boolean
+
+  constructor(cause: unknown, { wasSent }: { wasSent: boolean }) {
     super('the database connection failed', { cause })
     this.name = 'ConnectionFailure'
+    this.wasSent = wasSent
   }
 }
 
@@ -167,6 +173,13 @@ const UNAVAILABLE_STATES: ReadonlySet<string> = new Set([
   '57P03', // cannot_connect_now
   '57P05', // idle_session_timeout
 ])
+
+/**
+ * Those with which a server has refused a statement, or undone it. The others may also come of one that was carried out:
+ * a server that shuts down while a commit waits for its standby has committed all the same.
+ */
+const UNDONE_STATES: ReadonlySet<string> = new Set(['25006', '40001', '40P01', '55P03', '57014'])
+const UNDONE_CLASSES: ReadonlySet<string> = new Set(['53'])
 
 /** Classes 08, connection exception (PgBouncer's own errors too), and 53, insufficient resources. */
 const UNAVAILABLE_CLASSES: ReadonlySet<string> = new Set(['08', '53'])
@@ -191,6 +204,13 @@ export function isDatabaseUnavailable(error: unknown): boolean {
   return UNAVAILABLE_STATES.has(code) || UNAVAILABLE_CLASSES.has(code.slice(0, 2))
 }
 
+/** Tells of an error of an absent database whether the statement surely was not, and will not be, carried out. */
+function isUndone(error: unknown): boolean {
+  if (error instanceof ConnectionFailure) return !error.wasSent
+  if (!(error instanceof DatabaseError) || error.code === undefined) return false
+  return UNDONE_STATES.has(error.code) || UNDONE_CLASSES.has(error.code.slice(0, 2))
+}
+
 /** Tells whether the statement met a row that is already there (SQLSTATE 23505). */
 export function isUniqueViolation(error: unknown): boolean {
   return error instanceof DatabaseError && error.code === '23505'
@@ -206,7 +226,7 @@ const RETRY_AFTER_SECONDS = 2
 
 /**
  * Runs database work and tells the core of an absent database in its own words.
- * Whether a statement that failed so was applied is not known.
+ * Whether a statement that failed so was applied is not known, but where the error says that it was not.
  *
  * @throws BrokerError `temporarily_unavailable`, with the driver's error as its cause
  */
@@ -219,7 +239,7 @@ export async function throughDatabase<T>(work: () => Promise<T>): Promise<T> {
       'temporarily_unavailable',
       'The database cannot be reached at the moment. Nothing is lost; try again shortly.',
       { retryAfterSeconds: RETRY_AFTER_SECONDS },
-      { cause: error },
+      { cause: error, isUnwritten: isUndone(error) },
     )
   }
 }

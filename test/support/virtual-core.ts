@@ -45,8 +45,8 @@ export const SETTINGS: RefreshSettings = {
 const CALL_MS = 1
 const LOGIN_ID = '8c5fb1d6-0b7e-4a39-9a5c-3f9e0f4f8d10'
 
-/** `lost`: nothing is done. `unconfirmed`: it is done, and the call fails all the same. */
-type Fault = 'lost' | 'unconfirmed'
+/** `lost`: nothing is done. `refused`: nor is it, and that is told. `unconfirmed`: it is done, and the call fails all the same. */
+type Fault = 'lost' | 'refused' | 'unconfirmed'
 
 /** Sets the scene for the replica that `identity` names; the database has heard of it. */
 export function setVirtualCore(identity = { replica: 'broker-0', boot: 'boot-0' }) {
@@ -82,7 +82,7 @@ export function setVirtualCore(identity = { replica: 'broker-0', boot: 'boot-0' 
       calls.push(name)
       await clock.sleep(CALL_MS)
       const fault = faults.get(name)?.shift()
-      if (fault === 'lost') throw away()
+      if (fault === 'lost' || fault === 'refused') throw away({ isUnwritten: fault === 'refused' })
       const result = apply(...args)
       if (fault === 'unconfirmed') throw away()
       return result
@@ -234,6 +234,6 @@ function granted(number: number): TokenOutcome & { afterMs?: number } {
   }
 }
 
-function away(): BrokerError {
-  return new BrokerError('temporarily_unavailable', 'The database cannot be reached.')
+function away(options: { isUnwritten?: boolean } = {}): BrokerError {
+  return new BrokerError('temporarily_unavailable', 'The database cannot be reached.', {}, options)
 }

@@ -21,6 +21,8 @@ export interface DatabaseWorld {
 
 /** As src/postgres/database.ts has it. */
 const QUERY_TIMEOUT_MS = 10_000
+/** Of the statements that are not applied, those that fail sooner than this are refused by the server: every other one. */
+const REFUSAL_MS = 2
 
 /** The database ports of one process; what the refresh protocol does not use is absent. */
 export function linkDatabase(
@@ -41,13 +43,14 @@ export function linkDatabase(
   /** Sends one statement; `apply` runs at the database, whatever has become of the process by then. */
   function statement<T>(name: string, apply: () => T): Promise<T> {
     return life.call((settle) => {
-      const fail = (delayMs: number) =>
+      const fail = (delayMs: number, isUnwritten = false) =>
         scheduler.after(delayMs, () => {
           life.databaseFailedAtMs = scheduler.nowMs()
-          settle.reject(databaseAway())
+          settle.reject(databaseAway(isUnwritten))
         })
       if (!reachable()) {
-        fail(faults.statementMs())
+        // Nothing was sent.
+        fail(faults.statementMs(), true)
         return
       }
       const fault = name === 'heartbeat' ? heartbeatFault() : faults.statement()
@@ -60,7 +63,9 @@ export function linkDatabase(
         life.databaseFailedAtMs = scheduler.nowMs()
       }
       if (fault === 'not_applied') {
-        fail(faults.statementMs())
+        const delayMs = faults.statementMs()
+        // The server has refused it, or the connection was lost: then nobody knows.
+        fail(delayMs, delayMs < REFUSAL_MS)
         return
       }
       if (fault === 'late') {
@@ -186,8 +191,11 @@ export function linkDatabase(
   return { grants: grants as GrantStore, replicas: replicas as ReplicaStore, revocations }
 }
 
-function databaseAway(): BrokerError {
-  return new BrokerError('temporarily_unavailable', 'The database cannot be reached.', {
-    retryAfterSeconds: 2,
-  })
+function databaseAway(isUnwritten: boolean): BrokerError {
+  return new BrokerError(
+    'temporarily_unavailable',
+    'The database cannot be reached.',
+    { retryAfterSeconds: 2 },
+    { isUnwritten },
+  )
 }
