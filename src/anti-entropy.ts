@@ -3,6 +3,7 @@
 // closed or replaced grant is revoked at Pagero. An applied entry goes when its time is over, or a later one of its login is
 // applied too. Nothing here presents a refresh token.
 
+import { BrokerError } from './errors.ts'
 import type { Ports, ReplicaStore, StoreResult, Successor } from './ports.ts'
 import { revokeSuperseded } from './revocation.ts'
 
@@ -83,16 +84,27 @@ export function createAntiEntropy(
     return complete
   }
 
-  /** Brings one entry to the row; when no grant takes it any more, the spool has let go of it too. */
+  /** Brings one entry to the row; when no grant takes it any more, the spool lets go of it. */
   async function apply(entry: Successor): Promise<StoreResult> {
     const { user, attemptId, generation } = entry
     const result = await grants.store(entry)
     if (result === 'superseded') {
-      await revokeSuperseded(ports, entry)
+      await revokeOrKeep(entry)
     } else if (result === 'stored') {
       log.warn('spool_entry_applied', { user, attemptId, generation })
     }
     return result
+  }
+
+  /** No grant depends on an entry that is superseded: one that does not open waits for its key, and holds up nobody. */
+  async function revokeOrKeep(entry: Successor): Promise<void> {
+    try {
+      await revokeSuperseded(ports, entry)
+    } catch (error) {
+      if (!(error instanceof BrokerError && error.code === 'integrity_failure')) throw error
+      const { user, attemptId } = entry
+      log.error('late_answer_unreadable', { user, attemptId, error })
+    }
   }
 
   /**

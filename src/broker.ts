@@ -37,7 +37,7 @@ import { createRevocationStore } from './postgres/revocation-store.ts'
 import { createSessionStore } from './postgres/session-store.ts'
 import { createSessionTicketStore } from './postgres/session-ticket-store.ts'
 import { createImporter } from './import.ts'
-import { keepAlive } from './keep-alive.ts'
+import { createKeepAlive } from './keep-alive.ts'
 import { findUnusableKeys, openReadyDatabase } from './ready-database.ts'
 import { createRecovery } from './recovery.ts'
 import { createRefresher } from './refresh.ts'
@@ -210,10 +210,11 @@ export async function startBroker(
     if (!held) webhookSender?.start()
     closing.push(async () => webhookSender?.stop())
     closing.push(() => refresher.stop())
+    const keepAlive = createKeepAlive(ports, refresher)
     const keepingAlive = startPeriodic(ports, {
       intervalSeconds: KEEP_ALIVE_SECONDS,
       event: 'keep_alive_failed',
-      work: async (stopping) => (held ? 0 : keepAlive(ports, refresher, stopping)),
+      work: async (stopping) => (held ? 0 : keepAlive(stopping)),
     })
     closing.push(() => keepingAlive.stop())
     const warning = startPeriodic(ports, {

@@ -21,13 +21,16 @@ export function parseUserKey(text: string): UserKey | undefined {
   return USER_KEY.test(text) ? (text as UserKey) : undefined
 }
 
-/** The user key of the grant that proves an import. No login makes such a key: base64url has no second `~`. */
+/** With the id of an import it is the key of the grant that proves it. No login makes such a key: base64url has no second `~`. */
+export const IMPORT_USER_PREFIX = `${PAGERO_USER_PREFIX}~import~`
+
+/** The user key of the grant that proves an import. */
 export function importUserKey(importId: string): UserKey {
-  return `${PAGERO_USER_PREFIX}~import~${importId}` as UserKey
+  return (IMPORT_USER_PREFIX + importId) as UserKey
 }
 
 /** Pattern of those keys; lists leave them out. */
-export const IMPORT_USERS = `${PAGERO_USER_PREFIX}~import~*`
+export const IMPORT_USERS = `${IMPORT_USER_PREFIX}*`
 
 export const GRANT_STATES = ['active', 'suspect', 'reauthentication_required', 'revoked'] as const
 export type GrantState = (typeof GRANT_STATES)[number]

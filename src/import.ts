@@ -11,6 +11,7 @@ import { inTime } from './in-time.ts'
 import type { GrantImport, Ports } from './ports.ts'
 import { openLiveToken, refuseDead } from './live-token.ts'
 import type { Refresher } from './refresh.ts'
+import { sealRevocation } from './revocation.ts'
 
 type ImportPorts = Pick<Ports, 'clock' | 'log' | 'sealer' | 'grants' | 'imports'>
 
@@ -22,7 +23,10 @@ export interface Importer {
    *   `temporarily_unavailable` when there is no verdict yet: the import goes on, and asking again tells
    */
   takeOver(request: { user: UserKey; refreshToken: string; obtainedAt: Date }): Promise<Grant>
-  /** Goes on with imports that a crash or an outage interrupted; returns how many there were. */
+  /**
+   * Goes on with imports that a crash or an outage interrupted; returns how many there were. One that was refused, and
+   * whose success came after all, is moved where it replaces nothing that lives, and revoked otherwise.
+   */
   resume(stopping?: AbortSignal): Promise<number>
 }
 
@@ -80,10 +84,13 @@ export function createImporter(
   /** Brings an import to its end: proves the token unless that is done, and moves it. */
   async function goOn(entry: GrantImport): Promise<void> {
     if (entry.outcome === 'imported') return
-    if (entry.outcome === 'refused') throw tokenRefused()
+    const isRefused = entry.outcome === 'refused'
     const proofUser = importUserKey(entry.importId)
     const proof = await grants.find(proofUser)
-    // Another replica has just ended it.
+    if (isRefused && proof?.state !== 'active') {
+      throw tokenRefused(isDead(proof) ? proof?.stateReason : null)
+    }
+    // Another replica has just moved it.
     if (proof === undefined) return
     if (proof.generation === 1) {
       try {
@@ -91,9 +98,9 @@ export function createImporter(
       } catch (error) {
         const dead = error instanceof BrokerError && error.code === 'reauthentication_required'
         if (!dead) throw error
-        await imports.refuse(entry.importId, proofUser)
+        await imports.refuse(entry.importId)
         log.warn('import_refused', { user: entry.user })
-        throw tokenRefused()
+        throw tokenRefused(error.extensions.cause)
       }
     }
     await move(entry, proofUser)
@@ -105,6 +112,18 @@ export function createImporter(
       const proof = await grants.find(proofUser)
       if (proof === undefined) return
       if (proof.generation === 1 || proof.refreshTokenSealed === null) break
+      const refreshToken = sealer.open(
+        grantSealContext('refresh_token_sealed', proof),
+        proof.refreshTokenSealed,
+      )
+      const row = await grants.find(entry.user)
+      if (entry.outcome === 'refused' && row !== undefined && !isDead(row)) {
+        // Its caller was told that it is refused, and has gone on since.
+        const revocation = sealRevocation(ports, entry.user, refreshToken)
+        if (!(await grants.close(proofUser, proof.generation, revocation))) continue
+        log.warn('late_import_revoked', { user: entry.user })
+        throw tokenRefused()
+      }
       const token = openLiveToken(sealer, proof, readAtMs)
       const claims = token === undefined ? undefined : accessTokenClaims(token.accessToken)
       const account = claims && accountOfClaims(claims, settings.subjectClaim)
@@ -113,10 +132,7 @@ export function createImporter(
         {
           user: entry.user,
           tokens: {
-            refreshToken: sealer.open(
-              grantSealContext('refresh_token_sealed', proof),
-              proof.refreshTokenSealed,
-            ),
+            refreshToken,
             accessToken: token?.accessToken,
             expiresInSeconds: token?.lifeSeconds ?? 0,
             scope: proof.scope,
@@ -127,7 +143,7 @@ export function createImporter(
           pagero: account ?? UNKNOWN_ACCOUNT,
         },
         randomUUID(),
-        await grants.find(entry.user),
+        row,
       )
       const moved = await grants.connect({
         ...grant,
@@ -187,11 +203,15 @@ function takenByAnother(): BrokerError {
   )
 }
 
-function tokenRefused(): BrokerError {
+function isDead(grant: Grant | undefined): boolean {
+  return grant?.state === 'reauthentication_required'
+}
+
+function tokenRefused(cause: string | null = null): BrokerError {
   return new BrokerError(
     'reauthentication_required',
     'Pagero refuses this refresh token. An older grant of the user is as it was.',
-    { cause: 'revoked_or_expired' },
+    { cause: cause ?? 'revoked_or_expired' },
   )
 }
 

@@ -247,8 +247,8 @@ export interface GrantStore {
     after: UserKey | undefined
     limit: number
   }): Promise<Grant[]>
-  /** Grants that were not rotated for half their lifetime and are not being refreshed, in no order. */
-  findKeepAliveDue(limit: number): Promise<Grant[]>
+  /** Grants that were not rotated for half their lifetime and are not being refreshed, in the order of their keys. */
+  findKeepAliveDue(page: { after: UserKey | undefined; limit: number }): Promise<Grant[]>
   /**
    * So many of the grants whose earlier expiry has come within 90, 30 or 7 days and that have not been told of yet; each
    * is told of once.
@@ -298,9 +298,10 @@ export interface ImportStore {
     entry: { importId: string; user: UserKey; tokenDigest: Buffer; obtainedAt: Date },
     grant: { user: UserKey; loginId: string; refreshTokenSealed: Buffer; keyId: string },
   ): Promise<GrantImport>
+  /** Those that have no end yet, and those that were refused and that a late success has proven all the same. */
   findUnfinished(limit: number): Promise<GrantImport[]>
-  /** Ends an import that Pagero refused, and the grant that was to prove it. */
-  refuse(importId: string, grantUser: UserKey): Promise<void>
+  /** Ends an import that Pagero refused. The grant that was to prove it stays for a month: a late success is told by it. */
+  refuse(importId: string): Promise<void>
   /** Forgets those that ended longer ago than any refresh token lives: the same token may be given again until then. */
   sweep(): Promise<number>
 }

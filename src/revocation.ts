@@ -22,13 +22,13 @@ const BACKOFF_FIRST_SECONDS = 5
 /** Stands for a login that was refused before it was known whose it is. No subject is empty, so no user has this key. */
 const UNKNOWN_USER = PAGERO_USER_PREFIX as UserKey
 
-/** Seals a refresh token for the queue. */
+/** Seals a refresh token for the queue. With the same id it is queued once, however often it is added. */
 export function sealRevocation(
   ports: Pick<Ports, 'sealer'>,
   user: UserKey,
   refreshToken: string,
+  revocationId: string = randomUUID(),
 ): NewRevocation {
-  const revocationId = randomUUID()
   return {
     revocationId,
     user,
@@ -68,7 +68,7 @@ export async function revokeSuperseded(
     grantSealContext('refresh_token_sealed', successor),
     successor.refreshTokenSealed,
   )
-  await ports.revocations.add(sealRevocation(ports, user, refreshToken))
+  await ports.revocations.add(sealRevocation(ports, user, refreshToken, attemptId))
   await ports.grants.finishSuperseded(successor)
   await ports.spool.remove(attemptId)
   ports.log.warn('late_answer_revoked', { user, attemptId, generation })

@@ -2,6 +2,7 @@
 
 import t from 'tap'
 import { createAntiEntropy } from '../src/anti-entropy.ts'
+import { BrokerError } from '../src/errors.ts'
 import { SETTINGS, setVirtualCore } from './support/virtual-core.ts'
 
 function setUp() {
@@ -194,6 +195,37 @@ t.test('a successor that no grant takes is revoked at Pagero, and forgotten', as
   t.match(queued, { user })
   t.match(queued?.tokenSealed.toString(), 'rt-of-a')
   t.equal(storedTokenOf(user), 'none')
+})
+
+t.test('one that no grant takes and that does not open holds up nobody', async (t) => {
+  const { antiEntropy, ports, keep, outcomeOf, user, disk, database, isDrained, log } = setUp()
+  const { sealer } = ports
+  const { open } = sealer
+  keep('a')
+  database.close(user, 1, undefined)
+  sealer.open = () => {
+    throw new BrokerError('integrity_failure', 'The key is missing.')
+  }
+  t.equal(await outcomeOf(antiEntropy.runOnce()), true)
+  t.ok(isDrained())
+  t.match(log.events, [
+    { level: 'error', event: 'late_answer_unreadable', user, attemptId: 'a' },
+    { event: 'spool_drained' },
+  ])
+  t.equal(disk.size, 1)
+  sealer.open = open
+  t.equal(await outcomeOf(antiEntropy.runOnce()), true)
+  t.equal(database.revocations.size, 1, 'and is revoked when its key is there again')
+  t.equal(disk.size, 0)
+})
+
+t.test('one whose revocation cannot be queued is not done with', async (t) => {
+  const { antiEntropy, faults, keep, outcomeOf, user, database, isDrained } = setUp()
+  keep('a')
+  database.close(user, 1, undefined)
+  faults.set('add', ['lost'])
+  t.equal(await outcomeOf(antiEntropy.runOnce()), false)
+  t.notOk(isDrained())
 })
 
 t.test('one that was applied before its grant was closed is kept for its time', async (t) => {

@@ -108,6 +108,97 @@ t.test('a token that Pagero refuses leaves an older grant as it was', async (t) 
   t.strictSame(is, was)
 })
 
+t.test('a token that is lost on its way is told as lost', async (t) => {
+  const scene = await setScene(t)
+  const engine = await scene.startEngine()
+  const refreshToken = await foreignToken(scene, engine, 'alice')
+  scene.lookAlike.faults.push({ endpoint: 'token', kind: 'reset_after' })
+  const importer = importerOf(engine)
+  const request = { user: userKey('acme-1'), refreshToken, obtainedAt: OBTAINED_AT }
+  const lost = { code: 'reauthentication_required', extensions: { cause: 'rotation_lost' } }
+  let error: unknown
+  do {
+    await engine.ports.clock.sleep(100)
+    error = await importer.takeOver(request).catch((caught: unknown) => caught)
+  } while (error instanceof BrokerError && error.code === 'temporarily_unavailable')
+  t.match(error, lost)
+  await t.rejects(importer.takeOver(request), lost, 'and so it is when asked again')
+})
+
+/** Has Pagero refuse an import of the user, and then brings a success of it that was on its way all the time. */
+async function refuseThenProve(scene: Scene, engine: Engine, user: UserKey): Promise<string> {
+  const request = { user, refreshToken: `made-up-${randomUUID()}`, obtainedAt: OBTAINED_AT }
+  await codeOf(importerOf(engine).takeOver(request))
+  const { rows } = await scene.database.pool.query(
+    "select user_id, login_id from grants where user_id like 'pagero:~import~%'",
+  )
+  const place = { user: rows[0].user_id, loginId: rows[0].login_id, generation: 2 }
+  const refreshToken = await foreignToken(scene, engine, 'alice')
+  const { sealer, grants } = engine.ports
+  const stored = await grants.store({
+    ...place,
+    attemptId: randomUUID(),
+    refreshTokenSealed: sealer.seal(grantSealContext('refresh_token_sealed', place), refreshToken),
+    keyId: sealer.primaryKeyId,
+    accessToken: null,
+    scope: '',
+    httpStatus: 200,
+    durationMs: 1,
+  })
+  if (stored !== 'stored') throw new Error(stored)
+  return refreshToken
+}
+
+t.test('a success that comes after the refusal is not thrown away', async (t) => {
+  const scene = await setScene(t)
+  const engine = await scene.startEngine()
+  const user = userKey('acme-1')
+  const refreshToken = await refuseThenProve(scene, engine, user)
+  t.equal(await importerOf(engine).resume(), 1)
+  t.equal(await scene.storedRefreshToken(engine, user), refreshToken)
+  t.ok(await scene.lookAlike.acceptsRefreshToken(refreshToken))
+  t.equal(await importerOf(engine).resume(), 0)
+  const { rows } = await scene.database.pool.query('select user_id from grants')
+  t.strictSame(rows, [{ user_id: user }])
+})
+
+t.test('but it does not take the place of a grant that lives, or was closed', async (t) => {
+  for (const isClosed of [false, true]) {
+    const scene = await setScene(t)
+    const engine = await scene.startEngine()
+    const user = await scene.connect(engine, 'acme-1', 'bob')
+    if (isClosed) await disconnectGrant(engine.ports, user)
+    const revoker = createRevoker(engine.ports)
+    await revoker.runOnce()
+    const before = await scene.grantOf(engine, user)
+    const refreshToken = await refuseThenProve(scene, engine, user)
+    t.equal(await importerOf(engine).resume(), 1)
+    t.match(await scene.grantOf(engine, user), {
+      state: isClosed ? 'revoked' : 'active',
+      loginId: before.loginId,
+    })
+    t.equal(await revoker.runOnce(), 1)
+    t.notOk(await scene.lookAlike.acceptsRefreshToken(refreshToken), 'it is revoked')
+    t.equal(await importerOf(engine).resume(), 0)
+  }
+})
+
+t.test('what was to prove a refused import is cleared away after a month', async (t) => {
+  const scene = await setScene(t)
+  const engine = await scene.startEngine()
+  const request = { user: userKey('acme-1'), refreshToken: 'made-up', obtainedAt: OBTAINED_AT }
+  t.equal(await codeOf(importerOf(engine).takeOver(request)), 'reauthentication_required')
+  const age = (days: number) =>
+    scene.database.pool.query(`update imports set finished_at = now() - interval '${days} days'`)
+  await age(29)
+  t.equal(await engine.ports.imports.sweep(), 0)
+  await age(31)
+  t.equal(await engine.ports.imports.sweep(), 1)
+  t.strictSame((await scene.database.pool.query('select 1 from grants')).rows, [])
+  t.equal(await codeOf(importerOf(engine).takeOver(request)), 'reauthentication_required')
+  t.equal(scene.refreshes().length, 2, 'it is not presented again')
+})
+
 t.test('a date in the future is refused before the token is used', async (t) => {
   const scene = await setScene(t)
   const engine = await scene.startEngine()

@@ -2,8 +2,8 @@
 // database's to say; see keep-alive.test.ts.
 
 import t from 'tap'
-import type { Grant } from '../src/grant.ts'
-import { keepAlive } from '../src/keep-alive.ts'
+import type { Grant, UserKey } from '../src/grant.ts'
+import { createKeepAlive } from '../src/keep-alive.ts'
 import { createRefresher } from '../src/refresh.ts'
 import { SETTINGS, setVirtualCore } from './support/virtual-core.ts'
 
@@ -11,16 +11,16 @@ function setUp(names: readonly string[]) {
   const core = setVirtualCore()
   const refresher = createRefresher(core.ports, SETTINGS, core.identity)
   const due = names.map((name) => core.connect(name))
-  const asked: number[] = []
+  const asked: Array<{ after: UserKey | undefined; limit: number }> = []
   const grants = {
     ...core.ports.grants,
-    async findKeepAliveDue(limit: number): Promise<Grant[]> {
-      asked.push(limit)
-      return due
+    async findKeepAliveDue(page: { after: UserKey | undefined; limit: number }): Promise<Grant[]> {
+      asked.push(page)
+      return due.filter(({ user }) => user > (page.after ?? '')).slice(0, page.limit)
     },
   }
-  const round = (stopping?: AbortSignal) =>
-    core.outcomeOf(keepAlive({ log: core.log, grants }, refresher, stopping))
+  const keepAlive = createKeepAlive({ log: core.log, grants }, refresher)
+  const round = (stopping?: AbortSignal) => core.outcomeOf(keepAlive(stopping))
   const tokens = () => core.presented.map(({ token }) => token)
   return { ...core, refresher, asked, round, tokens }
 }
@@ -28,7 +28,7 @@ function setUp(names: readonly string[]) {
 t.test('those that are due are refreshed one after the other, ten at most', async (t) => {
   const { round, tokens, asked, database, refresher } = setUp(['a', 'b', 'c'])
   t.equal(await round(), 3)
-  t.strictSame(asked, [10])
+  t.strictSame(asked, [{ after: undefined, limit: 10 }])
   t.strictSame(tokens(), ['a-rt', 'b-rt', 'c-rt'])
   t.equal(refresher.inFlight(), 0)
   t.ok([...database.attempts.values()].every(({ cause }) => cause === 'keep_alive'))
@@ -46,7 +46,7 @@ t.test('nor is one whose token does not open', async (t) => {
   const { log, ports, outcomeOf, connect, refresher, tokens } = setUp([])
   const due = [{ ...connect('a'), refreshTokenSealed: Buffer.from('not sealed') }, connect('b')]
   const grants = { ...ports.grants, findKeepAliveDue: async () => due }
-  t.equal(await outcomeOf(keepAlive({ log, grants }, refresher)), 1)
+  t.equal(await outcomeOf(createKeepAlive({ log, grants }, refresher)()), 1)
   t.strictSame(tokens(), ['b-rt'])
   t.match(log.events.at(0), { event: 'keep_alive_failed', user: 'a', code: 'integrity_failure' })
 })
@@ -64,7 +64,7 @@ t.test('an error of nobody ends the round as well', async (t) => {
   const due = [connect('a'), connect('b')]
   const grants = { ...ports.grants, findKeepAliveDue: async () => due }
   const broken = { refresh: async () => Promise.reject(new TypeError('broken')) }
-  const round = keepAlive({ log, grants }, broken as never)
+  const round = createKeepAlive({ log, grants }, broken as never)()
   t.equal(await outcomeOf(round), 0)
   t.match(log.events, [{ user: 'a', code: 'internal_error' }])
   t.equal(log.events.length, 1)
@@ -77,4 +77,22 @@ t.test('a stop ends it between two grants', async (t) => {
   t.equal(await round(stopping.signal), 0)
   t.strictSame(tokens(), [])
   t.equal(await round(new AbortController().signal), 2)
+})
+
+t.test('ten that cannot be refreshed keep no other from it', async (t) => {
+  const names = Array.from({ length: 12 }, (_, n) => String.fromCharCode(97 + n))
+  const { round, tokens, answers, asked } = setUp(names)
+  for (let refusals = 0; refusals < 20; refusals += 1) {
+    answers.push({ kind: 'refused', httpStatus: 400 })
+  }
+  t.equal(await round(), 0)
+  t.equal(await round(), 2)
+  t.strictSame(tokens().slice(-2), ['k-rt', 'l-rt'])
+  await round()
+  await round()
+  t.strictSame(
+    asked.map(({ after }) => after),
+    [undefined, 'j', 'l', undefined],
+    'and it begins again from the first',
+  )
 })

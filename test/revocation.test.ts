@@ -152,4 +152,6 @@ t.test('a successor that no grant takes is forgotten only once it is queued', as
   )
   t.equal(database.attempts.get('attempt')?.outcome, 'granted')
   t.strictSame(events(), ['late_answer_revoked'])
+  await outcomeOf(revokeSuperseded(ports, successor))
+  t.equal(queued().length, 1, 'done once more, after a crash, it is queued no second time')
 })

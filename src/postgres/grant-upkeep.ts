@@ -48,18 +48,18 @@ export function createGrantUpkeep(
         return rows.map(grantOf)
       }),
 
-    findKeepAliveDue: (limit) =>
+    findKeepAliveDue: ({ after, limit }) =>
       throughDatabase(async () => {
         // Spread over a thirty-sixth of the lifetime (a month of three years), so that grants of one day do not
         // come due on one day; the hash makes a grant's place in it the same on every replica.
         const { rows } = await sql<GrantRow>`
           select ${GRANT_COLUMNS}, ${now} as read_at from grants g
-          where g.state = 'active' and g.phase = 'idle'
+          where g.user_id > ${after ?? ''} and g.state = 'active' and g.phase = 'idle'
             and (g.next_retry_at is null or g.next_retry_at <= ${now})
             and g.rotated_at < ${now} - ${refreshTokenLifetime}::interval / 2
             and ${now} > g.rotated_at + (g.rolling_expires_at - g.rotated_at)
               * (0.5 + (abs(hashtext(g.user_id)::bigint) % 1000) / 36000.0)
-          limit ${limit}`.execute(db)
+          order by g.user_id limit ${limit}`.execute(db)
         return rows.map(grantOf)
       }),
 

@@ -1,8 +1,13 @@
 // Imports on their way to a user. Each method is one statement.
 
 import { sql } from 'kysely'
+import { IMPORT_USER_PREFIX, IMPORT_USERS } from '../grant.ts'
 import type { GrantImport, ImportStore } from '../ports.ts'
-import { type Database, throughDatabase } from './database.ts'
+import { type Database, SWEEP_ROWS_MAX, throughDatabase } from './database.ts'
+import { likePatternOf } from './user-patterns.ts'
+
+/** The import that a grant of {@link IMPORT_USERS} proves. */
+const importIdOfUser = sql`substr(grants.user_id, ${sql.lit(IMPORT_USER_PREFIX.length + 1)})::uuid`
 
 /** Makes the store of imports. `refreshTokenLifetime` is an ISO 8601 duration. */
 export function createImportStore(
@@ -41,26 +46,44 @@ export function createImportStore(
       throughDatabase(async () => {
         const { rows } = await sql<GrantImport>`
           select import_id as "importId", user_id as "user", obtained_at as "obtainedAt", outcome
-          from imports where finished_at is null order by created_at limit ${limit}`.execute(db)
+          from imports
+          where finished_at is null or (outcome = 'refused' and import_id in (
+            select ${importIdOfUser} from grants
+            where user_id like ${likePatternOf(IMPORT_USERS)} and state = 'active'))
+          order by created_at limit ${limit}`.execute(db)
         return rows
       }),
 
-    refuse: (importId, grantUser) =>
+    refuse: (importId) =>
       throughDatabase(async () => {
         await sql`
-          with ended as (
-            update imports set finished_at = clock_timestamp(), outcome = 'refused'
-            where import_id = ${importId} and finished_at is null
-          )
-          delete from grants where user_id = ${grantUser}`.execute(db)
+          update imports set finished_at = clock_timestamp(), outcome = 'refused'
+          where import_id = ${importId} and finished_at is null`.execute(db)
       }),
 
     sweep: () =>
       throughDatabase(async () => {
-        const { numAffectedRows } = await sql`
-          delete from imports
-          where finished_at < clock_timestamp() - ${refreshTokenLifetime}::interval`.execute(db)
-        return Number(numAffectedRows ?? 0n)
+        const { rows } = await sql<{ count: number }>`
+          with old as (
+            select import_id from imports
+            where finished_at < clock_timestamp() - ${refreshTokenLifetime}::interval
+            limit ${SWEEP_ROWS_MAX}
+          ), forgotten as (
+            delete from imports where import_id in (select import_id from old) returning 1
+          ), unproven as (
+            -- The grants of refused imports, when no success is to be expected any more.
+            select user_id from grants
+            where user_id like ${likePatternOf(IMPORT_USERS)} and state <> 'active' and exists (
+              select 1 from imports i
+              where i.import_id = ${importIdOfUser}
+                and i.outcome = 'refused' and i.finished_at < clock_timestamp() - interval '30 days')
+            limit ${SWEEP_ROWS_MAX} for update skip locked
+          ), removed as (
+            delete from grants where user_id in (select user_id from unproven) returning 1
+          )
+          select greatest((select count(*) from forgotten), (select count(*) from removed))::int
+            as count`.execute(db)
+        return rows[0]?.count ?? 0
       }),
   }
 }
