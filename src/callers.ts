@@ -319,10 +319,18 @@ function isInForce({ expiresAt }: ApiKey, clock: Pick<Clock, 'now'>): boolean {
 
 async function readCallers(path: string, now: Date): Promise<CallerEntry[]> {
   let text: string
+  let names: number
   try {
     text = await readFile(path, 'utf8')
+    names = (await stat(path)).nlink
   } catch {
     throw new CallersFileError(['The file cannot be read.'])
+  }
+  // A file that is mounted by itself stays what it was when another takes its place: a key taken out would go on working.
+  if (names === 0) {
+    throw new CallersFileError([
+      'The file has been replaced where it is mounted from, and its successor cannot be seen here. Mount its folder.',
+    ])
   }
   return parseCallers(text, now)
 }

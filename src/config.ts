@@ -266,7 +266,7 @@ function readRefresh({ seconds, whole, optional }: SettingReader): RefreshSettin
     defaultMinTtlSeconds: seconds('DEFAULT_MIN_TTL_SECONDS', 0, SECONDS_MAX),
     callerWaitSeconds: seconds('CALLER_WAIT_SECONDS', 0, 30),
     forcedIntervalSeconds: seconds('FORCED_REFRESH_INTERVAL_SECONDS', 0, SECONDS_MAX),
-    refusalConfirmSeconds: seconds('REFUSAL_CONFIRM_SECONDS', 0, 300),
+    refusalConfirmSeconds: seconds('REFUSAL_CONFIRM_SECONDS', 0.05, 300),
     zombieWaitSeconds: seconds('ZOMBIE_WAIT_SECONDS', 0, SECONDS_MAX),
     unknownSettleSeconds: seconds('UNKNOWN_SETTLE_SECONDS', 0, SECONDS_MAX),
     databaseSettleSeconds: seconds('DATABASE_SETTLE_SECONDS', 0, SECONDS_MAX),

@@ -55,6 +55,13 @@ CALLERS_FILE may be given as --file for the callers commands.
 /** Beyond the longest refresh a broken shutdown is cut short; the spool has what matters by then. */
 const SHUTDOWN_MARGIN_SECONDS = 10
 
+/**
+ * What ends a process. Heard here, because close-with-grace exits at the second one, whatever is in flight; and a second
+ * one is usual: a Ctrl-C reaches npm as well, which passes it on.
+ */
+const STOP_SIGNALS = ['SIGTERM', 'SIGINT', 'SIGHUP', 'SIGQUIT'] as const
+const ERRORS = ['uncaughtException', 'unhandledRejection'] as const
+
 async function serve(): Promise<void> {
   const config = readConfig(process.env)
   const log = createLog({ level: config.logLevel, replica: config.replicaName })
@@ -66,21 +73,34 @@ async function serve(): Promise<void> {
   })
   const delaySeconds =
     config.shutdownListenSeconds + config.refresh.deadlineSeconds + SHUTDOWN_MARGIN_SECONDS
-  closeWithGrace(
-    {
-      delay: delaySeconds * 1000,
-      logger: false,
-      // A second signal changes nothing: what is in flight must be stored.
-      onSecondSignal: () => log.info('shutdown_already_running'),
-      onSecondError: (error) => log.error('shutdown_error', { error }),
-    },
-    async ({ err, signal }) => {
-      if (err !== undefined) log.error('unexpected_error', { error: err })
-      else if (signal !== undefined) log.info('signal_received', { signal })
+  let isStopping = false
+  let hasFailed = false
+  const grace = closeWithGrace(
+    { delay: delaySeconds * 1000, logger: false, skip: [...STOP_SIGNALS, ...ERRORS] },
+    async () => {
       await broker.stop()
       await log.flush()
+      if (hasFailed) process.exit(1)
     },
   )
+  function stop(): void {
+    if (isStopping) return
+    isStopping = true
+    grace.close()
+  }
+  for (const name of STOP_SIGNALS) {
+    process.on(name, (signal: string) => {
+      log.info(isStopping ? 'shutdown_already_running' : 'signal_received', { signal })
+      stop()
+    })
+  }
+  for (const name of ERRORS) {
+    process.on(name, (error: unknown) => {
+      log.error(isStopping ? 'shutdown_error' : 'unexpected_error', { error })
+      hasFailed = true
+      stop()
+    })
+  }
 }
 
 /** Ends the process as a power cut would: nothing is flushed, no handler runs. */

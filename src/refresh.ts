@@ -391,7 +391,7 @@ export function createRefresher(
       return
     }
     const evidence = await grants.evidence(grant.user, grant.loginId, grant.generation)
-    if (needsConfirming(evidence) && settings.refusalConfirmSeconds > 0) {
+    if (needsConfirming(evidence)) {
       release()
       await clock.sleep(settings.refusalConfirmSeconds * 1000 + POLL_FIRST_MS)
       const again = await slots.take()

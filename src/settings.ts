@@ -270,8 +270,7 @@ export const SETTINGS = [
   {
     name: 'REFUSAL_CONFIRM_SECONDS',
     default: '3',
-    meaning:
-      'A first refusal is asked again after this, before a login is asked for. 0: believed at once.',
+    meaning: 'A first refusal is asked again after this, before a login is asked for.',
   },
   {
     name: 'ZOMBIE_WAIT_SECONDS',
@@ -336,7 +335,8 @@ export const SETTINGS = [
   {
     name: 'WEBHOOK_URL',
     default: undefined,
-    meaning: 'Where events of grants are posted to. Unset: nobody is told, and nothing is kept.',
+    meaning:
+      'Where events of grants are posted to: an `https://` URL, or `http://` on a loopback host. Unset: nobody is told, and nothing is kept.',
   },
   {
     name: 'WEBHOOK_SECRET',

@@ -2,7 +2,17 @@
 
 import { execFile } from 'node:child_process'
 import { createHash, randomBytes } from 'node:crypto'
-import { chmod, readFile, readdir, rename, rm, stat, symlink, writeFile } from 'node:fs/promises'
+import {
+  chmod,
+  open,
+  readFile,
+  readdir,
+  rename,
+  rm,
+  stat,
+  symlink,
+  writeFile,
+} from 'node:fs/promises'
 import { join } from 'node:path'
 import { promisify } from 'node:util'
 import * as fc from 'fast-check'
@@ -103,8 +113,8 @@ t.test('a file with every member is read whole', async (t) => {
     jwts: [],
   })
   t.strictSame(parseCallers('{"callers": []}'), [])
-  const [open] = parseCallers(fileOf(entry({ proxy_allow: undefined, users: [] })), NOW)
-  t.match(open, { proxyAllow: undefined, users: [] })
+  const [openHanded] = parseCallers(fileOf(entry({ proxy_allow: undefined, users: [] })), NOW)
+  t.match(openHanded, { proxyAllow: undefined, users: [] })
 })
 
 t.test('each fault is told with its place', async (t) => {
@@ -477,6 +487,25 @@ t.test('a file behind a symbolic link that is moved on is read anew', async (t) 
     return true
   })
   t.equal(name, 'invoice-sync')
+})
+
+t.test('a file that is mounted by itself, and has been replaced, is told of', async (t) => {
+  const { ports, lines } = recording()
+  const key = createApiKey()
+  const directory = t.testdir()
+  const file = join(directory, 'callers.json')
+  await writeFile(file, fileOf(entry({ api_keys: [key.entry] })))
+  // What a mount does: it keeps the file that was there, under whatever name.
+  const mounted = await open(file)
+  t.teardown(() => mounted.close())
+  const callers = await createCallers(`/proc/self/fd/${mounted.fd}`, ports)
+  t.teardown(() => callers.close())
+  t.strictSame(callers.warnings(), {})
+  await writeFile(join(directory, 'next'), fileOf(entry({ api_keys: [createApiKey().entry] })))
+  await rename(join(directory, 'next'), file)
+  await until(() => lines.some(({ event }) => event === 'callers_file_invalid'))
+  t.match(callers.warnings(), { callers_file: /Mount its folder/ })
+  t.equal(callerOf(callers, `Bearer ${key.key}`).name, 'invoice-sync', 'the last good one holds')
 })
 
 t.test('a file that is missing or broken fails the start', async (t) => {

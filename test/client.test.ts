@@ -4,7 +4,7 @@
 import { execFile } from 'node:child_process'
 import { createHash } from 'node:crypto'
 import { once } from 'node:events'
-import { mkdirSync, readFileSync, writeFileSync } from 'node:fs'
+import { mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { createServer, type IncomingMessage, type ServerResponse } from 'node:http'
 import type { AddressInfo } from 'node:net'
 import { join } from 'node:path'
@@ -12,8 +12,9 @@ import { pathToFileURL } from 'node:url'
 import { promisify } from 'node:util'
 import t, { type Test } from 'tap'
 import { parse } from 'yaml'
-import manifest from '../package.json' with { type: 'json' }
+import serviceManifest from '../package.json' with { type: 'json' }
 import type * as Client from '../src/client/index.ts'
+import manifest from '../src/client/package.json' with { type: 'json' }
 import { PROBLEM_CODES } from '../src/errors.ts'
 import { buildListeners, type InternalListener } from './support/internal-listener.ts'
 import { ROOT } from './support/program.ts'
@@ -21,7 +22,7 @@ import { ROOT } from './support/program.ts'
 const run = promisify(execFile)
 
 const folder = t.testdir()
-const installed = join(folder, 'node_modules/pagero-token-broker')
+const installed = join(folder, 'node_modules', manifest.name)
 await pack()
 const {
   BrokerProblemError,
@@ -29,14 +30,15 @@ const {
   createBrokerClient,
   isProblem,
   PROBLEM_CODES: codes,
-} = (await import(pathToFileURL(join(installed, 'client/index.js')).href)) as typeof Client
+} = (await import(pathToFileURL(join(installed, 'index.js')).href)) as typeof Client
 
-/** Packs the project, as a release would, and unpacks it where `npm install` would put it. */
+/** Packs the client, as a release would, and unpacks it where `npm install` would put it. */
 async function pack(): Promise<void> {
   mkdirSync(installed, { recursive: true })
   writeFileSync(join(folder, 'package.json'), '{ "type": "module" }')
   // Without what the test runner puts into the environment of every Node, which the compiler does not stand.
-  const command = ['-u', 'NODE_OPTIONS', 'npm', 'pack', '--pack-destination', folder]
+  const npm = ['npm', 'run', 'client', '--', '--pack-destination', folder]
+  const command = ['-u', 'NODE_OPTIONS', ...npm]
   await run('env', command, { cwd: ROOT })
   const tarball = join(folder, `${manifest.name}-${manifest.version}.tgz`)
   await run('tar', ['-xzf', tarball, '-C', installed, '--strip-components=1'])
@@ -122,11 +124,27 @@ function hasCode(code: Client.ProblemCode): { name: string; message: RegExp } {
   return { name: 'BrokerProblemError', message: new RegExp(`^${code}: `) }
 }
 
+t.test('it brings nothing else with it, and has the version of the service', (t) => {
+  const packed = JSON.parse(readFileSync(join(installed, 'package.json'), 'utf8')) as object
+  t.same(
+    Object.keys(packed).filter((name) => /dependencies/i.test(name)),
+    [],
+  )
+  t.match(packed, { version: serviceManifest.version, license: serviceManifest.license })
+  t.same(
+    readdirSync(installed).filter((name) => !/\.(?:js|d\.ts)$/.test(name)),
+    ['LICENSE', 'package.json'],
+  )
+  const readme = readFileSync(join(ROOT, 'README.md'), 'utf8')
+  t.ok(readme.includes(`\`${manifest.name}-${manifest.version}.tgz\``))
+  t.end()
+})
+
 t.test('plain JavaScript imports it by name and is served', async (t) => {
   const { scene, engine, url, credentials } = await startReal(t)
   await scene.connect(engine, 'alice')
   const program = `
-    import { createBrokerClient, isProblem } from 'pagero-token-broker/client'
+    import { createBrokerClient, isProblem } from 'pagero-token-broker-client'
     const client = createBrokerClient({ url: process.env.URL, apiKey: process.env.KEY })
     const { access_token } = await client.accessToken('alice', { minTtlSeconds: 60 })
     const code = await client.accessToken('nobody').catch((error) => isProblem(error, 'grant_not_found'))
@@ -145,7 +163,7 @@ t.test(
   'TypeScript sees its types without those of Node, and problems narrow by code',
   async (t) => {
     const program = `
-    import { type AccessToken, BrokerProblemError, createBrokerClient, isProblem } from 'pagero-token-broker/client'
+    import { type AccessToken, BrokerProblemError, createBrokerClient, isProblem } from 'pagero-token-broker-client'
     const client = createBrokerClient({ url: 'http://localhost:3001', apiKey: async () => 'key' })
     export async function use(): Promise<string> {
       try {
@@ -199,7 +217,7 @@ t.test(
     const document = parse(readFileSync(join(ROOT, 'openapi.yaml'), 'utf8')) as {
       components: { schemas: Record<string, Schema> }
     }
-    const declared = readFileSync(join(installed, 'client/shapes.d.ts'), 'utf8')
+    const declared = readFileSync(join(installed, 'shapes.d.ts'), 'utf8')
     for (const name of ['AccessToken', 'Grant', 'RefreshAttempt', 'ConnectLink']) {
       const schema = document.components.schemas[name]
       // An operation that the broker does not have yet has no schema to differ from.

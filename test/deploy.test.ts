@@ -1,7 +1,7 @@
 // deploy/ without an engine: what is written there of settings, ports, probes and time is what the broker has and needs.
 
 import { readFileSync } from 'node:fs'
-import { join } from 'node:path'
+import { dirname, join } from 'node:path'
 import t from 'tap'
 import { parse, parseAllDocuments } from 'yaml'
 import { SETTINGS } from '../src/settings.ts'
@@ -26,6 +26,7 @@ interface Service {
   volumes?: string[]
   ports?: string[]
   secrets?: string[]
+  configs?: string[]
   networks?: string[]
   read_only?: boolean
 }
@@ -78,6 +79,31 @@ t.test('compose: each replica has a spool of its own and time to store what is i
   t.end()
 })
 
+t.test('compose: the callers file is mounted with its folder, so that another one is seen', (t) => {
+  for (const [name, { environment = {}, volumes = [] }] of brokers) {
+    const folder = dirname(environment['CALLERS_FILE'] ?? '')
+    t.ok(
+      volumes.some((volume) => volume.split(':')[1] === folder),
+      `${name}: ${folder}`,
+    )
+  }
+  for (const { volumes = [], secrets = [], configs = [] } of Object.values(compose.services)) {
+    const files = [...volumes, ...secrets, ...configs].map((one) => JSON.stringify(one))
+    t.same(
+      files.filter((one) => one.includes('callers.json')),
+      [],
+    )
+  }
+  t.notMatch(JSON.stringify(compose.secrets), /callers\.json/)
+  const readme = readFileSync(join(ROOT, 'README.md'), 'utf8')
+  t.match(
+    readme,
+    /-v "\$PWD\/callers:\/etc\/broker:ro" -e CALLERS_FILE=\/etc\/broker\/callers\.json/,
+  )
+  t.notMatch(readme, /callers\.json:\//)
+  t.end()
+})
+
 t.test('compose: TLS ends before the public listener, and no query is logged', (t) => {
   const proxy = read('compose/public-proxy.conf')
   const upstreams = [...proxy.matchAll(/^ {2}server (\S+):(\d+) /gm)].map((match) => match.slice(1))
@@ -125,6 +151,7 @@ interface StatefulSet {
           startupProbe: Probe
           livenessProbe: Probe
           readinessProbe: Probe
+          resources: { requests: { memory: string }; limits: { memory: string } }
           volumeMounts: Array<{ name: string; mountPath: string }>
         }>
         volumes: Array<{ name: string; secret: { defaultMode: number } }>
@@ -139,6 +166,8 @@ const { spec } = one('StatefulSet') as StatefulSet
 const pod = spec.template.spec
 const [container] = pod.containers
 if (container === undefined) throw new Error('no container')
+const mountOf = (volume: string) =>
+  container.volumeMounts.find(({ name }) => name === volume)?.mountPath
 
 t.test('Kubernetes: settings exist, and no secret is a setting', (t) => {
   for (const name of [...Object.keys(config), ...container.env.map((entry) => entry.name)]) {
@@ -147,16 +176,42 @@ t.test('Kubernetes: settings exist, and no secret is a setting', (t) => {
   }
   const secrets = pod.volumes.find(({ name }) => name === 'secrets')
   t.equal(secrets?.secret.defaultMode, 0o440)
-  const mounted = container.volumeMounts.find(({ name }) => name === 'secrets')?.mountPath
+  const mounted = mountOf('secrets')
   for (const [name, value] of Object.entries(config)) {
     if (name.endsWith('_FILE')) t.ok(value.startsWith(`${mounted}/`), name)
   }
   t.end()
 })
 
+t.test('Kubernetes: nothing is mounted as a single file, which would stay as it is', (t) => {
+  t.equal(dirname(config['CALLERS_FILE'] ?? ''), mountOf('secrets'))
+  for (const mount of container.volumeMounts) {
+    t.notOk('subPath' in mount || 'subPathExpr' in mount, mount.name)
+  }
+  t.end()
+})
+
+t.test(
+  'Kubernetes: browsers have addresses of their own, and there is room for their tokens',
+  (t) => {
+    t.ok(config['TRUSTED_PROXIES'])
+    const { requests, limits } = container.resources
+    const mebibytes = (text: string) => {
+      const [, number, unit] = /^(\d+)([MG])i$/.exec(text) ?? []
+      return Number(number) * (unit === 'G' ? 1024 : 1)
+    }
+    const [, measured] =
+      /^\| memory with 100,000 tokens [^|]*\|[^|]*\| (\d+) MiB/m.exec(
+        readFileSync(join(ROOT, 'README.md'), 'utf8'),
+      ) ?? []
+    t.ok(mebibytes(requests.memory) > Number(measured), requests.memory)
+    t.ok(mebibytes(limits.memory) >= 2 * Number(measured), limits.memory)
+    t.end()
+  },
+)
+
 t.test('Kubernetes: the spool outlives the pod, and the pod may finish what is in flight', (t) => {
-  const state = container.volumeMounts.find(({ name }) => name === 'state')
-  t.ok(config['SPOOL_DIR']?.startsWith(`${state?.mountPath}/`))
+  t.ok(config['SPOOL_DIR']?.startsWith(`${mountOf('state')}/`))
   t.same(
     spec.volumeClaimTemplates.map(({ metadata }) => metadata.name),
     ['state'],

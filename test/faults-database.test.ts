@@ -12,7 +12,7 @@ import type { Answer, Replica } from './support/replica.ts'
 t.setTimeout(280_000)
 
 const LONG = process.env['SOAK'] === '1'
-/** What FG-12 and RF-26 allow from the return of the database to the first success, doubled: others use the machine too. */
+/** Ten seconds are promised from the return of the database to the first success (RF-26); doubled: others use the machine too. */
 const RECOVERY_LIMIT_MS = 2 * 10_000
 const UNREADY_LIMIT_MS = 5_000
 /** What is in each message that has the statement done, prepared or not. */

@@ -148,6 +148,33 @@ t.test('nobody gets the token of another', async (t) => {
   t.strictSame(presentedAgain, [])
 })
 
+t.test('fifty callers that hang up do not cancel the refresh', async (t) => {
+  const fleet = await setFleetOf(t)
+  const replica = await fleet.add()
+  await fleet.connect(['alice'])
+  await fleet.expire(['alice'])
+  const gate = Promise.withResolvers<void>()
+  fleet.lookAlike.faults.push({
+    endpoint: 'token',
+    kind: 'delay',
+    when: 'after',
+    until: gate.promise,
+  })
+  const ends = await Promise.all(
+    Array.from({ length: 50 }, () => replica.token('alice', { limitMs: 2_500 })),
+  )
+  t.ok(
+    ends.every(({ status }) => status === 0),
+    'all have closed their connection',
+  )
+  t.equal(fleet.refreshes().length, 1)
+  t.equal((await fleet.row('alice')).generation, 1, 'while the answer is on its way')
+  gate.resolve()
+  await until(async () => (await fleet.row('alice')).generation === 2, 10_000, 'the store')
+  t.equal((await replica.token('alice')).status, 200)
+  t.equal(fleet.refreshes().length, 1)
+})
+
 t.test('what a person does beats a refresh in flight', async (t) => {
   const fleet = await setFleetOf(t)
   const replicas = await Promise.all([fleet.add(), fleet.add()])
@@ -156,7 +183,7 @@ t.test('what a person does beats a refresh in flight', async (t) => {
   await fleet.connect(['revoked', 'again'])
 
   /** Has `one` refresh, and does something while the answer is held back. */
-  async function meanwhile(user: string, act: () => Promise<unknown>): Promise<void> {
+  async function meanwhile(user: string, act: () => Promise<unknown>): Promise<Answer | undefined> {
     const gate = Promise.withResolvers<void>()
     const before = fleet.refreshes().length
     fleet.lookAlike.faults.push({
@@ -170,14 +197,16 @@ t.test('what a person does beats a refresh in flight', async (t) => {
     await until(() => fleet.refreshes().length > before, 10_000, 'the call')
     await act()
     gate.resolve()
-    await waiting
+    return waiting
   }
 
   await t.test('a disconnected user gets nothing, and the late answer is revoked', async (t) => {
-    await meanwhile('revoked', async () => {
+    const waiter = await meanwhile('revoked', async () => {
       t.equal((await two.call('DELETE', '/v1/users/revoked/grant')).status, 204)
       for (const replica of replicas) t.equal((await replica.token('revoked')).status, 404)
     })
+    t.equal(waiter?.status, 503, 'nor does who has waited since before')
+    t.notOk(waiter?.body['access_token'])
     await delay(200)
     for (const replica of replicas) t.equal((await replica.token('revoked')).status, 404)
     await until(

@@ -30,6 +30,13 @@ const blocksOf = (language: string): string[] =>
     ([, code = '']) => code,
   )
 const withoutBlocks = readme.replaceAll(/^```[^]*?^```$/gm, '')
+/** What the log may say, by the names in the sources. */
+const logEvents = (): string[] =>
+  readdirSync(join(ROOT, 'src'), { recursive: true, encoding: 'utf8' })
+    .filter((name) => name.endsWith('.ts'))
+    .map((name) => readFileSync(join(ROOT, 'src', name), 'utf8'))
+    .flatMap((text) => [...text.matchAll(/\blog\??\.(?:info|warn|error)\(\s*'([a-z_]+)'/g)])
+    .map(([, event = '']) => event)
 /** What stands in backticks. */
 const named = [...withoutBlocks.matchAll(/`([^`\n]+)`/g)].map(([, text = '']) => text)
 
@@ -101,7 +108,7 @@ t.test('the TypeScript of README.md compiles as strictly as the sources', async 
       lib: ['es2024', 'dom', 'dom.iterable'],
       typeRoots: [join(ROOT, 'node_modules/@types')],
       // What the package exports, before it is built.
-      paths: { 'pagero-token-broker/client': [join(ROOT, 'src/client/index.ts')] },
+      paths: { 'pagero-token-broker-client': [join(ROOT, 'src/client/index.ts')] },
     },
     include: ['*.ts'],
   }
@@ -171,6 +178,7 @@ t.test(
         'migrations/0004_webhooks.sql',
         'src/settings.ts',
       ].flatMap((name) => readFileSync(join(ROOT, name), 'utf8').split(/[^A-Za-z0-9_]+/)),
+      ...logEvents(),
       // Of CALLERS_FILE, of PostgreSQL and PgBouncer, of the log, of Proxy-Status.
       ...[
         'proxy_allow',
@@ -179,10 +187,9 @@ t.test(
         'jwks_file',
         'pg_upgrade',
         '_FILE',
-        'grant_expiring',
-        'requests_shed',
-        'prepared_statements_off',
+        'rejected_client',
         'max_prepared_statements',
+        'max_connections',
         'connection_limit_reached',
       ],
     ]

@@ -635,13 +635,6 @@ t.test('between the two nobody else may present it, and it takes up no slot', as
   t.strictSame(tokens(), ['alice-rt', 'b-rt'])
 })
 
-t.test('where refusals are not confirmed the first is believed', async (t) => {
-  const { refresh, answers, presented } = setUp({ settings: { refusalConfirmSeconds: 0 } })
-  answers.push(REFUSED)
-  t.match(await refresh(), { code: 'reauthentication_required' })
-  t.equal(presented.length, 1)
-})
-
 t.test(
   'a refusal after an attempt in doubt is believed, and told as a lost rotation',
   async (t) => {

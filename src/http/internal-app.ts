@@ -1,5 +1,5 @@
-// The internal listener: what backend services and operators call. No cookie counts here, and no route of the public
-// listener is served. Reads top to bottom: each line mounts one group of routes on what it needs.
+// The internal listener: what backend services and operators call. No cookie counts here, and but for /livez no
+// route of the public listener is served. Reads top to bottom: each line mounts one group of routes on what it needs.
 
 import type { IncomingMessage, ServerResponse } from 'node:http'
 import type { AccessTokens } from '../access-token.ts'

@@ -13,7 +13,7 @@ services and pages what they need. No token ever reaches a browser.
 | internal (port 3001) | backend services | API key or JWT | \`/v1/…\`, probes, this documentation |
 | public (port 3000) | browsers | session cookie | \`/auth/…\`, \`/api/…\`, the login callback |
 
-Neither serves a path of the other. Keep the internal one in a private network.
+Neither serves a path of the other, but for \`/livez\`, which both have. Keep the internal one in a private network.
 
 ## Quick start for a backend
 
@@ -44,11 +44,11 @@ place, and nothing else: a credential in a query, a body or a cookie does not co
 
 | right | allows |
 | --- | --- |
-| \`token:read\` | to be given access tokens |
-| \`proxy:call\` | calls to Pagero through the broker |
+| \`token:read\` | to be given access tokens, and to report one that Pagero refused |
+| \`proxy:call\` | calls to Pagero through the broker; for a gateway, to ask whether a call may pass and with which token |
 | \`grant:read\` | to look at a grant |
-| \`grant:manage\` | to connect and disconnect a user, and to take over a refresh token |
-| \`ops:read\` | to list grants, and to read the ledger of refreshes |
+| \`grant:manage\` | to connect and disconnect a user, to take over a refresh token, to end browser sessions, and to have a webhook event delivered again |
+| \`ops:read\` | to list grants and webhook deliveries, and to read the ledger of refreshes and the audit record |
 
 A user that does not exist and a user that the caller may not see are the same answer, \`grant_not_found\`.
 
@@ -63,14 +63,16 @@ link: \`POST /v1/users/{user}/connect-links\`, and \`POST /v1/users/{user}/grant
 
 ## The life of a token
 
-- An **access token** lives 600 seconds at Pagero. The broker renews it ahead of time, and never hands out one with less
+- An **access token** lives 600 seconds at Pagero, until its \`expires_at\`. The broker renews it ahead of time, and never hands out one with less
   than \`min_ttl\` seconds left (30 unless you say otherwise).
 - A **refresh token** works once; each use brings the next. The broker alone ever has it.
 - If Pagero answers 401 to a token that should be good, report it: \`POST …/access-token\` with
   \`{"rejected": "<fingerprint>"}\`. The token is replaced if it is still the current one; if somebody was faster, you are
   given theirs. The fingerprint is base64url(SHA-256(access token)), so you can compute it yourself.
-- A **grant** lives three years from its last renewal. It dies sooner when the user or Pagero takes it back; then the answer is
-  \`reauthentication_required\`, and only a login helps. No outage, time-out or wrong setting is ever reported with that code.
+- A **grant** lives three years from its last renewal, or from the last login: Pagero does not say which, so its \`expires_at\` is the
+  earlier of the two. It ends sooner when Pagero refuses its refresh token for good; then the answer is
+  \`reauthentication_required\`, with the \`cause\`, and only a login helps. No outage, time-out or wrong setting is ever reported
+  with that code.
 
 ## Errors
 

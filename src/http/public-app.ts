@@ -1,4 +1,4 @@
-// The listener for browsers: login, session and the cookie-authenticated proxy. It serves nothing of the internal one.
+// The listener for browsers: login, session and the cookie-authenticated proxy. Of the internal one it has /livez alone.
 
 import cookie from '@fastify/cookie'
 import type { AccessTokens } from '../access-token.ts'

@@ -7,7 +7,7 @@ import type { GrantRow, SimulatedDatabase } from './database.ts'
 import { secretOf } from './disk.ts'
 import type { Witness } from './witness.ts'
 
-/** FG-03: from the lease, or the end of a back-off, to the report of a loss. */
+/** From the lease, or the end of a back-off, to the report of a loss. */
 const REPORT_MS = 30_000
 
 /** Judges every grant of the run. */

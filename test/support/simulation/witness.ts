@@ -9,7 +9,7 @@ import type { GrantRow, SimulatedDatabase } from './database.ts'
 import { type Disk, secretOf } from './disk.ts'
 import { EPOCH_MS, type Life } from './life.ts'
 
-/** Why a family may be lost: what no client can prevent (requirements 5.1), or what the take-over rule allows. */
+/** Why a family may be lost: what no client can prevent, or what the take-over rule allows. */
 export type Excuse =
   /** The successor was in nobody's hands any more: lost on the way, or with a process or disk. */
   | 'successor_lost'
@@ -40,7 +40,7 @@ interface Presentation {
   outcome: TokenOutcome['kind'] | undefined
 }
 
-/** From the delivery of an answer to the end of its fsync: 15 ms here at most, and 20 ms by requirements 5.1. */
+/** From the delivery of an answer to the end of its fsync: 15 ms here at most, and a little room. */
 const FSYNC_MS_MAX = 20
 /** The clock of the database and a slow statement may make a token look younger than it is to its reader. */
 const NEED_TOLERANCE = 0.7
