@@ -90,13 +90,15 @@ async function serve(): Promise<void> {
   }
   for (const name of STOP_SIGNALS) {
     process.on(name, (signal: string) => {
-      log.info(isStopping ? 'shutdown_already_running' : 'signal_received', { signal })
+      if (isStopping) log.info('shutdown_already_running', { signal })
+      else log.info('signal_received', { signal })
       stop()
     })
   }
   for (const name of ERRORS) {
     process.on(name, (error: unknown) => {
-      log.error(isStopping ? 'shutdown_error' : 'unexpected_error', { error })
+      if (isStopping) log.error('shutdown_error', { error })
+      else log.error('unexpected_error', { error })
       hasFailed = true
       stop()
     })
