@@ -83,6 +83,16 @@ interface Attempt extends SpentAttempt {
   cause: RefreshCause
 }
 
+/** An attempt that ended in doubt. Both instants are monotonic. */
+interface Doubt {
+  request: ArmRequest
+  armedAt: Date
+  /** When its token may be presented again. */
+  retryAtMs: number
+  /** When its lease is over. */
+  untilMs: number
+}
+
 /** Resolves or rejects what the callers wait for, once; the rotation itself goes on to its end. */
 interface Answer {
   serve(token: LiveToken): void
@@ -108,6 +118,11 @@ export function createRefresher(
   const newest = createNewest(clock, settings.spoolRetentionSeconds)
   /** Attempts that are armed and have no end yet in the database. */
   const underWay = new Map<string, { request: ArmRequest; armedAt: Date }>()
+  /**
+   * Attempts that have ended in doubt, until their lease is over, the last one of each user. A server that takes another's
+   * place may not know them, and then nobody would wait for what the request may still do.
+   */
+  const doubtful = new Map<UserKey, Doubt>()
   /** Users with an intent that is being taken back. */
   const takingBack = new Set<UserKey>()
   /** How often the database server has been replaced by another. */
@@ -229,6 +244,7 @@ export function createRefresher(
       // The row may have been armed on the server that is gone.
       if (server !== servers) throw unavailable('The database has just been replaced.', 1)
       const { armedAt } = armed
+      doubtful.delete(grant.user)
       underWay.set(attemptId, { request, armedAt })
       return { attemptId, refreshToken, armedAt, armingAtMs, cause }
     } catch (error) {
@@ -453,6 +469,7 @@ export function createRefresher(
   ): Promise<void> {
     const { outcome, isOwn, durationMs } = failure
     const retryInSeconds = retryDelaySeconds(grant, outcome, settings, isOwn)
+    if (outcome.kind === 'in_doubt') noteDoubt(grant.user, attempt, retryInSeconds)
     answer.fail(
       outcome.kind === 'rejected_client'
         ? clientRejected(settings.breakerProbeSeconds)
@@ -475,6 +492,19 @@ export function createRefresher(
     // What was taken over may have spent the token, whatever became of this attempt.
     const isDoubtful = outcome.kind === 'in_doubt' || grant.phase === 'armed'
     if (isDoubtful) void comeBack(grant, retryInSeconds)
+  }
+
+  function noteDoubt(user: UserKey, attempt: Attempt, retryInSeconds: number): void {
+    const known = underWay.get(attempt.attemptId)
+    if (known === undefined) return
+    const nowMs = clock.monotonicMs()
+    for (const [past, { untilMs }] of doubtful) if (untilMs < nowMs) doubtful.delete(past)
+    doubtful.set(user, {
+      ...known,
+      retryAtMs: nowMs + retryInSeconds * 1000,
+      // From then on another replica may have taken it over.
+      untilMs: attempt.armingAtMs + settings.leaseSeconds * 1000,
+    })
   }
 
   /**
@@ -529,12 +559,29 @@ export function createRefresher(
   async function restore(): Promise<boolean> {
     servers += 1
     const [isArmed] = await Promise.all([
-      Promise.all(
-        [...underWay.values()].map(({ request, armedAt }) => grants.rearm(request, armedAt)),
-      ),
+      Promise.all([
+        ...[...underWay.values()].map(({ request, armedAt }) => grants.rearm(request, armedAt)),
+        ...[...doubtful.values()].map(restoreDoubt),
+      ]),
       ...newest.unspooled().map((successor) => grants.store(successor)),
     ])
     return isArmed.every(Boolean)
+  }
+
+  /** Has the new server know of an attempt that ended in doubt, and of the pause after it; false as in `restore`. */
+  async function restoreDoubt({ request, armedAt, retryAtMs, untilMs }: Doubt): Promise<boolean> {
+    const { user, attemptId } = request
+    const nowMs = clock.monotonicMs()
+    // What is still under way is told of anyhow.
+    if (untilMs < nowMs || underWay.has(attemptId)) return true
+    if (!(await grants.rearm(request, armedAt))) return false
+    await grants.disarm({
+      ...notSent(user, attemptId),
+      outcome: 'in_doubt',
+      retryInSeconds: Math.max(0, retryAtMs - nowMs) / 1000,
+      stayArmed: true,
+    })
+    return true
   }
 
   async function mustFind(user: UserKey): Promise<Grant> {

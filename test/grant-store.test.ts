@@ -579,6 +579,89 @@ t.test('late words of a boot that is over do not make the one that lives look go
   t.ok(await armBy('other', others), 'it has started anew, and looked')
 })
 
+t.test(
+  'an attempt that came in between and was not sent hides nobody who may bring the answer',
+  async (t) => {
+    const { client, database, real } = await setScene(t)
+    await client.query(`update server_start set at = clock_timestamp() - interval '1000 s'`)
+    const replicas = createReplicaStore(database.db, SETTINGS)
+    const [before, after, others] = [randomUUID(), randomUUID(), randomUUID()]
+    const user = parseUserKey('user') as UserKey
+    const loginId = randomUUID()
+    await real.connect({
+      ...{ user, loginId, replaces: 0, refreshTokenSealed: Buffer.from('sealed'), keyId: 'k1' },
+      ...{ accessToken: null, requestedSecondsAgo: 0, expiresInSeconds: 600, scope: '' },
+      ...{ pageroIssuer: null, pageroSubject: null, revocation: undefined },
+    })
+    const armBy = async (replica: string, boot: string) => {
+      const attemptId = randomUUID()
+      const armed = await real.arm({
+        ...{ user, loginId, generation: 1, attemptId, cause: 'expiry', replica, boot },
+        ...{ tokenDigest: Buffer.alloc(0), leaseSeconds: SHIFT_SECONDS },
+      })
+      return armed && attemptId
+    }
+    await replicas.heartbeat('owner', before)
+    await replicas.heartbeat('other', others)
+    t.ok(await armBy('owner', before), 'it dies with the answer in its spool')
+    await client.query(`
+    update grants set lease_until = lease_until - interval '2000 s';
+    update replicas set seen_at = seen_at - interval '1000 s' where name = 'owner';
+    update replicas set steady_since = steady_since - interval '1000 s' where name = 'other'`)
+    const attemptId = await armBy('other', others)
+    t.ok(attemptId, 'the lease is over, and the owner is gone')
+    await real.disarm({
+      ...{ user, attemptId: attemptId ?? '', outcome: 'not_processed', httpStatus: null },
+      ...{ durationMs: 0, retryInSeconds: 0, stayArmed: false, counts: false },
+    })
+    t.equal((await real.find(user))?.phase, 'idle')
+
+    await replicas.heartbeat('owner', after)
+    t.equal(await armBy('other', others), undefined, 'it is back, with what it has in its spool')
+    t.equal(await armBy('owner', after), undefined, 'which it has not looked at yet either')
+    await delay(2)
+    await replicas.spoolDrained('owner', after, await replicas.now())
+    t.ok(await armBy('other', others), 'there was nothing in it')
+  },
+)
+
+t.test('who is not back from there is not waited for, nor what is too long ago', async (t) => {
+  const { client, database, real } = await setScene(t)
+  await client.query(`update server_start set at = clock_timestamp() - interval '1000 s'`)
+  const replicas = createReplicaStore(database.db, SETTINGS)
+  const user = parseUserKey('user') as UserKey
+  const loginId = randomUUID()
+  await real.connect({
+    ...{ user, loginId, replaces: 0, refreshTokenSealed: Buffer.from('sealed'), keyId: 'k1' },
+    ...{ accessToken: null, requestedSecondsAgo: 0, expiresInSeconds: 600, scope: '' },
+    ...{ pageroIssuer: null, pageroSubject: null, revocation: undefined },
+  })
+  const others = randomUUID()
+  const arm = () =>
+    real.arm({
+      ...{ user, loginId, generation: 1, attemptId: randomUUID(), cause: 'expiry' },
+      ...{ replica: 'other', boot: others, tokenDigest: Buffer.alloc(0), leaseSeconds: 1 },
+    })
+  await replicas.heartbeat('owner', randomUUID())
+  await replicas.heartbeat('other', others)
+  await client.query(
+    `insert into refresh_attempts
+       (attempt_id, user_id, login_id, generation, token_digest, replica, boot, cause, armed_at)
+     values (gen_random_uuid(), 'user', $1, 1, 'x', 'owner', gen_random_uuid(), 'expiry', clock_timestamp())`,
+    [loginId],
+  )
+  const free = `update grants set phase = 'idle', attempt_id = gen_random_uuid()`
+  await client.query(free)
+  t.equal(await arm(), undefined)
+  await client.query(
+    `update replicas set seen_at = seen_at - interval '1000 s' where name = 'owner'`,
+  )
+  t.ok(await arm())
+  await client.query(`${free}; update replicas set seen_at = clock_timestamp();
+    update refresh_attempts set armed_at = armed_at - interval '1000 s' where replica = 'owner'`)
+  t.ok(await arm())
+})
+
 t.test('of many successors those that are stored are told apart', async (t) => {
   const { real } = await setScene(t)
   const sealed = Buffer.from('sealed')

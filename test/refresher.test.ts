@@ -549,6 +549,46 @@ t.test('a new server is told of attempts under way', async (t) => {
   t.strictSame(calls, [], 'what has ended and is spooled needs nobody to tell it')
 })
 
+t.test('a new server is told of an attempt that has ended in doubt', async (t) => {
+  const { refresh, refresher, answers, database, outcomeOf, grantOf, attempts, pass, ...core } =
+    setUp()
+  const { user, presented, calls } = core
+  const putBack = database.snapshot()
+  answers.push(IN_DOUBT)
+  t.match(await refresh(), { code: 'temporarily_unavailable' })
+  await pass(1)
+  putBack()
+  t.strictSame(attempts(), [])
+  t.equal(await outcomeOf(refresher.restore()), true)
+  t.match(grantOf(user), { phase: 'armed', owner: 'broker-0', failureCount: 0 })
+  t.match(attempts(), [{ outcome: 'in_doubt' }])
+  const { nextRetryAt, readAt } = grantOf(user)
+  const pauseMs = (nextRetryAt?.getTime() ?? 0) - readAt.getTime()
+  t.ok(pauseMs > 3_800 && pauseMs <= 4_000, `${pauseMs} ms of its five seconds are left`)
+  await pass(3)
+  t.equal(presented.length, 1)
+  await pass(3)
+  t.equal(presented.length, 2)
+  calls.length = 0
+  await outcomeOf(refresher.restore())
+  t.strictSame(calls, [], 'what was presented again since is in doubt no more')
+})
+
+t.test('not once its lease is over, for another may have it then', async (t) => {
+  const { refresh, refresher, answers, database, outcomeOf, pass, calls } = setUp()
+  answers.push(IN_DOUBT)
+  await refresh()
+  database.grants.clear()
+  await pass(59.9)
+  calls.length = 0
+  await outcomeOf(refresher.restore())
+  t.strictSame(calls, ['rearm', 'disarm'])
+  await pass(0.2)
+  calls.length = 0
+  await outcomeOf(refresher.restore())
+  t.strictSame(calls, [])
+})
+
 t.test('a new server is given what is in no spool', async (t) => {
   const { refresh, refresher, faults, database, outcomeOf, storedTokenOf, user, calls } = setUp()
   const putBack = database.snapshot()

@@ -64,6 +64,19 @@ export function createGrantStore(
   )`
 
   /**
+   * The row tells of its last attempt alone. One before it, with the same token, may have been taken over by an attempt that
+   * was never sent, and its owner be back since: what it has in its spool is waited for as if nothing had come between.
+   */
+  const nobodyElseMaySpeak = (boot: string) => sql`not exists (
+    select 1 from refresh_attempts a
+    join replicas r on r.name = a.replica
+    where a.user_id = g.user_id and a.armed_at > ${now} - ${seconds(settings.zombieWaitSeconds)}
+      and a.login_id = g.login_id and a.generation = g.generation and a.outcome is null
+      and a.attempt_id <> g.attempt_id and a.boot <> ${boot}
+      and r.seen_at > ${now} - ${seconds(settings.heartbeatStaleSeconds)}
+      and (r.boot = a.boot or coalesce(r.spool_drained_at <= a.armed_at, true)))`
+
+  /**
    * A server that has taken another's place may lack the last commits: the row a successor, or an attempt that is under
    * way. So nobody arms until all who may hold such a thing have brought it back, or are gone; nor before having brought
    * back its own, however late.
@@ -147,6 +160,7 @@ export function createGrantStore(
               and g.generation = ${request.generation} and g.state = 'active'
               and (g.next_retry_at is null or g.next_retry_at <= ${now})
               and (g.phase = 'idle' or ${takeOverAllowed(request.replica, request.boot)})
+              and ${nobodyElseMaySpeak(request.boot)}
               and ${nothingIsMissing(request.replica)}
             returning g.armed_at
           ), entry as (

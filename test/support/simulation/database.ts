@@ -124,6 +124,7 @@ export function createSimulatedDatabase(settings: GrantStoreSettings, nowMs: () 
         row.state !== 'active' ||
         (row.nextRetryAt !== null && row.nextRetryAt.getTime() > now) ||
         (row.phase === 'armed' && !takeOverAllowed(row, request.replica, request.boot)) ||
+        maySomebodyElseSpeak(row, request.boot) ||
         isSomethingMissing(request.replica)
       ) {
         return undefined
@@ -457,6 +458,26 @@ export function createSimulatedDatabase(settings: GrantStoreSettings, nowMs: () 
       taker.seenAtMs > now - staleMs / 2 &&
       taker.steadySinceMs < now - settings.databaseSettleSeconds * 1000
     return leaseOver && !ownerMayBringIt && steady
+  }
+
+  function maySomebodyElseSpeak(row: GrantRow, boot: string): boolean {
+    const now = nowMs()
+    return [...attempts.values()].some((one) => {
+      const owner = replicas.get(one.replica)
+      return (
+        one.user === row.user &&
+        one.armedAtMs > now - settings.zombieWaitSeconds * 1000 &&
+        one.loginId === row.loginId &&
+        one.generation === row.generation &&
+        one.outcome === null &&
+        row.attemptId !== null &&
+        one.attemptId !== row.attemptId &&
+        one.boot !== boot &&
+        owner !== undefined &&
+        owner.seenAtMs > now - settings.heartbeatStaleSeconds * 1000 &&
+        (owner.boot === one.boot || (owner.spoolDrainedAtMs ?? -Infinity) <= one.armedAtMs)
+      )
+    })
   }
 
   function isSomethingMissing(replica: string): boolean {
