@@ -51,6 +51,14 @@ t.test('nor is one whose token does not open', async (t) => {
   t.match(log.events.at(0), { event: 'keep_alive_failed', user: 'a', code: 'integrity_failure' })
 })
 
+t.test('nor is one that is gone since', async (t) => {
+  const { round, tokens, database, log } = setUp(['a', 'b'])
+  database.grants.delete('a' as UserKey)
+  t.equal(await round(), 1)
+  t.strictSame(tokens(), ['b-rt'])
+  t.match(log.events.at(0), { event: 'keep_alive_failed', user: 'a', code: 'grant_not_found' })
+})
+
 t.test('any other trouble would befall the next one too', async (t) => {
   const { round, tokens, faults, log } = setUp(['a', 'b'])
   faults.set('arm', ['lost'])

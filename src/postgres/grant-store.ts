@@ -65,12 +65,15 @@ export function createGrantStore(
 
   /**
    * The row tells of its last attempt alone. One before it, with the same token, may have been taken over by an attempt that
-   * was never sent, and its owner be back since: what it has in its spool is waited for as if nothing had come between.
+   * was never sent, and its owner be back since: what it has in its spool is waited for as if nothing had come between. The
+   * first bound is for the index: it cannot be sought by an instant that changes within the statement.
    */
   const nobodyElseMaySpeak = (boot: string) => sql`not exists (
     select 1 from refresh_attempts a
     join replicas r on r.name = a.replica
-    where a.user_id = g.user_id and a.armed_at > ${now} - ${seconds(settings.zombieWaitSeconds)}
+    where a.user_id = g.user_id
+      and a.armed_at > statement_timestamp() - ${seconds(settings.zombieWaitSeconds)}
+      and a.armed_at > ${now} - ${seconds(settings.zombieWaitSeconds)}
       and a.login_id = g.login_id and a.generation = g.generation and a.outcome is null
       and a.attempt_id <> g.attempt_id and a.boot <> ${boot}
       and r.seen_at > ${now} - ${seconds(settings.heartbeatStaleSeconds)}
