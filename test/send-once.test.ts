@@ -98,7 +98,7 @@ t.test('a head in advance is no answer', async (t) => {
   )
   t.match(await post(server.url), { kind: 'answered', status: 200, body: 'hello' })
   const broken = await startServer(t, (socket) => socket.end('HTTP/1.1 103 Early Hints\r\n\r\n'))
-  t.match(await post(broken.url), { kind: 'unknown', status: undefined, partialBody: '' })
+  t.match(await post(broken.url), { kind: 'unknown', status: undefined, partialBody: /^$/ })
 })
 
 t.test('a body of many pieces and of any letters comes through', async (t) => {
@@ -130,7 +130,7 @@ t.test('of a connection that breaks, what had come is kept', async (t) => {
     t.equal(server.requests.length, 1, 'and it is not sent again')
   }
   const server = await startServer(t, resetSocket)
-  t.match(await post(server.url), { kind: 'unknown', reason: 'econnreset', partialBody: '' })
+  t.match(await post(server.url), { kind: 'unknown', reason: 'econnreset', partialBody: /^$/ })
 })
 
 t.test('an answer without a length that is cut off is no success without its token', async (t) => {
@@ -153,7 +153,7 @@ t.test('an answer without a length that is cut off is no success without its tok
 t.test('an answer that is none is unknown, by a constant', async (t) => {
   const server = await startServer(t, (socket) => socket.end('SSH-2.0-OpenSSH\r\n\r\n'))
   const end = await post(server.url)
-  t.match(end, { kind: 'unknown', status: undefined, partialBody: '' })
+  t.match(end, { kind: 'unknown', status: undefined, partialBody: /^$/ })
   t.match((end as { reason: string }).reason, /^[a-z0-9_]{2,48}$/)
 })
 

@@ -109,10 +109,10 @@ t.test('a broken body without a refresh token does not say that the old one stay
 })
 
 t.test('what cannot be kept keeps no token from being so', async (t) => {
-  t.match(answer(200, '{"access_token":"\\ud800x","refresh_token":"rt","scope":"a"}'), {
-    kind: 'granted',
-    tokens: { accessToken: undefined, refreshToken: 'rt', scope: 'a' },
-  })
+  t.strictSame(
+    answer(200, JSON.stringify({ ...WHOLE, access_token: '\ud800x' })),
+    granted({ accessToken: undefined }),
+  )
   for (const unreadable of ['"\\ud800"', '7', '{}', 'true']) {
     t.match(answer(200, `{"access_token":"at","refresh_token":${unreadable}}`), {
       kind: 'in_doubt',
@@ -120,10 +120,10 @@ t.test('what cannot be kept keeps no token from being so', async (t) => {
     })
   }
   for (const scope of ['a\u0000b', 'a"b', 'a\\b', 'ä', 'a\nb', 7]) {
-    t.match(answer(200, { ...WHOLE, scope }), { kind: 'granted', tokens: { scope: '' } })
+    t.strictSame(answer(200, { ...WHOLE, scope }), granted({ scope: '' }))
   }
   const all = String.fromCharCode(0x20, 0x21, 0x23, 0x5b, 0x5d, 0x7e)
-  t.match(answer(200, { ...WHOLE, scope: all }), { kind: 'granted', tokens: { scope: all } })
+  t.strictSame(answer(200, { ...WHOLE, scope: all }), granted({ scope: all }))
 })
 
 t.test('a refusal behind a byte order mark is one', async (t) => {
