@@ -9,7 +9,7 @@ import { sql } from 'kysely'
 import pg from 'pg'
 import t from 'tap'
 import { type AttemptOutcome, parseUserKey, type UserKey } from '../src/grant.ts'
-import type { ArmRequest, NewGrant, Successor } from '../src/ports.ts'
+import type { ArmRequest, GrantStore, NewGrant, Successor } from '../src/ports.ts'
 import { openDatabase } from '../src/postgres/database.ts'
 import { createGrantStore, type GrantStoreSettings } from '../src/postgres/grant-store.ts'
 import { createReplicaStore } from '../src/postgres/replica-store.ts'
@@ -54,6 +54,18 @@ async function setScene(t: Parameters<typeof createTestDatabase>[0]) {
       'select at from public.server_start';
     alter database ${name} set search_path = public, pg_catalog`)
   return { client, database, real: createGrantStore(database, SETTINGS) }
+}
+
+/** Puts the first grant of a user in place. */
+async function connectUser(real: GrantStore): Promise<{ user: UserKey; loginId: string }> {
+  const user = parseUserKey('user') as UserKey
+  const loginId = randomUUID()
+  await real.connect({
+    ...{ user, loginId, replaces: 0, refreshTokenSealed: Buffer.from('sealed'), keyId: 'k1' },
+    ...{ accessToken: null, requestedSecondsAgo: 0, expiresInSeconds: 600, scope: '' },
+    ...{ pageroIssuer: null, pageroSubject: null, revocation: undefined },
+  })
+  return { user, loginId }
 }
 
 function grantColumns(row: GrantRow | undefined, nowMs: number) {
@@ -548,13 +560,7 @@ t.test('late words of a boot that is over do not make the one that lives look go
   await client.query(`update server_start set at = clock_timestamp() - interval '1000 s'`)
   const replicas = createReplicaStore(database.db, SETTINGS)
   const [over, present, next, others] = [randomUUID(), randomUUID(), randomUUID(), randomUUID()]
-  const user = parseUserKey('user') as UserKey
-  const loginId = randomUUID()
-  await real.connect({
-    ...{ user, loginId, replaces: 0, refreshTokenSealed: Buffer.from('sealed'), keyId: 'k1' },
-    ...{ accessToken: null, requestedSecondsAgo: 0, expiresInSeconds: 600, scope: '' },
-    ...{ pageroIssuer: null, pageroSubject: null, revocation: undefined },
-  })
+  const { user, loginId } = await connectUser(real)
   const armBy = (replica: string, boot: string) =>
     real.arm({
       ...{ user, loginId, generation: 1, attemptId: randomUUID(), cause: 'expiry', replica, boot },
@@ -629,13 +635,7 @@ t.test('who is not back from there is not waited for, nor what is too long ago',
   const { client, database, real } = await setScene(t)
   await client.query(`update server_start set at = clock_timestamp() - interval '1000 s'`)
   const replicas = createReplicaStore(database.db, SETTINGS)
-  const user = parseUserKey('user') as UserKey
-  const loginId = randomUUID()
-  await real.connect({
-    ...{ user, loginId, replaces: 0, refreshTokenSealed: Buffer.from('sealed'), keyId: 'k1' },
-    ...{ accessToken: null, requestedSecondsAgo: 0, expiresInSeconds: 600, scope: '' },
-    ...{ pageroIssuer: null, pageroSubject: null, revocation: undefined },
-  })
+  const { user, loginId } = await connectUser(real)
   const others = randomUUID()
   const arm = () =>
     real.arm({
