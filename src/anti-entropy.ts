@@ -38,6 +38,8 @@ export function createAntiEntropy(
   const stopping = new AbortController()
   const firstPass = Promise.withResolvers<void>()
   let drained = false
+  /** After the pass that ended last. */
+  let pauseMs = RETRY_MS
   let loop: Promise<void> | undefined
 
   async function runOnce(): Promise<boolean> {
@@ -47,8 +49,7 @@ export function createAntiEntropy(
     const { entries, isWhole } = await spool.list()
     /** Seconds since an entry was applied, by the database's clock. */
     const applied = new Map<string, number>()
-    // What could not be read may hold a successor: nobody may take that for applied.
-    let complete = isWhole
+    let isApplied = true
     for (let from = 0; from < entries.length; from += CHUNK) {
       const chunk = entries.slice(from, from + CHUNK)
       const stored = await grants.findStored(chunk)
@@ -64,7 +65,7 @@ export function createAntiEntropy(
           if (result === 'stored') appliedAtMs.set(entry.attemptId, clock.monotonicMs())
           if (result !== 'superseded') applied.set(entry.attemptId, 0)
         } catch (error) {
-          complete = false
+          isApplied = false
           log.warn('spool_entry_not_applied', {
             user: entry.user,
             attemptId: entry.attemptId,
@@ -73,6 +74,8 @@ export function createAntiEntropy(
         }
       }
     }
+    // What could not be read may hold a successor: nobody may take that for applied.
+    const complete = isApplied && isWhole
     // Again with each pass: a late heartbeat of the boot before may have undone it.
     if (complete) await ports.replicas.spoolDrained(identity.replica, identity.boot, asOf)
     if (complete && !drained) {
@@ -81,6 +84,8 @@ export function createAntiEntropy(
       log.info('spool_drained', { count: entries.length })
     }
     await removeUnneeded(entries, applied)
+    // What cannot be read will not be in a second either.
+    if (isApplied) pauseMs = settings.antiEntropySeconds * 1000
     return complete
   }
 
@@ -146,13 +151,13 @@ export function createAntiEntropy(
 
   async function run(): Promise<void> {
     while (!stopping.signal.aborted) {
-      let complete = false
+      pauseMs = RETRY_MS
       try {
-        complete = await runOnce()
+        await runOnce()
       } catch (error) {
         log.warn('spool_pass_failed', { error })
       }
-      await clock.sleep(complete ? settings.antiEntropySeconds * 1000 : RETRY_MS, stopping.signal)
+      await clock.sleep(pauseMs, stopping.signal)
     }
   }
 

@@ -48,13 +48,13 @@ export async function connectGrant(
   const { user, tokens } = connection
   const loginId = randomUUID()
   /** What a round of unknown end was to replace. */
-  let inDoubt: { loginId: string | undefined; generation: number } | undefined
+  let inDoubt: Replaced | undefined
   try {
     await patiently(ports.clock, async () => {
       const row = await ports.grants.find(user)
       // An earlier round was stored, and only its answer was lost.
       if (row?.loginId === loginId) return
-      if (inDoubt !== undefined && (row?.generation ?? 0) !== inDoubt.generation) {
+      if (inDoubt !== undefined && !isSame(row, inDoubt)) {
         const isRefreshed = row?.loginId === inDoubt.loginId
         inDoubt = undefined
         // That round may have been stored, and a newer login have replaced it and queued its token: this one comes late.
@@ -79,6 +79,16 @@ export async function connectGrant(
     else await discardRefreshToken(ports, tokens.refreshToken, user)
     throw error
   }
+}
+
+/** A row as it was found; generation 0 is none. */
+interface Replaced {
+  loginId: string | undefined
+  generation: number
+}
+
+function isSame(row: Grant | undefined, { loginId, generation }: Replaced): boolean {
+  return row?.loginId === loginId && (row?.generation ?? 0) === generation
 }
 
 export const SUPERSEDED =

@@ -42,6 +42,8 @@ export function createImporter(
   settings: { callerWaitSeconds: number; subjectClaim: string },
 ): Importer {
   const { clock, log, sealer, grants, imports } = ports
+  /** Where the next round goes on, so that imports that cannot be ended keep no other from it. */
+  let after: string | undefined
 
   async function takeOver(request: {
     user: UserKey
@@ -148,7 +150,12 @@ export function createImporter(
       const moved = await grants.connect({
         ...grant,
         authenticatedAt: entry.obtainedAt,
-        movedFrom: { importId: entry.importId, user: proofUser, generation: proof.generation },
+        movedFrom: {
+          importId: entry.importId,
+          outcome: entry.outcome,
+          user: proofUser,
+          generation: proof.generation,
+        },
       })
       if (moved) {
         log.info('grant_imported', { user: entry.user, generation: grant.replaces + 1 })
@@ -173,13 +180,17 @@ export function createImporter(
   return {
     takeOver,
     async resume(stopping) {
-      const unfinished = await imports.findUnfinished(RESUME_MAX)
+      const unfinished = await imports.findUnfinished({ after, limit: RESUME_MAX })
+      if (unfinished.length < RESUME_MAX) after = undefined
+      else after = unfinished.at(-1)?.importId
       for (const entry of unfinished) {
         if (stopping?.aborted === true) break
         try {
           await goOn(entry)
         } catch (error) {
-          log.debug('import_not_ended', { user: entry.user, error })
+          const isUnreadable = error instanceof BrokerError && error.code === 'integrity_failure'
+          if (isUnreadable) log.error('import_unreadable', { user: entry.user, error })
+          else log.debug('import_not_ended', { user: entry.user, error })
         }
       }
       return unfinished.length

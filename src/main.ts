@@ -55,6 +55,9 @@ CALLERS_FILE may be given as --file for the callers commands.
 /** Beyond the longest refresh a broken shutdown is cut short; the spool has what matters by then. */
 const SHUTDOWN_MARGIN_SECONDS = 10
 
+/** Errors that are told of while the process is being ended. */
+const SHUTDOWN_ERRORS_MAX = 10
+
 /**
  * What ends a process. Heard here, because close-with-grace exits at the second one, whatever is in flight; and a second
  * one is usual: a Ctrl-C reaches npm as well, which passes it on.
@@ -74,13 +77,13 @@ async function serve(): Promise<void> {
   const delaySeconds =
     config.shutdownListenSeconds + config.refresh.deadlineSeconds + SHUTDOWN_MARGIN_SECONDS
   let isStopping = false
-  let hasFailed = false
+  let errors = 0
   const grace = closeWithGrace(
     { delay: delaySeconds * 1000, logger: false, skip: [...STOP_SIGNALS, ...ERRORS] },
     async () => {
       await broker.stop()
       await log.flush()
-      if (hasFailed) process.exit(1)
+      if (errors > 0) process.exit(1)
     },
   )
   function stop(): void {
@@ -97,9 +100,10 @@ async function serve(): Promise<void> {
   }
   for (const name of ERRORS) {
     process.on(name, (error: unknown) => {
-      if (isStopping) log.error('shutdown_error', { error })
-      else log.error('unexpected_error', { error })
-      hasFailed = true
+      errors += 1
+      if (!isStopping) log.error('unexpected_error', { error })
+      // Where a line cannot be written, that is an error as well, and so on.
+      else if (errors < SHUTDOWN_ERRORS_MAX) log.error('shutdown_error', { error })
       stop()
     })
   }

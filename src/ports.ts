@@ -152,7 +152,13 @@ export interface NewGrant {
   /** When the user logged in; undefined is now. */
   authenticatedAt?: Date
   /** The proven import that this grant is moved from; it is ended in the same transaction. */
-  movedFrom?: { importId: string; user: UserKey; generation: number }
+  movedFrom?: {
+    importId: string
+    /** The import's, as it was read: another one in the meantime, and nothing is placed. */
+    outcome: GrantImport['outcome']
+    user: UserKey
+    generation: number
+  }
   /** The pending grant that this one was; it is marked as confirmed in the same transaction, and kept for so long. */
   confirmedFrom?: { confirmationHash: Buffer; keptSeconds: number }
   /** The refresh token that this replaces, to be revoked at Pagero; written in the same transaction. */
@@ -298,8 +304,11 @@ export interface ImportStore {
     entry: { importId: string; user: UserKey; tokenDigest: Buffer; obtainedAt: Date },
     grant: { user: UserKey; loginId: string; refreshTokenSealed: Buffer; keyId: string },
   ): Promise<GrantImport>
-  /** Those that have no end yet, and those that were refused and that a late success has proven all the same. */
-  findUnfinished(limit: number): Promise<GrantImport[]>
+  /**
+   * Those that have no end yet, and those that were refused and that a late success has proven all the same, in the order of
+   * their ids.
+   */
+  findUnfinished(page: { after: string | undefined; limit: number }): Promise<GrantImport[]>
   /** Ends an import that Pagero refused. The grant that was to prove it stays for a month: a late success is told by it. */
   refuse(importId: string): Promise<void>
   /** Forgets those that ended longer ago than any refresh token lives: the same token may be given again until then. */

@@ -332,6 +332,16 @@ t.test('it runs each half minute, and each second while the database is away', a
   t.equal(passes(), 5)
 })
 
+t.test('while an entry cannot be read it runs each half minute as well', async (t) => {
+  const { antiEntropy, server, calls, pass } = setUp()
+  server.spoolIsWhole = false
+  antiEntropy.start()
+  await pass(29)
+  t.equal(calls.filter((name) => name === 'list').length, 1)
+  await pass(2)
+  t.equal(calls.filter((name) => name === 'list').length, 2)
+})
+
 t.test('a stop waits for the pass that is under way', async (t) => {
   const { antiEntropy, keep, pass, outcomeOf, storedTokenOf, user } = setUp()
   keep('a')

@@ -174,7 +174,7 @@ t.test('an owner that was killed comes back, or its lease ends', async (t) => {
   })
 })
 
-t.test('a second signal, of whatever kind, cuts nothing short', async (t) => {
+t.test('a second signal cuts nothing short', async (t) => {
   const { fleet, owner } = await setPair(t)
   await fleet.connect(['alice'])
   await fleet.expire(['alice'])

@@ -130,7 +130,8 @@ async function refuseThenProve(scene: Scene, engine: Engine, user: UserKey): Pro
   const request = { user, refreshToken: `made-up-${randomUUID()}`, obtainedAt: OBTAINED_AT }
   await codeOf(importerOf(engine).takeOver(request))
   const { rows } = await scene.database.pool.query(
-    "select user_id, login_id from grants where user_id like 'pagero:~import~%'",
+    `select g.user_id, g.login_id from grants g
+     join imports i on g.user_id = 'pagero:~import~' || i.import_id where i.outcome = 'refused'`,
   )
   const place = { user: rows[0].user_id, loginId: rows[0].login_id, generation: 2 }
   const refreshToken = await foreignToken(scene, engine, 'alice')
@@ -181,6 +182,53 @@ t.test('but it does not take the place of a grant that lives, or was closed', as
     t.notOk(await scene.lookAlike.acceptsRefreshToken(refreshToken), 'it is revoked')
     t.equal(await importerOf(engine).resume(), 0)
   }
+})
+
+t.test('nor where the refusal came after the round had read that there was none', async (t) => {
+  const scene = await setScene(t)
+  const engine = await scene.startEngine()
+  const user = userKey('acme-1')
+  await refuseThenProve(scene, engine, user)
+  await scene.connect(engine, 'acme-1', 'bob')
+  const before = await scene.grantOf(engine, user)
+  const { imports } = engine.ports
+  const stale = {
+    ...imports,
+    async findUnfinished(page: Parameters<typeof imports.findUnfinished>[0]) {
+      const entries = await imports.findUnfinished(page)
+      return entries.map((entry) => ({ ...entry, outcome: null }))
+    },
+  }
+  const settings = { callerWaitSeconds: 3, subjectClaim: 'sub' }
+  const importer = createImporter({ ...engine.ports, imports: stale }, engine.refresher, settings)
+  t.equal(await importer.resume(), 1)
+  t.equal((await scene.grantOf(engine, user)).loginId, before.loginId)
+  t.equal(await importerOf(engine).resume(), 1, 'the next round knows')
+  t.equal((await scene.grantOf(engine, user)).loginId, before.loginId)
+  t.equal(await importerOf(engine).resume(), 0)
+})
+
+t.test('imports that do not open keep no younger one from its end', async (t) => {
+  const scene = await setScene(t)
+  const engine = await scene.startEngine()
+  await scene.database.pool.query(
+    `with broken as (
+       insert into imports (import_id, user_id, token_digest, obtained_at)
+       select gen_random_uuid(), 'broken-' || n, ('x' || n)::bytea, now() from generate_series(1, 25) n
+       returning import_id)
+     insert into grants (user_id, login_id, generation, refresh_token_sealed, key_id, authenticated_at,
+       rotated_at, rolling_expires_at, absolute_expires_at)
+     select 'pagero:~import~' || import_id, gen_random_uuid(), 1, 'x', 'test', now(), now(),
+       now() + interval '3 years', now() + interval '3 years' from broken`,
+  )
+  const user = userKey('acme-1')
+  const refreshToken = await refuseThenProve(scene, engine, user)
+  const importer = importerOf(engine)
+  t.equal(await importer.resume(), 20)
+  t.equal(await importer.resume(), 6)
+  t.equal(await scene.storedRefreshToken(engine, user), refreshToken)
+  t.equal(engine.log.events.filter(({ event }) => event === 'import_unreadable').length, 25)
+  t.equal(await importer.resume(), 20, 'and it begins again')
 })
 
 t.test('what was to prove a refused import is cleared away after a month', async (t) => {

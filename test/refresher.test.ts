@@ -205,6 +205,30 @@ t.test('the wait ends when callers have lost patience', async (t) => {
   t.equal(presented.length, 0)
 })
 
+t.test('an armed row that is with nobody is soon told of', async (t) => {
+  const { refresh, armElsewhere, database, user, pass, scheduler } = setUp()
+  armElsewhere()
+  const end = { outcome: 'in_doubt' as const, httpStatus: null, durationMs: 1, counts: false }
+  database.disarm({ ...end, user, attemptId: 'elsewhere', retryInSeconds: 1, stayArmed: true })
+  await pass(1.1)
+  const askedAtMs = scheduler.nowMs()
+  t.match(await refresh(), unavailable(2), 'its owner waits for its breaker')
+  const tookMs = scheduler.nowMs() - askedAtMs
+  t.ok(tookMs >= 300 && tookMs < 800, `${tookMs} ms`)
+})
+
+t.test('but not one whose attempt is under way, after another that failed', async (t) => {
+  const { refresh, armElsewhere, database, user, pass, scheduler } = setUp()
+  armElsewhere('before')
+  const end = { outcome: 'not_processed' as const, httpStatus: 503, durationMs: 1, counts: false }
+  database.disarm({ ...end, user, attemptId: 'before', retryInSeconds: 1, stayArmed: false })
+  await pass(1.1)
+  armElsewhere()
+  const askedAtMs = scheduler.nowMs()
+  t.match(await refresh(), unavailable(2))
+  t.ok(scheduler.nowMs() - askedAtMs >= 10_000, 'for as long as callers have patience')
+})
+
 t.test('pauses of the wait begin short', async (t) => {
   const { refresher, alice, armElsewhere, pass, calls } = setUp()
   armElsewhere()
@@ -305,6 +329,25 @@ t.test('while an intent is being taken back no other is written', async (t) => {
   t.match(await refresh(), { accessToken: 'at-1' }, 'who asks when it is done is served')
   await pass(100)
   t.equal(calls.filter((name) => name === 'arm').length, 2)
+})
+
+t.test('a take-over that is taken back is come back to by itself', async (t) => {
+  const { refresh, armElsewhere, database, identity, pass, faults, presented, grantOf, user } =
+    setUp()
+  armElsewhere()
+  // The owner stays away, and its lease is over.
+  for (let seconds = 0; seconds < 70; seconds += 5) {
+    database.heartbeat(identity.replica, identity.boot)
+    await pass(5)
+  }
+  database.heartbeat(identity.replica, identity.boot)
+  faults.set('arm', ['unconfirmed'])
+  t.match(await refresh(), { code: 'temporarily_unavailable' })
+  await pass(59)
+  t.equal(presented.length, 0)
+  await pass(3)
+  t.equal(presented.length, 1)
+  t.match(grantOf(user), { phase: 'idle', generation: 2 })
 })
 
 t.test('a stop ends the wait for a late intent', async (t) => {

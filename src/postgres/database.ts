@@ -176,10 +176,12 @@ const UNAVAILABLE_STATES: ReadonlySet<string> = new Set([
 
 /**
  * Those with which a server has refused a statement, or undone it. The others may also come of one that was carried out:
- * a server that shuts down while a commit waits for its standby has committed all the same.
+ * a server that shuts down while a commit waits for its standby has committed all the same, and one whose disk is full
+ * (53100) may have written the commit before it stops.
  */
-const UNDONE_STATES: ReadonlySet<string> = new Set(['25006', '40001', '40P01', '55P03', '57014'])
-const UNDONE_CLASSES: ReadonlySet<string> = new Set(['53'])
+const UNDONE_STATES: ReadonlySet<string> = new Set([
+  ...['25006', '40001', '40P01', '53300', '55P03', '57014'],
+])
 
 /** Classes 08, connection exception (PgBouncer's own errors too), and 53, insufficient resources. */
 const UNAVAILABLE_CLASSES: ReadonlySet<string> = new Set(['08', '53'])
@@ -207,8 +209,7 @@ export function isDatabaseUnavailable(error: unknown): boolean {
 /** Tells of an error of an absent database whether the statement surely was not, and will not be, carried out. */
 function isUndone(error: unknown): boolean {
   if (error instanceof ConnectionFailure) return !error.wasSent
-  if (!(error instanceof DatabaseError) || error.code === undefined) return false
-  return UNDONE_STATES.has(error.code) || UNDONE_CLASSES.has(error.code.slice(0, 2))
+  return error instanceof DatabaseError && UNDONE_STATES.has(error.code ?? '')
 }
 
 /** Tells whether the statement met a row that is already there (SQLSTATE 23505). */

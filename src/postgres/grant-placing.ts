@@ -93,8 +93,9 @@ export function createGrantPlacing(
 function lockSource({ user, movedFrom, confirmedFrom }: NewGrant) {
   if (movedFrom !== undefined) {
     return sql`
-      select 1 from grants
-      where user_id = ${movedFrom.user} and generation = ${movedFrom.generation} and phase = 'idle'
+      select 1 from grants g join imports i on i.import_id = ${movedFrom.importId}
+      where g.user_id = ${movedFrom.user} and g.generation = ${movedFrom.generation}
+        and g.phase = 'idle' and i.outcome is not distinct from ${movedFrom.outcome}
       for update`
   }
   if (confirmedFrom !== undefined) {

@@ -42,15 +42,20 @@ export function createImportStore(
         return begun
       }),
 
-    findUnfinished: (limit) =>
+    findUnfinished: ({ after, limit }) =>
       throughDatabase(async () => {
+        // Apart, because an index has the first ones, and of the others there are hardly ever any.
         const { rows } = await sql<GrantImport>`
+          with unfinished as (
+            select * from imports where finished_at is null
+            union all
+            select * from imports where outcome = 'refused' and import_id in (
+              select ${importIdOfUser} from grants
+              where user_id like ${likePatternOf(IMPORT_USERS)} and state = 'active')
+          )
           select import_id as "importId", user_id as "user", obtained_at as "obtainedAt", outcome
-          from imports
-          where finished_at is null or (outcome = 'refused' and import_id in (
-            select ${importIdOfUser} from grants
-            where user_id like ${likePatternOf(IMPORT_USERS)} and state = 'active'))
-          order by created_at limit ${limit}`.execute(db)
+          from unfinished where ${after ?? null}::uuid is null or import_id > ${after ?? null}::uuid
+          order by import_id limit ${limit}`.execute(db)
         return rows
       }),
 
@@ -66,7 +71,9 @@ export function createImportStore(
         const { rows } = await sql<{ count: number }>`
           with old as (
             select import_id from imports
-            where finished_at < clock_timestamp() - ${refreshTokenLifetime}::interval
+            -- After what was to prove it, in any case.
+            where finished_at < clock_timestamp()
+              - greatest(${refreshTokenLifetime}::interval, interval '60 days')
             limit ${SWEEP_ROWS_MAX}
           ), forgotten as (
             delete from imports where import_id in (select import_id from old) returning 1
