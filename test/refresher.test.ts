@@ -628,7 +628,17 @@ t.test('not once its lease is over, for another may have it then', async (t) => 
   t.strictSame(calls, ['rearm', 'disarm'])
   await pass(0.2)
   calls.length = 0
-  await outcomeOf(refresher.restore())
+  t.equal(await outcomeOf(refresher.restore()), true)
+  t.strictSame(calls, [])
+})
+
+t.test('nor of one that surely did nothing', async (t) => {
+  const { refresh, refresher, answers, outcomeOf, calls, pass } = setUp()
+  answers.push({ ...UNREACHABLE, afterMs: 10 })
+  await refresh()
+  await pass(1)
+  calls.length = 0
+  t.equal(await outcomeOf(refresher.restore()), true)
   t.strictSame(calls, [])
 })
 
