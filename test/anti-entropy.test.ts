@@ -332,6 +332,17 @@ t.test('it runs each half minute, and each second while the database is away', a
   t.equal(passes(), 5)
 })
 
+t.test('what could not be applied is tried again in a second', async (t) => {
+  const { antiEntropy, keep, faults, storedTokenOf, user, pass } = setUp()
+  keep('a')
+  faults.set('store', ['lost'])
+  antiEntropy.start()
+  await pass(0.9)
+  t.equal(storedTokenOf(user), 'alice-rt')
+  await pass(0.3)
+  t.equal(storedTokenOf(user), 'rt-of-a')
+})
+
 t.test('while an entry cannot be read it runs each half minute as well', async (t) => {
   const { antiEntropy, server, calls, pass } = setUp()
   server.spoolIsWhole = false

@@ -281,6 +281,18 @@ t.test(
   },
 )
 
+t.test('one that has died by then is not served', async (t) => {
+  const { refresher, alice, armElsewhere, pass, change, outcomeOf, database, user, connect } =
+    setUp()
+  armElsewhere()
+  const waiting = refresher.refresh(alice, 'expiry')
+  await pass(1)
+  database.grants.delete(user)
+  connect('alice', { lifeSeconds: 300, loginId: 'another' })
+  change({ state: 'reauthentication_required', stateReason: 'revoked_or_expired' })
+  t.match(await outcomeOf(waiting), { code: 'reauthentication_required' })
+})
+
 // ── Writing the intent ───────────────────────────────────────────────────────────────────────────
 
 t.test('without an intent nothing is presented, and a late one is taken back', async (t) => {
