@@ -4,7 +4,7 @@
 import { setTimeout as delay } from 'node:timers/promises'
 import t from 'tap'
 import { Client } from 'pg'
-import { type Fleet, inParallel, setFleet, until } from './support/fleet.ts'
+import { type Fleet, holdAnswers, inParallel, setFleet, until } from './support/fleet.ts'
 import { expectIntact } from './support/history.ts'
 import { startOwnPostgres } from './support/own-postgres.ts'
 import type { Answer, Replica } from './support/replica.ts'
@@ -237,18 +237,11 @@ t.test('no connection is held while the authorization server takes its time', as
   await fleet.expire()
   await fleet.connect(['rested'])
   await replica.token('rested')
-  const gate = Promise.withResolvers<void>()
-  fleet.lookAlike.faults.push({
-    endpoint: 'token',
-    kind: 'delay',
-    when: 'after',
-    until: gate.promise,
-    times: names.length,
-  })
+  const letGo = holdAnswers(fleet, names.length)
   let isAsking = true
   t.teardown(() => {
     isAsking = false
-    gate.resolve()
+    letGo()
   })
   // One answer may come from memory still, or from an attempt that a slow machine gave up before it was sent.
   const asking = names.map(async (name) => {
@@ -274,7 +267,7 @@ t.test('no connection is held while the authorization server takes its time', as
     rested.push(await replica.token('rested'))
   }
   isAsking = false
-  gate.resolve()
+  letGo()
   await Promise.all(asking)
   t.strictSame([...idle], [], 'no transaction is open')
   t.strictSame([...new Set(rested.map(({ status }) => status))], [200])

@@ -5,7 +5,14 @@ import { setTimeout as delay } from 'node:timers/promises'
 import t from 'tap'
 import type { Test } from 'tap'
 import { createTestDatabase } from './support/database.ts'
-import { askUntilServed, type Fleet, LEASE_MS, setFleet, until } from './support/fleet.ts'
+import {
+  askUntilServed,
+  type Fleet,
+  holdAnswers,
+  LEASE_MS,
+  setFleet,
+  until,
+} from './support/fleet.ts'
 import { expectIntact, readHistory } from './support/history.ts'
 import type { Answer, Replica } from './support/replica.ts'
 import { killWhileSpooled } from './support/soak.ts'
@@ -50,18 +57,12 @@ t.test('an owner that was killed comes back, or its lease ends', async (t) => {
   await fleet.connect(['paused', 'again', 'over', 'ahead', 'slow', 'unread', 'unheard'])
 
   await t.test('an answer that came while the owner was paused is kept', async (t) => {
-    const gate = Promise.withResolvers<void>()
-    fleet.lookAlike.faults.push({
-      endpoint: 'token',
-      kind: 'delay',
-      when: 'after',
-      until: gate.promise,
-    })
+    const letGo = holdAnswers(fleet)
     await fleet.expire(['paused'])
     const waiting = owner.token('paused', { limitMs: 60_000 })
     await arrived(fleet, 1)
     owner.signal('SIGSTOP')
-    gate.resolve()
+    letGo()
     // Beyond the deadline, the lease and the heartbeat's limit.
     await delay(LEASE_MS + 2_000)
     owner.signal('SIGCONT')
@@ -142,13 +143,7 @@ t.test('an owner that was killed comes back, or its lease ends', async (t) => {
   })
 
   await t.test('a restarted owner settles by itself what nobody asks about', async (t) => {
-    const gate = Promise.withResolvers<void>()
-    fleet.lookAlike.faults.push({
-      endpoint: 'token',
-      kind: 'delay',
-      when: 'after',
-      until: gate.promise,
-    })
+    const letGo = holdAnswers(fleet)
     await owner.kill('SIGTERM')
     await owner.start(LONG_LEASE)
     await fleet.expire(['unread', 'unheard'])
@@ -156,7 +151,7 @@ t.test('an owner that was killed comes back, or its lease ends', async (t) => {
     const waiting = owner.token('unheard')
     await arrived(fleet, before + 1)
     await killInRequest(fleet, owner, ['unread'])
-    gate.resolve()
+    letGo()
     await waiting
     await owner.start()
     await until(
@@ -178,20 +173,14 @@ t.test('a second signal cuts nothing short', async (t) => {
   const { fleet, owner } = await setPair(t)
   await fleet.connect(['alice'])
   await fleet.expire(['alice'])
-  const gate = Promise.withResolvers<void>()
-  fleet.lookAlike.faults.push({
-    endpoint: 'token',
-    kind: 'delay',
-    when: 'after',
-    until: gate.promise,
-  })
+  const letGo = holdAnswers(fleet)
   const waiting = owner.token('alice')
   await arrived(fleet, 1)
   for (const name of ['SIGINT', 'SIGINT', 'SIGTERM', 'SIGTERM', 'SIGHUP', 'SIGQUIT'] as const) {
     owner.signal(name)
     await delay(100)
   }
-  gate.resolve()
+  letGo()
   t.equal(await owner.gone(), 0)
   t.equal((await waiting).status, 200, 'who waits is answered')
   t.equal((await fleet.row('alice')).generation, 2)

@@ -6,7 +6,7 @@ import { setTimeout as delay } from 'node:timers/promises'
 import t from 'tap'
 import type { Test } from 'tap'
 import { createTestDatabase } from './support/database.ts'
-import { type Fleet, inParallel, setFleet, until } from './support/fleet.ts'
+import { type Fleet, holdAnswers, inParallel, setFleet, until } from './support/fleet.ts'
 import { readHistory } from './support/history.ts'
 import type { Answer } from './support/replica.ts'
 
@@ -153,13 +153,7 @@ t.test('fifty callers that hang up do not cancel the refresh', async (t) => {
   const replica = await fleet.add()
   await fleet.connect(['alice'])
   await fleet.expire(['alice'])
-  const gate = Promise.withResolvers<void>()
-  fleet.lookAlike.faults.push({
-    endpoint: 'token',
-    kind: 'delay',
-    when: 'after',
-    until: gate.promise,
-  })
+  const letGo = holdAnswers(fleet)
   const ends = await Promise.all(
     Array.from({ length: 50 }, () => replica.token('alice', { limitMs: 2_500 })),
   )
@@ -169,7 +163,7 @@ t.test('fifty callers that hang up do not cancel the refresh', async (t) => {
   )
   t.equal(fleet.refreshes().length, 1)
   t.equal((await fleet.row('alice')).generation, 1, 'while the answer is on its way')
-  gate.resolve()
+  letGo()
   await until(async () => (await fleet.row('alice')).generation === 2, 10_000, 'the store')
   t.equal((await replica.token('alice')).status, 200)
   t.equal(fleet.refreshes().length, 1)
@@ -184,19 +178,13 @@ t.test('what a person does beats a refresh in flight', async (t) => {
 
   /** Has `one` refresh, and does something while the answer is held back. */
   async function meanwhile(user: string, act: () => Promise<unknown>): Promise<Answer | undefined> {
-    const gate = Promise.withResolvers<void>()
     const before = fleet.refreshes().length
-    fleet.lookAlike.faults.push({
-      endpoint: 'token',
-      kind: 'delay',
-      when: 'after',
-      until: gate.promise,
-    })
+    const letGo = holdAnswers(fleet)
     await fleet.expire([user])
     const waiting = one?.token(user)
     await until(() => fleet.refreshes().length > before, 10_000, 'the call')
     await act()
-    gate.resolve()
+    letGo()
     return waiting
   }
 

@@ -592,13 +592,7 @@ t.test(
     await client.query(`update server_start set at = clock_timestamp() - interval '1000 s'`)
     const replicas = createReplicaStore(database.db, SETTINGS)
     const [before, after, others] = [randomUUID(), randomUUID(), randomUUID()]
-    const user = parseUserKey('user') as UserKey
-    const loginId = randomUUID()
-    await real.connect({
-      ...{ user, loginId, replaces: 0, refreshTokenSealed: Buffer.from('sealed'), keyId: 'k1' },
-      ...{ accessToken: null, requestedSecondsAgo: 0, expiresInSeconds: 600, scope: '' },
-      ...{ pageroIssuer: null, pageroSubject: null, revocation: undefined },
-    })
+    const { user, loginId } = await connectUser(real)
     const armBy = async (replica: string, boot: string) => {
       const attemptId = randomUUID()
       const armed = await real.arm({

@@ -274,6 +274,19 @@ export async function inParallel<T>(
   await Promise.all(Array.from({ length: concurrency }, lane))
 }
 
+/** Holds back the answers to the next refreshes, whose tokens are spent by then; the function that it returns lets them go. */
+export function holdAnswers({ lookAlike }: Pick<Fleet, 'lookAlike'>, count = 1): () => void {
+  const gate = Promise.withResolvers<void>()
+  lookAlike.faults.push({
+    endpoint: 'token',
+    kind: 'delay',
+    when: 'after',
+    until: gate.promise,
+    times: count,
+  })
+  return gate.resolve
+}
+
 /** Waits until the condition holds; throws when it does not within the limit. */
 export async function until(
   condition: () => boolean | Promise<boolean>,

@@ -3,7 +3,7 @@
 
 import { setTimeout as delay } from 'node:timers/promises'
 import { startBalancer } from './balancer.ts'
-import { type Fleet, inParallel, until } from './fleet.ts'
+import { type Fleet, holdAnswers, inParallel, until } from './fleet.ts'
 import { findOverlaps, readHistory } from './history.ts'
 import type { OwnPostgres } from './own-postgres.ts'
 import type { Answer, Replica } from './replica.ts'
@@ -307,14 +307,7 @@ export async function killWhileSpooled(
 ): Promise<SpoolFigures> {
   const startedAtMs = performance.now()
   const { users, database } = options
-  const gate = Promise.withResolvers<void>()
-  fleet.lookAlike.faults.push({
-    endpoint: 'token',
-    kind: 'delay',
-    when: 'after',
-    until: gate.promise,
-    times: users.length,
-  })
+  const letGo = holdAnswers(fleet, users.length)
   await fleet.expire()
   const before = fleet.refreshes().length
   const waiting = users.map((user) => owner.token(user))
@@ -324,7 +317,7 @@ export async function killWhileSpooled(
     'all calls at the server',
   )
   await database.stop()
-  gate.resolve()
+  letGo()
   await until(
     async () => (await fleet.spooled(owner)) >= users.length,
     SETTLE_LIMIT_MS,
