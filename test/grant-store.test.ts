@@ -656,6 +656,67 @@ t.test('who is not back from there is not waited for, nor what is too long ago',
   t.ok(await arm())
 })
 
+t.test('who comes late to a new server is waited for, as long as the others were', async (t) => {
+  const { client, database, real } = await setScene(t)
+  await client.query(`update server_start set at = clock_timestamp() - interval '1000 s'`)
+  const replicas = createReplicaStore(database.db, SETTINGS)
+  const { user, loginId } = await connectUser(real)
+  const others = randomUUID()
+  const arm = async () => {
+    const armed = await real.arm({
+      ...{ user, loginId, generation: 1, attemptId: randomUUID(), cause: 'expiry' },
+      ...{ replica: 'other', boot: others, tokenDigest: Buffer.alloc(0), leaseSeconds: 1 },
+    })
+    await client.query(`update grants set phase = 'idle', attempt_id = null`)
+    return armed
+  }
+  const age = (column: 'met_at' | 'seen_at') =>
+    client.query(
+      `update replicas set ${column} = ${column} - interval '1000 s' where name = 'late'`,
+    )
+  await replicas.heartbeat('other', others)
+  await replicas.heartbeat('late', randomUUID())
+  await client.query(`
+    update server_start set at = clock_timestamp() - interval '900 s';
+    update replicas set seen_at = seen_at - interval '1000 s' where name = 'late'`)
+  t.ok(await replicas.heartbeat('other', others), 'another server')
+  const { rows } = await client.query<{ at: string }>('select at::text from server_start')
+  const server = rows[0]?.at ?? ''
+  await replicas.restored('other', others, server)
+  await client.query(
+    `update deployment set server_noticed_at = server_noticed_at - interval '1000 s'`,
+  )
+  t.ok(await arm(), 'nobody else has been there for long')
+
+  let late = randomUUID()
+  t.equal(await replicas.heartbeat('late', late), server)
+  t.equal(await arm(), undefined, 'it has just come')
+  await age('seen_at')
+  t.ok(await arm(), 'and has gone again')
+
+  await replicas.heartbeat('late', late)
+  t.equal(await arm(), undefined)
+  await age('met_at')
+  t.ok(await arm(), 'it has had its time')
+  late = randomUUID()
+  t.equal(await replicas.heartbeat('late', late), server)
+  t.ok(await arm(), 'which does not begin anew with each start')
+
+  await client.query(`update server_start set at = clock_timestamp() - interval '800 s'`)
+  for (const [replica, boot] of [
+    ['other', others],
+    ['late', late],
+  ] as const) {
+    t.ok(await replicas.heartbeat(replica, boot), 'yet another server')
+  }
+  await client.query(`
+    update deployment set server_noticed_at = server_noticed_at - interval '1000 s';
+    update replicas set restored_on = met_on where name = 'other'`)
+  t.equal(await arm(), undefined, 'but with each server')
+  await client.query(`update replicas set restored_on = met_on where name = 'late'`)
+  t.ok(await arm(), 'what it had is there')
+})
+
 t.test('of many successors those that are stored are told apart', async (t) => {
   const { real } = await setScene(t)
   const sealed = Buffer.from('sealed')

@@ -113,6 +113,8 @@ const COLUMNS: Described = {
     steady_since: INSTANT,
     spool_drained_at: INSTANT_OR_NULL,
     restored_on: INSTANT_OR_NULL,
+    met_on: INSTANT_OR_NULL,
+    met_at: INSTANT_OR_NULL,
   },
   revocations: {
     revocation_id: 'uuid',

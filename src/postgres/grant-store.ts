@@ -82,7 +82,8 @@ export function createGrantStore(
   /**
    * A server that has taken another's place may lack the last commits: the row a successor, or an attempt that is under
    * way. So nobody arms until all who may hold such a thing have brought it back, or are gone; nor before having brought
-   * back its own, however late.
+   * back its own, however late. Who was gone and comes later is waited for as well, as long as the others were: so one that
+   * can never bring back what it holds keeps nobody for longer, however often it starts.
    */
   const nothingIsMissing = (replica: string) => sql`exists (
     select 1 from deployment d
@@ -90,12 +91,15 @@ export function createGrantStore(
       and not exists (
         select 1 from replicas r
         where r.name = ${replica} and r.restored_on <> d.server_started_at)
-      and (d.server_noticed_at < ${now} - ${seconds(settings.zombieWaitSeconds)} or not exists (
+      and not exists (
         select 1 from replicas r
         where r.restored_on <> d.server_started_at
+          and (d.server_noticed_at >= ${now} - ${seconds(settings.zombieWaitSeconds)}
+            or (r.met_on = d.server_started_at
+              and r.met_at >= ${now} - ${seconds(settings.zombieWaitSeconds)}))
           and r.seen_at > ${seconds(-settings.heartbeatStaleSeconds)} + case
             when d.server_noticed_at > ${now} - ${seconds(settings.heartbeatStaleSeconds)}
-            then d.server_left_at else ${now} end)))`
+            then d.server_left_at else ${now} end))`
 
   /**
    * An earlier attempt with this very token has an unknown end. Or a token before it was presented once more after it

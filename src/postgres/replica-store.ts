@@ -35,9 +35,9 @@ export function createReplicaStore(
             server_left_at = coalesce((select max(seen_at) from replicas), ${now})
           where server_started_at is distinct from ${server}
         )
-        insert into replicas as r (name, boot, spool_drained_at, restored_on)
+        insert into replicas as r (name, boot, spool_drained_at, restored_on, met_on, met_at)
         values (
-          ${replica}, ${boot}, ${drainedAsOf}, ${server})
+          ${replica}, ${boot}, ${drainedAsOf}, ${server}, ${server}, clock_timestamp())
         on conflict (name) do update set
           boot = excluded.boot,
           booted_at = case when r.boot = excluded.boot then r.booted_at else excluded.booted_at end,
@@ -49,7 +49,9 @@ export function createReplicaStore(
           spool_drained_at = case when r.boot = excluded.boot
             then greatest(r.spool_drained_at, excluded.spool_drained_at)
             else excluded.spool_drained_at end,
-          restored_on = coalesce(r.restored_on, excluded.restored_on)
+          restored_on = coalesce(r.restored_on, excluded.restored_on),
+          met_on = excluded.met_on,
+          met_at = case when r.met_on = excluded.met_on then r.met_at else excluded.met_at end
         where r.boot = excluded.boot or excluded.spool_drained_at is null
         returning case when r.restored_on <> ${server} then ${server}::text end as owed
       `.execute(db)

@@ -73,6 +73,8 @@ interface ReplicasTable {
   steady_since: Generated<Date>
   spool_drained_at: Date | null
   restored_on: Date | null
+  met_on: Date | null
+  met_at: Date | null
 }
 
 interface RevocationsTable {

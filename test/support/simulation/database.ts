@@ -35,6 +35,8 @@ interface ReplicaRow {
   spoolDrainedAtMs: number | null
   /** Start of the server. */
   restoredOn: number
+  metOn: number
+  metAtMs: number
 }
 
 interface RevocationRow extends Revocation {
@@ -485,11 +487,15 @@ export function createSimulatedDatabase(settings: GrantStoreSettings, nowMs: () 
     if (server.startedAtMs !== database.startedAtMs) return true
     const own = replicas.get(replica)
     if (own !== undefined && own.restoredOn !== server.startedAtMs) return true
-    if (server.noticedAtMs < now - settings.zombieWaitSeconds * 1000) return false
+    const waitedSinceMs = now - settings.zombieWaitSeconds * 1000
     const staleMs = settings.heartbeatStaleSeconds * 1000
     const aliveAtMs = (server.noticedAtMs > now - staleMs ? server.leftAtMs : now) - staleMs
     return [...replicas.values()].some(
-      (one) => one.restoredOn !== server.startedAtMs && one.seenAtMs > aliveAtMs,
+      (one) =>
+        one.restoredOn !== server.startedAtMs &&
+        one.seenAtMs > aliveAtMs &&
+        (server.noticedAtMs >= waitedSinceMs ||
+          (one.metOn === server.startedAtMs && one.metAtMs >= waitedSinceMs)),
     )
   }
 
@@ -515,6 +521,8 @@ export function createSimulatedDatabase(settings: GrantStoreSettings, nowMs: () 
       steadySinceMs: steady ? row.steadySinceMs : nowMs(),
       spoolDrainedAtMs: laterOf(same ? row.spoolDrainedAtMs : null, drainedAsOfMs),
       restoredOn,
+      metOn: startedAtMs,
+      metAtMs: row?.metOn === startedAtMs ? row.metAtMs : nowMs(),
     })
     return restoredOn === startedAtMs ? undefined : String(startedAtMs)
   }
