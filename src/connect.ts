@@ -110,22 +110,25 @@ export async function patiently(clock: Clock, work: () => Promise<void>): Promis
 }
 
 /**
- * Closes the user's grant, ends the sessions and queues the revocation; what waits for confirmation goes the same way.
+ * Closes the user's grant, ends the sessions and queues the revocation; what waits for confirmation, or is being imported,
+ * goes the same way.
  * It is over here at once, whatever Pagero says. Returns false when there is nothing to end.
  *
  * @throws BrokerError `temporarily_unavailable`
  */
 export async function disconnectGrant(
-  ports: Pick<Ports, 'log' | 'sealer' | 'grants' | 'pendingGrants'>,
+  ports: Pick<Ports, 'log' | 'sealer' | 'grants' | 'pendingGrants' | 'imports'>,
   user: UserKey,
 ): Promise<boolean> {
-  // First, so that what is being confirmed at this moment is either gone by this, or seen below.
-  const wasWaiting = await ports.pendingGrants.drop(user)
+  // First, so that what is being confirmed or moved at this moment is either gone by this, or seen below.
+  const wasPending = await ports.pendingGrants.drop(user)
+  const wasImported = await ports.imports.abandon(user)
   for (let tries = 1; tries <= CLOSE_TRIES_MAX; tries += 1) {
     const row = await ports.grants.find(user)
     if (row === undefined || row.state === 'revoked') {
-      if (wasWaiting) ports.log.info('pending_grant_dropped', { user })
-      return wasWaiting
+      if (wasPending) ports.log.info('pending_grant_dropped', { user })
+      if (wasImported) ports.log.info('import_abandoned', { user })
+      return wasPending || wasImported
     }
     const refreshToken = openRefreshToken(ports, row)
     const revocation =

@@ -18,9 +18,10 @@ type ImportPorts = Pick<Ports, 'clock' | 'log' | 'sealer' | 'grants' | 'imports'
 export interface Importer {
   /**
    * Takes over `refreshToken` for the user and returns the grant. The same token given again is the same import. An
-   * older grant of the user stays as it was until the new one is proven; then it is replaced and revoked.
-   * @throws BrokerError `request_invalid` before the token is used, `reauthentication_required` when Pagero refuses it,
-   *   `temporarily_unavailable` when there is no verdict yet: the import goes on, and asking again tells
+   * older grant of the user stays as it was until the new one is proven; then it is replaced and revoked. Who has logged
+   * in or was disconnected meanwhile stays so: the import is overtaken, and its token is revoked.
+   * @throws BrokerError `request_invalid` before the token is used, `reauthentication_required` when Pagero refuses it or
+   *   it was overtaken, `temporarily_unavailable` when there is no verdict yet: the import goes on, and asking again tells
    */
   takeOver(request: { user: UserKey; refreshToken: string; obtainedAt: Date }): Promise<Grant>
   /**
@@ -89,12 +90,16 @@ export function createImporter(
     const isRefused = entry.outcome === 'refused'
     const proofUser = importUserKey(entry.importId)
     const proof = await grants.find(proofUser)
+    if (proof?.state === 'revoked') await endOvertaken(entry)
     if (isRefused && proof?.state !== 'active') {
       throw tokenRefused(isDead(proof) ? proof?.stateReason : null)
     }
     // Another replica has just moved it.
     if (proof === undefined) return
     if (proof.generation === 1) {
+      const row = await grants.find(entry.user)
+      // No need to prove what will not be moved. An answer that is on its way finds a closed grant, and is revoked.
+      if (isOvertaken(entry, row)) await endOvertaken(entry, proof)
       try {
         await refresher.refresh(proof, 'import')
       } catch (error) {
@@ -108,6 +113,23 @@ export function createImporter(
     await move(entry, proofUser)
   }
 
+  /**
+   * Ends an import that must not be moved any more: closes its `proof`, whose token is revoked, unless that is done.
+   * @throws BrokerError always, as its caller is told
+   */
+  async function endOvertaken(entry: GrantImport, proof?: Grant): Promise<never> {
+    if (proof !== undefined) {
+      const sealed = proof.refreshTokenSealed
+      if (sealed === null) throw goesOn()
+      const context = grantSealContext('refresh_token_sealed', proof)
+      const revocation = sealRevocation(ports, entry.user, sealer.open(context, sealed))
+      if (!(await grants.close(proof.user, proof.generation, revocation))) throw goesOn()
+      log.warn('import_overtaken', { user: entry.user })
+    }
+    if (entry.outcome === null) await imports.refuse(entry.importId)
+    throw overtaken()
+  }
+
   async function move(entry: GrantImport, proofUser: UserKey): Promise<void> {
     for (let tries = 1; tries <= MOVE_TRIES_MAX; tries += 1) {
       const readAtMs = clock.monotonicMs()
@@ -119,13 +141,7 @@ export function createImporter(
         proof.refreshTokenSealed,
       )
       const row = await grants.find(entry.user)
-      if (entry.outcome === 'refused' && row !== undefined && !isDead(row)) {
-        // Its caller was told that it is refused, and has gone on since.
-        const revocation = sealRevocation(ports, entry.user, refreshToken)
-        if (!(await grants.close(proofUser, proof.generation, revocation))) continue
-        log.warn('late_import_revoked', { user: entry.user })
-        throw tokenRefused()
-      }
+      if (isOvertaken(entry, row)) await endOvertaken(entry, proof)
       const token = openLiveToken(sealer, proof, readAtMs)
       const claims = token === undefined ? undefined : accessTokenClaims(token.accessToken)
       const account = claims && accountOfClaims(claims, settings.subjectClaim)
@@ -216,6 +232,23 @@ function takenByAnother(): BrokerError {
 
 function isDead(grant: Grant | undefined): boolean {
   return grant?.state === 'reauthentication_required'
+}
+
+/** Whether the user has, or has given up, what the import must not replace. What is dead it may always replace. */
+function isOvertaken(entry: GrantImport, row: Grant | undefined): boolean {
+  if (entry.isAbandoned) return true
+  if (row === undefined || isDead(row)) return false
+  // The caller was told that the token is refused, and has gone on since.
+  if (entry.outcome === 'refused') return true
+  return row.state !== 'revoked' && row.loginId !== entry.foundLoginId
+}
+
+function overtaken(): BrokerError {
+  return new BrokerError(
+    'reauthentication_required',
+    'This refresh token was not taken over and is revoked: the user has logged in, or was disconnected, since the import was begun.',
+    { cause: 'revoked_or_expired' },
+  )
 }
 
 function tokenRefused(cause: string | null = null): BrokerError {

@@ -293,6 +293,10 @@ export interface GrantImport {
   user: UserKey
   obtainedAt: Date
   outcome: 'imported' | 'refused' | null
+  /** Login of the grant that the user had when the import was begun: the only living one that it may replace. */
+  foundLoginId: string | null
+  /** The user was disconnected while it was under way. */
+  isAbandoned: boolean
 }
 
 export interface ImportStore {
@@ -309,7 +313,9 @@ export interface ImportStore {
    * their ids.
    */
   findUnfinished(page: { after: string | undefined; limit: number }): Promise<GrantImport[]>
-  /** Ends an import that Pagero refused. The grant that was to prove it stays for a month: a late success is told by it. */
+  /** Marks what is under way for the user as not wanted any more. Returns false when nothing was. */
+  abandon(user: UserKey): Promise<boolean>
+  /** Ends an import that Pagero refused, or that was overtaken. The grant that was to prove it stays for a month: a late success is told by it. */
   refuse(importId: string): Promise<void>
   /** Forgets those that ended longer ago than any refresh token lives: the same token may be given again until then. */
   sweep(): Promise<number>

@@ -188,8 +188,8 @@ t.test('nor where the refusal came after the round had read that there was none'
   const scene = await setScene(t)
   const engine = await scene.startEngine()
   const user = userKey('acme-1')
-  await refuseThenProve(scene, engine, user)
   await scene.connect(engine, 'acme-1', 'bob')
+  await refuseThenProve(scene, engine, user)
   const before = await scene.grantOf(engine, user)
   const { imports } = engine.ports
   const stale = {
@@ -206,6 +206,104 @@ t.test('nor where the refusal came after the round had read that there was none'
   t.equal(await importerOf(engine).resume(), 1, 'the next round knows')
   t.equal((await scene.grantOf(engine, user)).loginId, before.loginId)
   t.equal(await importerOf(engine).resume(), 0)
+})
+
+/** Begins an import that has to wait, because the server fails once. */
+async function beginImport(scene: Scene, engine: Engine, user: UserKey) {
+  const refreshToken = await foreignToken(scene, engine, 'alice')
+  scene.lookAlike.faults.push({ endpoint: 'token', kind: 'status', status: 503 })
+  const request = { user, refreshToken, obtainedAt: OBTAINED_AT }
+  const code = await codeOf(importerOf(engine).takeOver(request))
+  if (code !== 'temporarily_unavailable') throw new Error(code)
+  return { request, refreshToken }
+}
+
+/** Goes on with the imports until none is left. */
+async function resumeAll(engine: Engine): Promise<void> {
+  while ((await importerOf(engine).resume()) > 0) await engine.ports.clock.sleep(100)
+}
+
+t.test('who has logged in since an import was begun keeps that grant', async (t) => {
+  for (const hadOne of [false, true]) {
+    const scene = await setScene(t)
+    const engine = await scene.startEngine()
+    const user = userKey('acme-1')
+    if (hadOne) await scene.connect(engine, user, 'bob')
+    const { request, refreshToken } = await beginImport(scene, engine, user)
+    await scene.connect(engine, user, hadOne ? 'bob' : 'carol')
+    const before = await scene.grantOf(engine, user)
+    await resumeAll(engine)
+    const after = await scene.grantOf(engine, user)
+    t.strictSame([after.loginId, after.state], [before.loginId, 'active'])
+    await createRevoker(engine.ports).runOnce()
+    t.notOk(await scene.lookAlike.acceptsRefreshToken(refreshToken), 'the imported one is revoked')
+    t.ok(await scene.lookAlike.acceptsRefreshToken(await scene.storedRefreshToken(engine, user)))
+    await t.rejects(importerOf(engine).takeOver(request), {
+      code: 'reauthentication_required',
+      message: /since the import was begun/,
+    })
+    t.equal((await scene.grantOf(engine, user)).loginId, before.loginId)
+  }
+})
+
+t.test(
+  'an import replaces the grant that it found, however often that was refreshed',
+  async (t) => {
+    const scene = await setScene(t)
+    const engine = await scene.startEngine()
+    const user = await scene.connect(engine, 'acme-1', 'bob')
+    await beginImport(scene, engine, user)
+    await engine.refresher.refresh(await scene.grantOf(engine, user), 'rejected')
+    t.match(await scene.grantOf(engine, user), { generation: 2, pageroSubject: 'bob' })
+    await resumeAll(engine)
+    t.match(await scene.grantOf(engine, user), { generation: 3, pageroSubject: 'alice' })
+  },
+)
+
+t.test('who is disconnected while an import waits stays so', async (t) => {
+  for (const hadOne of [false, true]) {
+    const scene = await setScene(t)
+    const engine = await scene.startEngine()
+    const user = userKey('acme-1')
+    if (hadOne) await scene.connect(engine, user, 'bob')
+    const { refreshToken, request } = await beginImport(scene, engine, user)
+    t.equal(await disconnectGrant(engine.ports, user), true)
+    t.equal(await disconnectGrant(engine.ports, user), false, 'a second time nothing is left')
+    await resumeAll(engine)
+    t.equal((await engine.ports.grants.find(user))?.state, hadOne ? 'revoked' : undefined)
+    await createRevoker(engine.ports).runOnce()
+    t.notOk(await scene.lookAlike.acceptsRefreshToken(refreshToken))
+    t.equal(await codeOf(importerOf(engine).takeOver(request)), 'reauthentication_required')
+    const other = { ...request, refreshToken: await foreignToken(scene, engine, 'alice') }
+    t.match(await importerOf(engine).takeOver(other), { state: 'active' }, 'until another comes')
+  }
+})
+
+t.test('also who is disconnected between reading and moving', async (t) => {
+  const scene = await setScene(t)
+  const engine = await scene.startEngine()
+  const user = userKey('acme-1')
+  const { refreshToken } = await beginImport(scene, engine, user)
+  const { grants } = engine.ports
+  let wasDropped = false
+  const late = {
+    ...grants,
+    async connect(grant: Parameters<typeof grants.connect>[0]) {
+      if (!wasDropped) wasDropped = await disconnectGrant(engine.ports, user)
+      return grants.connect(grant)
+    },
+  }
+  const settings = { callerWaitSeconds: 3, subjectClaim: 'sub' }
+  const importer = createImporter({ ...engine.ports, grants: late }, engine.refresher, settings)
+  while (!wasDropped) {
+    await engine.ports.clock.sleep(100)
+    await importer.resume()
+  }
+  t.equal(await grants.find(user), undefined)
+  await resumeAll(engine)
+  t.equal(await grants.find(user), undefined)
+  await createRevoker(engine.ports).runOnce()
+  t.notOk(await scene.lookAlike.acceptsRefreshToken(refreshToken))
 })
 
 t.test('imports that do not open keep no younger one from its end', async (t) => {

@@ -57,6 +57,8 @@ const COLUMNS: Described = {
     created_at: INSTANT,
     finished_at: INSTANT_OR_NULL,
     outcome: 'text null',
+    found_login_id: 'uuid null',
+    abandoned_at: INSTANT_OR_NULL,
   },
   grants: {
     user_id: 'text',

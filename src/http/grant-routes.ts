@@ -31,7 +31,7 @@ export interface GrantRouteParts {
   auth: CallerAuth
   ports: Pick<
     Ports,
-    'log' | 'audit' | 'sealer' | 'grants' | 'pendingGrants' | 'attempts' | 'sessions'
+    'log' | 'audit' | 'sealer' | 'grants' | 'pendingGrants' | 'imports' | 'attempts' | 'sessions'
   >
   revoker: Pick<Revoker, 'kick'>
   accessTokens: Pick<AccessTokens, 'forget'>
@@ -86,7 +86,7 @@ export function registerGrantRoutes(app: App, parts: GrantRouteParts): void {
         operationId: 'disconnectGrant',
         summary: 'Disconnect a user',
         description:
-          'Closes the grant at once, ends the sessions of the user, and has the refresh token revoked at Pagero in the background, for as long as that takes. A connection that waits for confirmation ends likewise. A second call answers 404.',
+          'Closes the grant at once, ends the sessions of the user, and has the refresh token revoked at Pagero in the background, for as long as that takes. A connection that waits for confirmation, or an import that waits for Pagero, ends likewise. A second call answers 404.',
         tags: ['grants'],
         security: CALLER_SECURITY,
         params: UserParameters,

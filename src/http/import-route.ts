@@ -28,7 +28,7 @@ export function registerImportRoute(
         operationId: 'importGrant',
         summary: 'Take over a refresh token from another system',
         description:
-          'Proves the refresh token by one refresh, and only then makes it the grant of this user; an older grant is then revoked. The token that you send is spent by it: the other system must not use it any more. Sending the same request again is safe and tells how the first one ended.',
+          'Proves the refresh token by one refresh, and only then makes it the grant of this user; an older grant is then revoked. The token that you send is spent by it: the other system must not use it any more. While Pagero does not answer the import goes on by itself; a login or a disconnection that comes meanwhile is what counts then, and the token is revoked. Sending the same request again is safe and tells how the first one ended.',
         tags: ['grants'],
         security: CALLER_SECURITY,
         params: UserParameters,

@@ -50,6 +50,7 @@ export interface InternalParts {
     | 'sealer'
     | 'grants'
     | 'pendingGrants'
+    | 'imports'
     | 'attempts'
     | 'connectLinks'
     | 'sessionTickets'

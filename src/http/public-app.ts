@@ -33,6 +33,7 @@ export interface PublicParts {
     | 'sealer'
     | 'grants'
     | 'pendingGrants'
+    | 'imports'
     | 'revocations'
     | 'loginTransactions'
     | 'connectLinks'

@@ -112,7 +112,10 @@ const LOGOUT_ROUTE = {
 } as const
 
 export interface SessionRouteParts {
-  ports: Pick<Ports, 'log' | 'audit' | 'sealer' | 'grants' | 'pendingGrants' | 'sessions'>
+  ports: Pick<
+    Ports,
+    'log' | 'audit' | 'sealer' | 'grants' | 'pendingGrants' | 'imports' | 'sessions'
+  >
   auth: SessionAuth
   sessions: SessionReader
   accessTokens: Pick<AccessTokens, 'forget'>

@@ -96,6 +96,7 @@ function lockSource({ user, movedFrom, confirmedFrom }: NewGrant) {
       select 1 from grants g join imports i on i.import_id = ${movedFrom.importId}
       where g.user_id = ${movedFrom.user} and g.generation = ${movedFrom.generation}
         and g.phase = 'idle' and i.outcome is not distinct from ${movedFrom.outcome}
+        and i.abandoned_at is null
       for update`
   }
   if (confirmedFrom !== undefined) {

@@ -9,6 +9,10 @@ import { likePatternOf } from './user-patterns.ts'
 /** The import that a grant of {@link IMPORT_USERS} proves. */
 const importIdOfUser = sql`substr(grants.user_id, ${sql.lit(IMPORT_USER_PREFIX.length + 1)})::uuid`
 
+const IMPORT_COLUMNS = sql`
+  import_id as "importId", user_id as "user", obtained_at as "obtainedAt", outcome,
+  found_login_id as "foundLoginId", abandoned_at is not null as "isAbandoned"`
+
 /** Makes the store of imports. `refreshTokenLifetime` is an ISO 8601 duration. */
 export function createImportStore(
   { db }: Pick<Database, 'db'>,
@@ -20,10 +24,11 @@ export function createImportStore(
         const lifetime = sql`${refreshTokenLifetime}::interval`
         const { rows } = await sql<GrantImport>`
           with begun as (
-            insert into imports (import_id, user_id, token_digest, obtained_at)
-            values (${entry.importId}, ${entry.user}, ${entry.tokenDigest}, ${entry.obtainedAt})
+            insert into imports (import_id, user_id, token_digest, obtained_at, found_login_id)
+            values (${entry.importId}, ${entry.user}, ${entry.tokenDigest}, ${entry.obtainedAt},
+              (select login_id from grants where user_id = ${entry.user}))
             on conflict (token_digest) do nothing
-            returning import_id, user_id, obtained_at, outcome
+            returning *
           ), proof as (
             insert into grants
               (user_id, login_id, generation, refresh_token_sealed, key_id, authenticated_at,
@@ -33,10 +38,11 @@ export function createImportStore(
               obtained_at + ${lifetime}
             from begun
           )
-          select import_id as "importId", user_id as "user", obtained_at as "obtainedAt", outcome from begun
+          select ${IMPORT_COLUMNS} from begun
           union all
-          select import_id, user_id, obtained_at, outcome from imports
-          where token_digest = ${entry.tokenDigest}`.execute(db)
+          select ${IMPORT_COLUMNS} from imports where token_digest = ${entry.tokenDigest}`.execute(
+          db,
+        )
         const [begun] = rows
         if (begun === undefined) throw new Error('an import is neither new nor there')
         return begun
@@ -53,10 +59,18 @@ export function createImportStore(
               select ${importIdOfUser} from grants
               where user_id like ${likePatternOf(IMPORT_USERS)} and state = 'active')
           )
-          select import_id as "importId", user_id as "user", obtained_at as "obtainedAt", outcome
-          from unfinished where ${after ?? null}::uuid is null or import_id > ${after ?? null}::uuid
+          select ${IMPORT_COLUMNS} from unfinished where ${after ?? null}::uuid is null or import_id > ${after ?? null}::uuid
           order by import_id limit ${limit}`.execute(db)
         return rows
+      }),
+
+    abandon: (user) =>
+      throughDatabase(async () => {
+        const { rows } = await sql`
+          update imports set abandoned_at = clock_timestamp()
+          where user_id = ${user} and abandoned_at is null and finished_at is null
+          returning 1`.execute(db)
+        return rows.length > 0
       }),
 
     refuse: (importId) =>

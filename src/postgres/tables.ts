@@ -95,6 +95,8 @@ interface ImportsTable {
   created_at: Generated<Date>
   finished_at: Date | null
   outcome: 'imported' | 'refused' | null
+  found_login_id: string | null
+  abandoned_at: Date | null
 }
 
 interface LoginTransactionsTable {

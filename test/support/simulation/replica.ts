@@ -32,6 +32,7 @@ export type SimulatedPorts = Pick<
   | 'sealer'
   | 'grants'
   | 'pendingGrants'
+  | 'imports'
   | 'replicas'
   | 'revocations'
   | 'authorizationServer'
@@ -41,11 +42,12 @@ export type SimulatedPorts = Pick<
 /** The revoker's own poll costs an event each five seconds; a round as often as this finds the same work. */
 const REVOKE_SECONDS = 15
 
-/** Grants come by logins alone here, so none ever waits for a confirmation. */
+/** Grants come by logins alone here, so none ever waits for a confirmation, or for its proof. */
 const NOTHING_PENDING: Partial<Ports['pendingGrants']> = {
   findWaiting: async () => undefined,
   drop: async () => false,
 }
+const NOTHING_IMPORTED: Partial<Ports['imports']> = { abandon: async () => false }
 
 /** Starts the broker's core in a process. */
 export function startReplica(
@@ -64,6 +66,7 @@ export function startReplica(
     }),
     sealer: createSimulatedSealer(),
     pendingGrants: NOTHING_PENDING as Ports['pendingGrants'],
+    imports: NOTHING_IMPORTED as Ports['imports'],
     authorizationServer: world.server.connect(life, world.step) as Ports['authorizationServer'],
     spool: createSimulatedSpool(world, life, disk),
   }
