@@ -29,8 +29,12 @@ export function createHeartbeat(
     // What is under way first: an answer that comes meanwhile is stored and spooled, and the pass finds it.
     const isTold = await refresher.restore()
     if (!(await antiEntropy.runOnce()) || !isTold) return
-    await replicas.restored(replica, boot, server)
-    recovery.run()
+    try {
+      await replicas.restored(replica, boot, server)
+    } finally {
+      // What has failed may have been written all the same, and then no later beat comes here again.
+      recovery.run()
+    }
   }
 
   return async () => {

@@ -171,7 +171,7 @@ async function removeLeftovers(root: string): Promise<void> {
   for (const name of await readdir(root)) {
     if (!name.endsWith(TEMPORARY_SUFFIX)) continue
     const path = join(root, name)
-    const found = await stat(path).catch(ignoreMissing)
+    const found = await stat(path).catch(() => undefined)
     if (found !== undefined && found.mtimeMs < olderThanMs) await rm(path, { force: true })
   }
 }
@@ -218,7 +218,8 @@ async function readEntry(
     if (entry.attemptId !== attemptId) throw new TypeError('The entry has the name of another.')
     return entry
   } catch (error) {
-    const code = errorCode(error)
+    // Node's errors of the file system have a code; those of reading the text have none.
+    const { code } = error as NodeJS.ErrnoException
     if (code === 'ENOENT') return undefined
     // The machine is short of something, the disk is at fault, the file is another user's: it may hold the only token there
     // is, so it stays where it is.
@@ -232,14 +233,4 @@ async function readEntry(
 
 function temporaryName(): string {
   return `.${randomUUID()}${TEMPORARY_SUFFIX}`
-}
-
-function errorCode(error: unknown): string | undefined {
-  return error instanceof Error && 'code' in error && typeof error.code === 'string'
-    ? error.code
-    : undefined
-}
-
-function ignoreMissing(error: unknown): undefined {
-  if (errorCode(error) !== 'ENOENT') throw error
 }

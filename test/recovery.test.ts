@@ -203,12 +203,25 @@ t.test('what could not be brought back is brought back with a later beat', async
   await outcomeOf(beat())
   await pass(5)
   t.notOk(isRestored())
-  t.equal(done.length, 6, 'nobody comes back to rows before')
+  t.equal(done.length, 7, 'nobody comes back to rows before')
   t.strictSame(events().slice(2), ['database_server_replaced', 'database_not_restored'])
   await outcomeOf(beat())
   await pass(5)
   t.ok(isRestored())
-  t.equal(done.at(-1), 'recovery')
+  t.strictSame(done.slice(6), ['recovery', 'attempts', 'spool', 'recovery'])
+})
+
+t.test('its rows are come back to where the last word was written and not confirmed', async (t) => {
+  const { beat, done, outcomeOf, pass, replaceServer, isRestored, faults } = setUpHeartbeat()
+  await outcomeOf(beat())
+  replaceServer()
+  faults.set('restored', ['unconfirmed'])
+  await outcomeOf(beat())
+  await pass(5)
+  t.ok(isRestored())
+  await outcomeOf(beat())
+  await pass(5)
+  t.strictSame(done, ['attempts', 'spool', 'recovery'], 'for no later beat knows of it')
 })
 
 t.test('a heartbeat that cannot be written tells its caller', async (t) => {

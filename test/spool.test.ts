@@ -292,7 +292,10 @@ t.test(
   async (t) => {
     const spool = await createSpool(t.testdir(), unread)
     const before = readdirSync('/proc/self/fd').length
-    for (let i = 0; i < 20; i += 1) await spool.write(successor())
+    for (let i = 0; i < 20; i += 1) {
+      await spool.write(successor())
+      await spool.checkWritable()
+    }
     await spool.list()
     t.ok(readdirSync('/proc/self/fd').length < before + 20)
   },
@@ -318,17 +321,24 @@ const IMPORTS = `
   const { DIRECTORY: directory, ENTRY: text } = process.env
   const reported = []
   const unread = { error: (event, { error }) => reported.push(event, error.code), warn() {} }
-  const spool = await createSpool(directory, unread)`
+  const becomeNobody = () => process.getuid() === 0 && process.seteuid(65534)
+`
+const OPEN = 'const spool = await createSpool(directory, unread)\n'
 
 /** Starts a process that has the spool open, under the limits that the shell sets. */
-function startProcess(directory: string, entry: Successor, script: string, limits = ':') {
+function startProcess(
+  directory: string,
+  entry: Successor,
+  script: string,
+  { limits = ':', open = OPEN } = {},
+) {
   const run = `${limits}; exec "$0" --input-type=module -e "$SCRIPT"`
   // Without what tap asks of its children.
   const { NODE_OPTIONS: _tap, ...inherited } = process.env
   return spawn('sh', ['-c', run, process.execPath], {
     env: {
       ...inherited,
-      ...{ SCRIPT: IMPORTS + script, DIRECTORY: directory, ENTRY: entryText(entry) },
+      ...{ SCRIPT: IMPORTS + open + script, DIRECTORY: directory, ENTRY: entryText(entry) },
       // One thing after the other, in the order of asking.
       UV_THREADPOOL_SIZE: '1',
     },
@@ -383,7 +393,7 @@ t.test('an entry that cannot be read for want of descriptors is left where it is
     }
     process.stdout.write(JSON.stringify(listed) + ' ' + reported)
     process.exit()`,
-    'ulimit -n 64',
+    { limits: 'ulimit -n 64' },
   )
   t.equal(await outputOf(child), '{"entries":[],"isWhole":false} spool_entries_not_read,EMFILE')
   t.strictSame(await readdir(directory), [`${entry.attemptId}.json`])
@@ -445,13 +455,30 @@ t.test('a write is not confirmed while its place in the directory is not durable
     successor(),
     `
     fs.chmodSync(directory, 0o300)
-    if (process.getuid() === 0) {
-      fs.chownSync(directory, 65534, 65534)
-      process.seteuid(65534)
-    }
+    if (process.getuid() === 0) fs.chownSync(directory, 65534, 65534)
+    becomeNobody()
     const written = spool.write(parseEntry(text))
     process.stdout.write(await written.then(() => 'written', ({ code }) => code))
     process.exit()`,
   )
   t.equal(await outputOf(child), 'EACCES')
 })
+
+t.test(
+  'a new directory is not opened while its place in the one above is not durable',
+  async (t) => {
+    // Nobody may make something in the parent, and not open it.
+    const parent = await mkdtemp(join(tmpdir(), 'spool-'))
+    t.teardown(() => rm(parent, { recursive: true, force: true }))
+    await chmod(parent, 0o333)
+    const open = `
+    becomeNobody()
+    const opened = createSpool(directory, unread)
+    process.stdout.write(await opened.then(() => 'opened', ({ code }) => code))`
+    const entry = successor()
+    const child = startProcess(join(parent, 'one', 'in', 'another'), entry, '', { open })
+    t.equal(await outputOf(child), 'EACCES')
+    await chmod(parent, 0o777)
+    t.equal(await outputOf(startProcess(join(parent, 'two'), entry, '', { open })), 'opened')
+  },
+)
