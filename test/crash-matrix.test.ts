@@ -6,7 +6,7 @@ import { createTestDatabase } from './support/database.ts'
 import { setFleet } from './support/fleet.ts'
 import { readHistory } from './support/history.ts'
 
-t.setTimeout(280_000)
+t.setTimeout(500_000)
 
 t.test('only what died between the server and the spool is lost, and it is said so', async (t) => {
   const { url } = await createTestDatabase(t)

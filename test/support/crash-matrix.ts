@@ -1,13 +1,13 @@
 // The crash matrix: a process dies by SIGKILL at every step of a rotation, and either comes back with its disk or stays
 // away while another replica takes over. The server is strict, so what cannot be known again is lost, and said to be.
 
-import { CRASH_POINTS, type CrashPoint } from '../../src/crash-points.ts'
-import { type Fleet, inParallel, until } from './fleet.ts'
+import type { CrashPoint } from '../../src/crash-points.ts'
+import { type Fleet, holdAnswers, inParallel, until } from './fleet.ts'
 import type { Replica } from './replica.ts'
 
-/** Two more moments that lie between steps: the request, or the answer, is on its way. */
-type Moment = CrashPoint | 'request_on_its_way' | 'answer_on_its_way'
-export type Fate = 'recovered' | 'lost' | 'stuck'
+/** Moments of which no crash point tells by itself: a request or an answer is on its way, a restart has died again. */
+type Moment = CrashPoint | 'request_on_its_way' | 'answer_on_its_way' | 'again_in_the_pass'
+export type Fate = 'recovered' | 'lost' | 'reported' | 'revoked' | 'stuck'
 
 export interface MatrixRow {
   moment: Moment
@@ -21,51 +21,123 @@ export interface MatrixRow {
   expected: { restarted: Fate; gone: Fate }
 }
 
+/** A replica that is about to die, named as its one user. */
+interface Victim {
+  fleet: Fleet
+  replica: Replica
+  user: string
+}
+
+interface Step extends Omit<MatrixRow, 'restarted' | 'gone'> {
+  /** Where its process dies in its first life, unless it is killed. */
+  point?: CrashPoint
+  /** Brings it to its death; asking for the token is enough otherwise. */
+  die?: (victim: Victim) => Promise<void>
+  /** It holds up, or misleads, whoever calls the server meanwhile. */
+  isAlone?: true
+}
+
 const UNSPENT = 'The token is unspent: it is presented again.'
 const IN_TRANSIT = 'The server has spent the token; the one answer with its successor is gone.'
 const SPOOLED = 'The answer is in the spool on the disk, and goes with it.'
-const BOTH = { restarted: 'recovered', gone: 'recovered' } as const
-const NEITHER = { restarted: 'lost', gone: 'lost' } as const
+const QUEUED = 'Its token waits in the queue of revocations until the server confirms.'
+const bothAre = (fate: Fate) => ({ restarted: fate, gone: fate })
+const RECOVERED = bothAre('recovered')
+const LOST = bothAre('lost')
 const WITH_DISK = { restarted: 'recovered', gone: 'lost' } as const
 
-const STEPS: ReadonlyArray<Omit<MatrixRow, 'restarted' | 'gone'>> = [
-  {
-    moment: 'before_arm',
-    step: 'before the intent is written',
-    reason: 'Nothing has happened.',
-    expected: BOTH,
-  },
-  { moment: 'after_arm', step: 'the intent is written', reason: UNSPENT, expected: BOTH },
-  { moment: 'before_send', step: 'about to send', reason: UNSPENT, expected: BOTH },
+/** A step at a crash point of its own. */
+function at(point: CrashPoint, step: string, reason: string, expected: Step['expected']): Step {
+  return { moment: point, point, step, reason, expected }
+}
+
+const STEPS: readonly Step[] = [
+  at('before_arm', 'before the intent is written', 'Nothing has happened.', RECOVERED),
+  at('after_arm', 'the intent is written', UNSPENT, RECOVERED),
+  at('before_send', 'about to send', UNSPENT, RECOVERED),
   {
     moment: 'request_on_its_way',
     step: 'sent, not yet read by the server',
     reason: UNSPENT,
-    expected: BOTH,
+    expected: RECOVERED,
+    die: dieInTransit('request_on_its_way'),
+    isAlone: true,
   },
   {
     moment: 'answer_on_its_way',
     step: 'answered by the server, not yet read',
     reason: IN_TRANSIT,
-    expected: NEITHER,
+    expected: LOST,
+    die: dieInTransit('answer_on_its_way'),
+    isAlone: true,
   },
-  { moment: 'after_answer', step: 'the answer is read', reason: IN_TRANSIT, expected: NEITHER },
-  { moment: 'before_spool', step: 'about to spool', reason: IN_TRANSIT, expected: NEITHER },
-  { moment: 'after_spool', step: 'spooled', reason: SPOOLED, expected: WITH_DISK },
-  { moment: 'before_store', step: 'about to store', reason: SPOOLED, expected: WITH_DISK },
+  at('after_answer', 'the answer is read', IN_TRANSIT, LOST),
+  at('before_spool', 'about to spool', IN_TRANSIT, LOST),
+  at('after_spool', 'spooled', SPOOLED, WITH_DISK),
+  at('before_store', 'about to store', SPOOLED, WITH_DISK),
   {
-    moment: 'after_store',
-    step: 'stored',
-    reason: 'The row has the successor.',
-    expected: BOTH,
+    moment: 'again_in_the_pass',
+    point: 'after_spool',
+    step: 'spooled, and again when its restart is about to store that',
+    reason: SPOOLED,
+    expected: WITH_DISK,
+    async die(victim) {
+      const { replica, user } = victim
+      await dieAsked(victim)
+      const start = replica.start({ BROKER_TEST_CRASH_POINT: 'before_store' })
+      await start.catch(() => undefined)
+      if (replica.processId() !== undefined) throw new Error(`${user} has not died again`)
+    },
+  },
+  at('after_store', 'stored', 'The row has the successor.', RECOVERED),
+  {
+    ...at('after_doubt', 'told that no answer came', UNSPENT, RECOVERED),
+    die: dieOfToken({ kind: 'reset_before' }),
+    isAlone: true,
+  },
+  {
+    ...at(
+      'after_refusal',
+      'refused once, for no reason',
+      'A single refusal is not believed.',
+      RECOVERED,
+    ),
+    die: dieOfToken({ kind: 'status', status: 400, body: { error: 'invalid_grant' } }),
+    isAlone: true,
+  },
+  {
+    ...at(
+      'after_verdict',
+      'refused twice, and the row says so',
+      'The user had withdrawn the access, and is told to log in.',
+      bothAre('reported'),
+    ),
+    async die(victim) {
+      const { fleet, user } = victim
+      await fleet.lookAlike.revokeLogin(await fleet.refreshToken(user))
+      await dieAsked(victim)
+    },
+  },
+  {
+    ...at('after_close', 'disconnected, the server not yet told', QUEUED, bothAre('revoked')),
+    die: dieOfDisconnecting,
+  },
+  {
+    ...at(
+      'after_revoke',
+      'revoked by the server, the queue not yet told',
+      'It is revoked once more, which changes nothing.',
+      bothAre('revoked'),
+    ),
+    die: dieOfDisconnecting,
   },
 ]
 
-const CASES = STEPS.flatMap(({ moment }) =>
+const CASES = STEPS.flatMap((step) =>
   (['restarted', 'gone'] as const).map((ending) => ({
-    moment,
+    ...step,
     ending,
-    user: `${ending}-${moment}`,
+    user: `${ending}-${step.moment}`,
   })),
 )
 
@@ -78,31 +150,32 @@ const STARTS_AT_A_TIME = 4
 export async function runCrashMatrix(fleet: Fleet): Promise<MatrixRow[]> {
   const survivor = await fleet.add({ name: 'survivor' })
   const victims = new Map<string, Replica>()
+  const tokens = new Map<string, string>()
   await fleet.connect(CASES.map(({ user }) => user))
-  await inParallel(CASES, STARTS_AT_A_TIME, async ({ moment, user }) => {
+  await inParallel(CASES, STARTS_AT_A_TIME, async ({ point, die = dieAsked, isAlone, user }) => {
     const replica = await fleet.add({ name: user, started: false })
     victims.set(user, replica)
+    tokens.set(user, await fleet.refreshToken(user))
     // The pass over the spool might store an answer before the rotation that spooled it goes on.
     const quiet = { ANTI_ENTROPY_SECONDS: '3600' }
-    await replica.start(
-      isCrashPoint(moment) ? { ...quiet, BROKER_TEST_CRASH_POINT: moment } : quiet,
-    )
+    await replica.start(point === undefined ? quiet : { ...quiet, BROKER_TEST_CRASH_POINT: point })
     await fleet.expire([user])
-    if (!isCrashPoint(moment)) return
-    await replica.token(user)
-    await replica.gone()
+    if (isAlone !== true) await die({ fleet, replica, user })
   })
-  // One after the other: what holds them up is not theirs alone.
-  for (const { moment, user } of CASES) {
+  for (const { die, isAlone, user } of CASES) {
     const replica = victims.get(user)
-    if (replica !== undefined && !isCrashPoint(moment)) await crashInTransit(fleet, replica, moment)
+    if (isAlone === true && replica !== undefined) await die?.({ fleet, replica, user })
   }
   const fates = new Map<string, Fate>()
   await inParallel(CASES, STARTS_AT_A_TIME, async ({ ending, user }) => {
     if (ending === 'restarted') await victims.get(user)?.start()
   })
+  // What a replica took from the queue and died with is left to it for a minute.
+  await fleet.database.pool.query('update revocations set next_attempt_at = clock_timestamp()')
   await Promise.all(
-    CASES.map(async ({ user }) => void fates.set(user, await fateOf(fleet, survivor, user))),
+    CASES.map(async ({ user }) => {
+      fates.set(user, await fateOf(fleet, survivor, { user, token: tokens.get(user) ?? '' }))
+    }),
   )
   return STEPS.map((step) => ({
     ...step,
@@ -124,53 +197,77 @@ export function matrixMarkdown(rows: readonly MatrixRow[]): string {
   ].join('\n')
 }
 
-function isCrashPoint(moment: Moment): moment is CrashPoint {
-  return CRASH_POINTS.some((point) => point === moment)
-}
-
 /** Kills the replica while its request, or the answer to it, is on its way. */
-async function crashInTransit(fleet: Fleet, replica: Replica, moment: Moment): Promise<void> {
-  const { opened } = fleet.toServer
-  const calls = fleet.refreshes().length
-  const gate = Promise.withResolvers<void>()
-  if (moment === 'request_on_its_way') fleet.toServer.mode = 'stall'
-  else {
-    fleet.lookAlike.faults.push({
-      endpoint: 'token',
-      kind: 'delay',
-      when: 'after',
-      until: gate.promise,
-    })
+function dieInTransit(moment: 'request_on_its_way' | 'answer_on_its_way') {
+  return async ({ fleet, replica, user }: Victim): Promise<void> => {
+    const { opened } = fleet.toServer
+    const calls = fleet.refreshes().length
+    let letGo = () => {}
+    if (moment === 'request_on_its_way') fleet.toServer.mode = 'stall'
+    else letGo = holdAnswers(fleet)
+    const waiting = replica.token(user)
+    await until(
+      () =>
+        moment === 'request_on_its_way'
+          ? fleet.toServer.opened > opened
+          : fleet
+              .refreshes()
+              .slice(calls)
+              .some(({ spent }) => spent !== undefined),
+      10_000,
+      moment,
+    )
+    await replica.kill('SIGKILL')
+    await waiting
+    letGo()
+    fleet.toServer.cut()
+    fleet.toServer.mode = 'pass'
   }
-  const waiting = replica.token(replica.name)
-  await until(
-    () =>
-      moment === 'request_on_its_way'
-        ? fleet.toServer.opened > opened
-        : fleet
-            .refreshes()
-            .slice(calls)
-            .some(({ spent }) => spent !== undefined),
-    10_000,
-    moment,
-  )
-  await replica.kill('SIGKILL')
-  await waiting
-  gate.resolve()
-  fleet.toServer.cut()
-  fleet.toServer.mode = 'pass'
 }
 
-/** Asks for the token until it is there, or the grant is said to be lost. */
-async function fateOf(fleet: Fleet, asked: Replica, user: string): Promise<Fate> {
-  let fate = 'stuck' as Fate
+async function dieAsked({ replica, user }: Victim): Promise<void> {
+  await replica.token(user)
+  await replica.gone()
+}
+
+/** Asks for the token when the server will not do what it should. */
+function dieOfToken(
+  effect: { kind: 'reset_before' } | { kind: 'status'; status: number; body: object },
+) {
+  return async (victim: Victim): Promise<void> => {
+    victim.fleet.lookAlike.faults.push({ endpoint: 'token', ...effect })
+    await dieAsked(victim)
+  }
+}
+
+async function dieOfDisconnecting({ replica, user }: Victim): Promise<void> {
+  await replica.call('DELETE', `/v1/users/${user}/grant`)
+  await replica.gone()
+}
+
+/** Asks for the token until it is there, or it is said why it never will be. `token` is the one that the victim had. */
+async function fateOf(
+  fleet: Fleet,
+  asked: Replica,
+  { user, token }: { user: string; token: string },
+): Promise<Fate> {
+  let fate: Fate | undefined
   const isKnown = async () => {
     const { status, body } = await asked.token(user)
     if (status === 200) fate = 'recovered'
-    if (status === 409 && body['cause'] === 'rotation_lost') fate = 'lost'
-    return fate !== 'stuck'
+    if (status === 409) fate = body['cause'] === 'rotation_lost' ? 'lost' : 'reported'
+    const isRevoked = status === 404 && !(await fleet.lookAlike.acceptsRefreshToken(token))
+    if (isRevoked && (await queuedRevocations(fleet, user)) === 0) fate = 'revoked'
+    return fate !== undefined
   }
   await until(isKnown, FATE_LIMIT_MS, user).catch(() => undefined)
-  const isLost = (await fleet.lost()).includes(user)
-  return isLost === (fate === 'lost') ? fate : 'stuck'
+  const isAlive = !(await fleet.lost([user])).includes(user)
+  return fate !== undefined && isAlive === (fate === 'recovered') ? fate : 'stuck'
+}
+
+async function queuedRevocations(fleet: Fleet, user: string): Promise<number> {
+  const { rows } = await fleet.database.pool.query('select 1 from revocations where user_id = $1', [
+    user,
+  ])
+  return rows.length
 }

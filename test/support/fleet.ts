@@ -78,6 +78,8 @@ export interface Fleet {
   expire(users?: readonly string[], seconds?: number): Promise<void>
   rows(): Promise<GrantState[]>
   row(user: string): Promise<GrantState>
+  /** The refresh token that the row of a user holds. */
+  refreshToken(user: string): Promise<string>
   /** Number of answers in the spool of a replica. */
   spooled(replica: Replica): Promise<number>
   /** Users, all or some, whose stored refresh token the authorization server would refuse. */
@@ -193,6 +195,12 @@ export async function setFleet(
     return found.rows
   }
 
+  function tokenOf({ user, loginId, generation, sealed }: GrantState): string {
+    const place = { user: userKeyOf(user), loginId, generation }
+    const context = grantSealContext('refresh_token_sealed', place)
+    return sealed === null ? '' : sealer.open(context, sealed)
+  }
+
   const fleet: Fleet = {
     lookAlike,
     database,
@@ -234,14 +242,12 @@ export async function setFleet(
     },
     async lost(users) {
       const lost: string[] = []
-      for (const { user, loginId, generation, sealed } of await readRows(users)) {
-        const place = { user: userKeyOf(user), loginId, generation }
-        const context = grantSealContext('refresh_token_sealed', place)
-        const token = sealed === null ? '' : sealer.open(context, sealed)
-        if (!(await lookAlike.acceptsRefreshToken(token))) lost.push(user)
+      for (const row of await readRows(users)) {
+        if (!(await lookAlike.acceptsRefreshToken(tokenOf(row)))) lost.push(row.user)
       }
       return lost
     },
+    refreshToken: async (user) => tokenOf(await fleet.row(user)),
     refreshes: () =>
       lookAlike.record.filter(
         ({ endpoint, form }) => endpoint === 'token' && form['grant_type'] === 'refresh_token',

@@ -90,9 +90,12 @@ function withoutAttempt(fleet: Fleet, calls: Calls, attempts: AttemptRow[]): str
     const count = (callsOf.get(token) ?? 0) + 1
     callsOf.set(token, count)
     const byMs = performance.timeOrigin + call.at + CLOCK_TOLERANCE_MS
-    const own = (attemptsOf.get(call.presented?.subject ?? '') ?? []).filter(
+    const { presented } = call
+    // Of a login that was withdrawn the server has forgotten whose it was.
+    const ofUser = presented === undefined ? attempts : attemptsOf.get(presented.subject)
+    const own = (ofUser ?? []).filter(
       ({ armedAtMs, generation }) =>
-        armedAtMs <= byMs && generation >= (call.presented?.generation ?? 0),
+        armedAtMs <= byMs && generation >= (presented?.generation ?? 0),
     )
     const armed = own.filter((attempt) => {
       const place = { ...attempt, user: userKeyOf(attempt.user) }

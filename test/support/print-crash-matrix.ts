@@ -1,4 +1,4 @@
-// Prints the crash matrix as Markdown, for README.md: `npm run crash-matrix`. It takes about a minute.
+// Prints the crash matrix as Markdown, for README.md: `npm run crash-matrix`. It takes about two minutes.
 
 import { matrixMarkdown, runCrashMatrix } from './crash-matrix.ts'
 import { setFleet } from './fleet.ts'
