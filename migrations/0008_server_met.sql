@@ -4,4 +4,4 @@ alter table replicas
   add column met_on timestamptz,
   add column met_at timestamptz;
 comment on column replicas.met_on is 'Start of the PostgreSQL server that this replica has met last.';
-comment on column replicas.met_at is 'When it met that server. Null: a release that does not know of it, or that has met no other.';
+comment on column replicas.met_at is 'When it met that server. Null: of a release that does not know of it.';

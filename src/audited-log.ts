@@ -10,6 +10,7 @@ import type { Audit, Log, LogFields } from './ports.ts'
 const ON_RECORD: Readonly<Record<string, Pick<AuditEvent, 'action' | 'actor' | 'outcome'>>> = {
   grant_condemned: { action: 'grant_condemned', actor: 'broker', outcome: 'failed' },
   import_refused: { action: 'import_refused', actor: 'broker', outcome: 'refused' },
+  import_overtaken: { action: 'import_refused', actor: 'broker', outcome: 'refused' },
   rate_limited: { action: 'rate_limited', actor: 'anyone', outcome: 'refused' },
   database_not_accepted: { action: 'database_not_accepted', actor: 'broker', outcome: 'refused' },
   encryption_key_unusable: {

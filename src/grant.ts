@@ -147,6 +147,8 @@ export interface Grant {
   lastUsedAt: Date | null
   rollingExpiresAt: Date
   absoluteExpiresAt: Date
+  /** When the user last logged in or was disconnected, or the import was asked for that brought the grant; null: unknown. */
+  decidedAt: Date | null
   readAt: Date
 }
 

@@ -31,8 +31,8 @@ export interface Importer {
   resume(stopping?: AbortSignal): Promise<number>
 }
 
-/** Imports that one round goes on with. */
-const RESUME_MAX = 20
+/** Read at a time. */
+const PAGE_IMPORTS = 20
 /** Rounds of reading and moving; a row moves on when a refresh stores, which is once in minutes. */
 const MOVE_TRIES_MAX = 10
 
@@ -193,23 +193,39 @@ export function createImporter(
     if (ended === undefined) throw goesOn()
   }
 
+  /** Goes on with one after the other, so that imports crowd nobody out; returns how many are over by it. */
+  async function goOnWith(page: readonly GrantImport[], stopping?: AbortSignal): Promise<number> {
+    let over = 0
+    for (const entry of page) {
+      if (stopping?.aborted === true) break
+      try {
+        await goOn(entry)
+        over += 1
+      } catch (error) {
+        const code = error instanceof BrokerError ? error.code : undefined
+        if (code === 'reauthentication_required') over += 1
+        if (code === 'integrity_failure')
+          log.error('import_unreadable', { user: entry.user, error })
+        else log.debug('import_not_ended', { user: entry.user, error })
+      }
+    }
+    return over
+  }
+
   return {
     takeOver,
     async resume(stopping) {
-      const unfinished = await imports.findUnfinished({ after, limit: RESUME_MAX })
-      if (unfinished.length < RESUME_MAX) after = undefined
-      else after = unfinished.at(-1)?.importId
-      for (const entry of unfinished) {
-        if (stopping?.aborted === true) break
-        try {
-          await goOn(entry)
-        } catch (error) {
-          const isUnreadable = error instanceof BrokerError && error.code === 'integrity_failure'
-          if (isUnreadable) log.error('import_unreadable', { user: entry.user, error })
-          else log.debug('import_not_ended', { user: entry.user, error })
-        }
-      }
-      return unfinished.length
+      let count = 0
+      let isWorthwhile: boolean
+      do {
+        const page = await imports.findUnfinished({ after, limit: PAGE_IMPORTS })
+        const isLast = page.length < PAGE_IMPORTS
+        after = isLast ? undefined : page.at(-1)?.importId
+        count += page.length
+        // Where none of a page comes to an end, Pagero or the database is away, perhaps.
+        isWorthwhile = (await goOnWith(page, stopping)) > 0 && !isLast
+      } while (isWorthwhile)
+      return count
     },
   }
 }
@@ -240,13 +256,13 @@ function isOvertaken(entry: GrantImport, row: Grant | undefined): boolean {
   if (row === undefined || isDead(row)) return false
   // The caller was told that the token is refused, and has gone on since.
   if (entry.outcome === 'refused') return true
-  return row.state !== 'revoked' && row.loginId !== entry.foundLoginId
+  return row.decidedAt !== null && row.decidedAt > entry.createdAt
 }
 
 function overtaken(): BrokerError {
   return new BrokerError(
     'reauthentication_required',
-    'This refresh token was not taken over and is revoked: the user has logged in, or was disconnected, since the import was begun.',
+    'This refresh token was not taken over and is revoked: a login, a disconnection or another import has come since the import was begun.',
     { cause: 'revoked_or_expired' },
   )
 }

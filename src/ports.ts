@@ -292,9 +292,9 @@ export interface GrantImport {
   importId: string
   user: UserKey
   obtainedAt: Date
+  /** When it was asked for. */
+  createdAt: Date
   outcome: 'imported' | 'refused' | null
-  /** Login of the grant that the user had when the import was begun: the only living one that it may replace. */
-  foundLoginId: string | null
   /** The user was disconnected while it was under way. */
   isAbandoned: boolean
 }
@@ -313,7 +313,10 @@ export interface ImportStore {
    * their ids.
    */
   findUnfinished(page: { after: string | undefined; limit: number }): Promise<GrantImport[]>
-  /** Marks what is under way for the user as not wanted any more. Returns false when nothing was. */
+  /**
+   * Marks what is under way for the user as not wanted any more, and what was refused and may still be proven. Returns false
+   * when nothing was under way.
+   */
   abandon(user: UserKey): Promise<boolean>
   /** Ends an import that Pagero refused, or that was overtaken. The grant that was to prove it stays for a month: a late success is told by it. */
   refuse(importId: string): Promise<void>

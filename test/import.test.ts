@@ -232,7 +232,9 @@ t.test('who has logged in since an import was begun keeps that grant', async (t)
     const { request, refreshToken } = await beginImport(scene, engine, user)
     await scene.connect(engine, user, hadOne ? 'bob' : 'carol')
     const before = await scene.grantOf(engine, user)
+    const calls = scene.refreshes().length
     await resumeAll(engine)
+    t.equal(scene.refreshes().length, calls, 'what will not be moved is not proven')
     const after = await scene.grantOf(engine, user)
     t.strictSame([after.loginId, after.state], [before.loginId, 'active'])
     await createRevoker(engine.ports).runOnce()
@@ -260,6 +262,63 @@ t.test(
   },
 )
 
+t.test('of two imports of one user the one that was asked for later stays', async (t) => {
+  for (const isInOrder of [true, false]) {
+    const scene = await setScene(t)
+    const engine = await scene.startEngine()
+    const user = userKey('acme-1')
+    const { request: first } = await beginImport(scene, engine, user)
+    const { request: second } = await beginImport(scene, engine, user)
+    await engine.ports.clock.sleep(500)
+    const importer = importerOf(engine)
+    const codes: string[] = []
+    for (const request of isInOrder ? [first, second] : [second, first]) {
+      codes.push(await codeOf(importer.takeOver(request)))
+    }
+    t.strictSame(codes, ['none', isInOrder ? 'none' : 'reauthentication_required'])
+    await createRevoker(engine.ports).runOnce()
+    const stored = await scene.storedRefreshToken(engine, user)
+    t.ok(await scene.lookAlike.acceptsRefreshToken(stored))
+    t.equal(await codeOf(importer.takeOver(second)), 'none')
+    t.equal(await scene.storedRefreshToken(engine, user), stored)
+  }
+})
+
+t.test('who is disconnected after a refusal stays so when its success comes late', async (t) => {
+  const scene = await setScene(t)
+  const engine = await scene.startEngine()
+  const user = userKey('acme-1')
+  const refreshToken = await refuseThenProve(scene, engine, user)
+  t.equal(await disconnectGrant(engine.ports, user), false, 'nothing is under way any more')
+  await resumeAll(engine)
+  t.equal(await engine.ports.grants.find(user), undefined)
+  await createRevoker(engine.ports).runOnce()
+  t.notOk(await scene.lookAlike.acceptsRefreshToken(refreshToken))
+})
+
+t.test(
+  'a death between closing the proof and ending the import leaves nothing behind',
+  async (t) => {
+    const scene = await setScene(t)
+    const engine = await scene.startEngine()
+    const user = userKey('acme-1')
+    await beginImport(scene, engine, user)
+    await disconnectGrant(engine.ports, user)
+    const { imports } = engine.ports
+    const dead = {
+      ...imports,
+      async refuse() {
+        throw new Error('killed')
+      },
+    }
+    const settings = { callerWaitSeconds: 3, subjectClaim: 'sub' }
+    const dying = createImporter({ ...engine.ports, imports: dead }, engine.refresher, settings)
+    t.equal(await dying.resume(), 1)
+    t.equal(await importerOf(engine).resume(), 1)
+    t.equal(await importerOf(engine).resume(), 0)
+  },
+)
+
 t.test('who is disconnected while an import waits stays so', async (t) => {
   for (const hadOne of [false, true]) {
     const scene = await setScene(t)
@@ -269,7 +328,9 @@ t.test('who is disconnected while an import waits stays so', async (t) => {
     const { refreshToken, request } = await beginImport(scene, engine, user)
     t.equal(await disconnectGrant(engine.ports, user), true)
     t.equal(await disconnectGrant(engine.ports, user), false, 'a second time nothing is left')
+    const calls = scene.refreshes().length
     await resumeAll(engine)
+    t.equal(scene.refreshes().length, calls)
     t.equal((await engine.ports.grants.find(user))?.state, hadOne ? 'revoked' : undefined)
     await createRevoker(engine.ports).runOnce()
     t.notOk(await scene.lookAlike.acceptsRefreshToken(refreshToken))
@@ -306,13 +367,32 @@ t.test('also who is disconnected between reading and moving', async (t) => {
   t.notOk(await scene.lookAlike.acceptsRefreshToken(refreshToken))
 })
 
+t.test('one round goes on with all imports that an outage has held up', async (t) => {
+  const scene = await setScene(t)
+  const engine = await scene.startEngine()
+  const importer = importerOf(engine)
+  const requests = []
+  for (let n = 1; n <= 25; n += 1) {
+    const user = userKey(`acme-${n}`)
+    const refreshToken = await foreignToken(scene, engine, `alice-${n}`)
+    requests.push({ user, refreshToken, obtainedAt: OBTAINED_AT })
+  }
+  const held = { ...engine.refresher, refresh: () => Promise.reject(new Error('held up')) }
+  const settings = { callerWaitSeconds: 3, subjectClaim: 'sub' }
+  const waiting = createImporter(engine.ports, held, settings)
+  for (const request of requests) await t.rejects(waiting.takeOver(request), /held up/)
+  t.equal(await waiting.resume(), 20, 'where none ends it is not gone on')
+  t.equal(await importer.resume(), 25)
+  t.equal(await importer.resume(), 0)
+})
+
 t.test('imports that do not open keep no younger one from its end', async (t) => {
   const scene = await setScene(t)
   const engine = await scene.startEngine()
   await scene.database.pool.query(
     `with broken as (
        insert into imports (import_id, user_id, token_digest, obtained_at)
-       select gen_random_uuid(), 'broken-' || n, ('x' || n)::bytea, now() from generate_series(1, 25) n
+       select ('00000000-0000-4000-8000-' || lpad(n::text, 12, '0'))::uuid, 'broken-' || n, ('x' || n)::bytea, now() from generate_series(1, 25) n
        returning import_id)
      insert into grants (user_id, login_id, generation, refresh_token_sealed, key_id, authenticated_at,
        rotated_at, rolling_expires_at, absolute_expires_at)
@@ -423,6 +503,31 @@ t.test(
     t.equal(await engine.ports.imports.sweep(), 1, 'a token that old cannot live')
   },
 )
+
+t.test('one token given twice at the same instant is one import', async (t) => {
+  const scene = await setScene(t)
+  const engine = await scene.startEngine()
+  const { imports } = engine.ports
+  const begin = (digest: string) => {
+    const importId = randomUUID()
+    return imports.begin(
+      {
+        ...{ importId, user: userKey('acme-1'), obtainedAt: OBTAINED_AT },
+        tokenDigest: Buffer.from(digest),
+      },
+      {
+        ...{ user: importUserKey(importId), loginId: randomUUID(), keyId: 'test' },
+        refreshTokenSealed: Buffer.from('sealed'),
+      },
+    )
+  }
+  for (let n = 0; n < 200; n += 1) {
+    const [one, other] = await Promise.all([begin(`token ${n}`), begin(`token ${n}`)])
+    if (one.importId !== other.importId) t.fail('they are two')
+  }
+  const { rows } = await scene.database.pool.query('select count(*)::int from imports')
+  t.strictSame(rows, [{ count: 200 }])
+})
 
 t.test('one token given for two users at once is taken over for one of them', async (t) => {
   const scene = await setScene(t)

@@ -57,7 +57,6 @@ const COLUMNS: Described = {
     created_at: INSTANT,
     finished_at: INSTANT_OR_NULL,
     outcome: 'text null',
-    found_login_id: 'uuid null',
     abandoned_at: INSTANT_OR_NULL,
   },
   grants: {
@@ -90,6 +89,7 @@ const COLUMNS: Described = {
     rolling_expires_at: INSTANT,
     absolute_expires_at: INSTANT,
     expiry_warned_days: 'integer null',
+    decided_at: INSTANT_OR_NULL,
   },
   refresh_attempts: {
     attempt_id: 'uuid',

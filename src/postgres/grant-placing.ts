@@ -27,7 +27,7 @@ export function createGrantPlacing(
               user_id, login_id, generation, refresh_token_sealed, key_id, access_token_sealed,
               access_token_requested_at, access_token_expires_at, access_token_fingerprint, scope,
               pagero_issuer, pagero_subject, authenticated_at, rotated_at, rolling_expires_at,
-              absolute_expires_at)
+              absolute_expires_at, decided_at)
             select
               ${grant.user}, ${grant.loginId}::uuid, ${grant.replaces + 1}::bigint,
               ${grant.refreshTokenSealed}::bytea, ${grant.keyId}, ${access?.sealed ?? null}::bytea,
@@ -35,7 +35,7 @@ export function createGrantPlacing(
               ${access === null ? sql`null::timestamptz` : expiresAt},
               ${access?.fingerprint ?? null}, ${grant.scope}, ${grant.pageroIssuer},
               ${grant.pageroSubject}, ${authenticatedAt}, ${now}, ${lifetimeFrom(now, refreshTokenLifetime)},
-              ${lifetimeFrom(authenticatedAt, refreshTokenLifetime)}
+              ${lifetimeFrom(authenticatedAt, refreshTokenLifetime)}, source.decided_at
             from source
             on conflict (user_id) do update set
               login_id = excluded.login_id, generation = excluded.generation, state = 'active',
@@ -51,7 +51,8 @@ export function createGrantPlacing(
               lease_until = null, next_retry_at = null, failure_count = 0,
               authenticated_at = excluded.authenticated_at, rotated_at = excluded.rotated_at,
               rolling_expires_at = excluded.rolling_expires_at,
-              absolute_expires_at = excluded.absolute_expires_at, expiry_warned_days = null
+              absolute_expires_at = excluded.absolute_expires_at, expiry_warned_days = null,
+              decided_at = excluded.decided_at
             where g.generation = ${grant.replaces}
             returning ${EVENT_COLUMNS}
           ), told as (${writeEvents(events, {
@@ -73,7 +74,7 @@ export function createGrantPlacing(
               state = 'revoked', state_reason = 'disconnected', refresh_token_sealed = null,
               key_id = null, access_token_sealed = null, access_token_requested_at = null,
               access_token_expires_at = null, access_token_fingerprint = null, phase = 'idle',
-              next_retry_at = null
+              next_retry_at = null, decided_at = ${now}
             where user_id = ${user} and generation = ${generation} and state <> 'revoked'
             returning ${EVENT_COLUMNS}
           ), told as (${writeEvents(events, { changed: 'placed', type: sql`'grant.disconnected'` })}), unused as (
@@ -89,11 +90,14 @@ export function createGrantPlacing(
   }
 }
 
-/** Locks what the grant is taken from, so that it cannot change meanwhile; no row means that it has changed already. */
+/**
+ * Locks what the grant is taken from, so that it cannot change meanwhile; no row means that it has changed already. Tells when
+ * the grant was decided on.
+ */
 function lockSource({ user, movedFrom, confirmedFrom }: NewGrant) {
   if (movedFrom !== undefined) {
     return sql`
-      select 1 from grants g join imports i on i.import_id = ${movedFrom.importId}
+      select i.created_at as decided_at from grants g join imports i on i.import_id = ${movedFrom.importId}
       where g.user_id = ${movedFrom.user} and g.generation = ${movedFrom.generation}
         and g.phase = 'idle' and i.outcome is not distinct from ${movedFrom.outcome}
         and i.abandoned_at is null
@@ -101,12 +105,12 @@ function lockSource({ user, movedFrom, confirmedFrom }: NewGrant) {
   }
   if (confirmedFrom !== undefined) {
     return sql`
-      select 1 from pending_grants
+      select ${now} as decided_at from pending_grants
       where confirmation_hash = ${confirmedFrom.confirmationHash} and user_id = ${user}
         and confirmed_at is null and expires_at > ${now}
       for update`
   }
-  return sql`select 1`
+  return sql`select ${now} as decided_at`
 }
 
 /** Ends what the grant was taken from, if it was placed. */

@@ -31,6 +31,7 @@ const COLUMNS = [
   'last_used_at',
   'rolling_expires_at',
   'absolute_expires_at',
+  'decided_at',
 ] as const satisfies ReadonlyArray<keyof Tables['grants']>
 
 /** The columns of a {@link Grant}, by name: a statement that is prepared must return the same after a migration. */
@@ -98,5 +99,6 @@ export function grantOf(row: GrantRow): Grant {
     lastUsedAt: row.last_used_at,
     rollingExpiresAt: row.rolling_expires_at,
     absoluteExpiresAt: row.absolute_expires_at,
+    decidedAt: row.decided_at,
   }
 }

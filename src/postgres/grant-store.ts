@@ -18,6 +18,12 @@ import { EVENT_COLUMNS, writeEvents } from './outbox-events.ts'
 import { prepared } from './prepared.ts'
 import { lifetimeFrom, now, seconds } from './time.ts'
 
+/**
+ * A replica that comes late to a new server is waited for as long as three replicas take to be called gone, one after the
+ * other: a pass over a spool takes seconds, and a refresh begins two minutes before its token ends.
+ */
+const LATECOMER_STALE_TIMES = 3
+
 export interface GrantStoreSettings {
   /** ISO 8601, in calendar units: P3Y. */
   refreshTokenLifetime: string
@@ -79,11 +85,13 @@ export function createGrantStore(
       and r.seen_at > ${now} - ${seconds(settings.heartbeatStaleSeconds)}
       and (r.boot = a.boot or coalesce(r.spool_drained_at <= a.armed_at, true)))`
 
+  const latecomerSeconds = LATECOMER_STALE_TIMES * settings.heartbeatStaleSeconds
+
   /**
    * A server that has taken another's place may lack the last commits: the row a successor, or an attempt that is under
    * way. So nobody arms until all who may hold such a thing have brought it back, or are gone; nor before having brought
-   * back its own, however late. Who was gone and comes later is waited for as well, as long as the others were: so one that
-   * can never bring back what it holds keeps nobody for longer, however often it starts.
+   * back its own, however late. Who was gone and comes later is waited for as well, but for a pass over a spool alone: one
+   * that can never bring back what it holds must not keep the others until their tokens end, however often it starts.
    */
   const nothingIsMissing = (replica: string) => sql`exists (
     select 1 from deployment d
@@ -96,7 +104,7 @@ export function createGrantStore(
         where r.restored_on <> d.server_started_at
           and (d.server_noticed_at >= ${now} - ${seconds(settings.zombieWaitSeconds)}
             or (r.met_on = d.server_started_at
-              and r.met_at >= ${now} - ${seconds(settings.zombieWaitSeconds)}))
+              and r.met_at >= ${now} - ${seconds(latecomerSeconds)}))
           and r.seen_at > ${seconds(-settings.heartbeatStaleSeconds)} + case
             when d.server_noticed_at > ${now} - ${seconds(settings.heartbeatStaleSeconds)}
             then d.server_left_at else ${now} end))`

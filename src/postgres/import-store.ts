@@ -10,8 +10,10 @@ import { likePatternOf } from './user-patterns.ts'
 const importIdOfUser = sql`substr(grants.user_id, ${sql.lit(IMPORT_USER_PREFIX.length + 1)})::uuid`
 
 const IMPORT_COLUMNS = sql`
-  import_id as "importId", user_id as "user", obtained_at as "obtainedAt", outcome,
-  found_login_id as "foundLoginId", abandoned_at is not null as "isAbandoned"`
+  import_id as "importId", user_id as "user", obtained_at as "obtainedAt", created_at as "createdAt", outcome,
+  abandoned_at is not null as "isAbandoned"`
+
+const BEGIN_TRIES_MAX = 3
 
 /** Makes the store of imports. `refreshTokenLifetime` is an ISO 8601 duration. */
 export function createImportStore(
@@ -22,11 +24,10 @@ export function createImportStore(
     begin: (entry, grant) =>
       throughDatabase(async () => {
         const lifetime = sql`${refreshTokenLifetime}::interval`
-        const { rows } = await sql<GrantImport>`
+        const statement = sql<GrantImport>`
           with begun as (
-            insert into imports (import_id, user_id, token_digest, obtained_at, found_login_id)
-            values (${entry.importId}, ${entry.user}, ${entry.tokenDigest}, ${entry.obtainedAt},
-              (select login_id from grants where user_id = ${entry.user}))
+            insert into imports (import_id, user_id, token_digest, obtained_at)
+            values (${entry.importId}, ${entry.user}, ${entry.tokenDigest}, ${entry.obtainedAt})
             on conflict (token_digest) do nothing
             returning *
           ), proof as (
@@ -40,12 +41,14 @@ export function createImportStore(
           )
           select ${IMPORT_COLUMNS} from begun
           union all
-          select ${IMPORT_COLUMNS} from imports where token_digest = ${entry.tokenDigest}`.execute(
-          db,
-        )
-        const [begun] = rows
-        if (begun === undefined) throw new Error('an import is neither new nor there')
-        return begun
+          select ${IMPORT_COLUMNS} from imports where token_digest = ${entry.tokenDigest}`
+        for (let tries = 1; tries <= BEGIN_TRIES_MAX; tries += 1) {
+          const { rows } = await statement.execute(db)
+          const [begun] = rows
+          if (begun !== undefined) return begun
+          // Another one with this token was committed while this one waited for it, and is seen the next time.
+        }
+        throw new Error('an import is neither new nor there')
       }),
 
     findUnfinished: ({ after, limit }) =>
@@ -66,11 +69,11 @@ export function createImportStore(
 
     abandon: (user) =>
       throughDatabase(async () => {
-        const { rows } = await sql`
+        const { rows } = await sql<{ wasUnderWay: boolean }>`
           update imports set abandoned_at = clock_timestamp()
-          where user_id = ${user} and abandoned_at is null and finished_at is null
-          returning 1`.execute(db)
-        return rows.length > 0
+          where user_id = ${user} and abandoned_at is null and outcome is distinct from 'imported'
+          returning outcome is null as "wasUnderWay"`.execute(db)
+        return rows.some(({ wasUnderWay }) => wasUnderWay)
       }),
 
     refuse: (importId) =>

@@ -47,6 +47,7 @@ interface GrantsTable {
   rolling_expires_at: Date
   absolute_expires_at: Date
   expiry_warned_days: number | null
+  decided_at: Date | null
 }
 
 interface RefreshAttemptsTable {
@@ -95,7 +96,6 @@ interface ImportsTable {
   created_at: Generated<Date>
   finished_at: Date | null
   outcome: 'imported' | 'refused' | null
-  found_login_id: string | null
   abandoned_at: Date | null
 }
 

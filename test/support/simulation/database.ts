@@ -269,6 +269,7 @@ export function createSimulatedDatabase(settings: GrantStoreSettings, nowMs: () 
         lastUsedAt: row?.lastUsedAt ?? null,
         rollingExpiresAt: lifetimeFrom(now),
         absoluteExpiresAt: lifetimeFrom(authenticatedAtMs),
+        decidedAt: new Date(now),
       })
       queueRevocation(grant.revocation)
       return true
@@ -286,6 +287,7 @@ export function createSimulatedDatabase(settings: GrantStoreSettings, nowMs: () 
         accessToken: null,
         phase: 'idle',
         nextRetryAt: null,
+        decidedAt: new Date(nowMs()),
       })
       queueRevocation(revocation)
       return true
@@ -495,7 +497,7 @@ export function createSimulatedDatabase(settings: GrantStoreSettings, nowMs: () 
         one.restoredOn !== server.startedAtMs &&
         one.seenAtMs > aliveAtMs &&
         (server.noticedAtMs >= waitedSinceMs ||
-          (one.metOn === server.startedAtMs && one.metAtMs >= waitedSinceMs)),
+          (one.metOn === server.startedAtMs && one.metAtMs >= now - 3 * staleMs)),
     )
   }
 

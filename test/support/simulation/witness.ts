@@ -149,7 +149,7 @@ export function createWitness(nowMs: () => number, trace: ((line: string) => voi
 
   /**
    * RF-25: after a failover nobody presents a token whose successor, or whose answer, somebody is about to bring back.
-   * Those who were away when the others waited are left to their fate.
+   * Those who are away are left to their fate.
    */
   function judgeSetBack(life: Life, request: ArmRequest): void {
     const token = request.tokenDigest.toString()
