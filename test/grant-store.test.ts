@@ -101,12 +101,12 @@ function grantColumns(row: GrantRow | undefined, nowMs: number) {
 
 t.test('every sequence of calls leaves both stores alike', async (t) => {
   const { client, database, real } = await setScene(t)
-  const realReplicas = createReplicaStore(database.db, SETTINGS)
   const met = new Map<string, number>()
 
   for (let seed = FIRST_SEED; seed < FIRST_SEED + SEQUENCES; seed += 1) {
     const random = createRandom(seed)
     const model = createSimulatedDatabase(SETTINGS, Date.now)
+    const realReplicas = createReplicaStore(database.db, SETTINGS)
     const user = parseUserKey(`user-${seed}`) as UserKey
     const names = [`a-${seed}`, `b-${seed}`]
     const boots = [randomUUID(), randomUUID()]
@@ -716,6 +716,81 @@ t.test('who comes late to a new server is waited for, and not for long', async (
   t.equal(await arm(), undefined, 'but with each server')
   await client.query(`update replicas set restored_on = met_on where name = 'late'`)
   t.ok(await arm(), 'what it had is there')
+})
+
+t.test(
+  'who is not known to a new server is waited for when it comes, and arms nothing before',
+  async (t) => {
+    const { client, database, real } = await setScene(t)
+    await client.query(`update server_start set at = clock_timestamp() - interval '1000 s'`)
+    const [others, news] = [randomUUID(), randomUUID()]
+    // Of a process each.
+    const other = createReplicaStore(database.db, SETTINGS)
+    const young = createReplicaStore(database.db, SETTINGS)
+    const { user, loginId } = await connectUser(real)
+    const armBy = async (replica: string, boot: string) => {
+      const armed = await real.arm({
+        ...{
+          user,
+          loginId,
+          generation: 1,
+          attemptId: randomUUID(),
+          cause: 'expiry',
+          replica,
+          boot,
+        },
+        ...{ tokenDigest: Buffer.alloc(0), leaseSeconds: 1 },
+      })
+      await client.query(`update grants set phase = 'idle', attempt_id = null`)
+      return armed
+    }
+    await other.heartbeat('other', others)
+    await young.heartbeat('young', news)
+    t.ok(await armBy('young', news))
+    // Its first heartbeat is among what the failover has lost.
+    await client.query(`
+    delete from replicas where name = 'young';
+    update server_start set at = clock_timestamp() - interval '900 s'`)
+    const server = (await other.heartbeat('other', others)) ?? ''
+    await other.restored('other', others, server)
+    t.equal(await armBy('young', news), undefined, 'nobody can wait for it yet')
+    t.equal(await young.heartbeat('young', news), server, 'it owes the server what it holds')
+    t.equal(await armBy('other', others), undefined)
+    await young.restored('young', news, server)
+    t.ok(await armBy('other', others))
+    t.ok(await armBy('young', news))
+
+    await client.query(`delete from replicas where name = 'young'`)
+    t.equal(await young.heartbeat('young', news), undefined, 'on the same server nothing is owed')
+    t.ok(await armBy('young', news))
+  },
+)
+
+t.test('at first everybody is waited for who was known to the server before', async (t) => {
+  const { client, database, real } = await setScene(t)
+  await client.query(`update server_start set at = clock_timestamp() - interval '1000 s'`)
+  const replicas = createReplicaStore(database.db, SETTINGS)
+  const { user, loginId } = await connectUser(real)
+  const others = randomUUID()
+  const arm = () =>
+    real.arm({
+      ...{ user, loginId, generation: 1, attemptId: randomUUID(), cause: 'expiry' },
+      ...{ replica: 'other', boot: others, tokenDigest: Buffer.alloc(0), leaseSeconds: 1 },
+    })
+  await replicas.heartbeat('silent', randomUUID())
+  await replicas.heartbeat('other', others)
+  // After an outage: its heartbeat is lost with the last commits, and the one before is old.
+  await client.query(`
+    update replicas set seen_at = seen_at - interval '1000 s' where name = 'silent';
+    update server_start set at = clock_timestamp() - interval '900 s'`)
+  const server = (await replicas.heartbeat('other', others)) ?? ''
+  await replicas.restored('other', others, server)
+  t.equal(await arm(), undefined)
+  await client.query(
+    `update deployment set server_noticed_at = server_noticed_at - make_interval(secs => $1)`,
+    [SPAN_SECONDS / 2 + 1],
+  )
+  t.ok(await arm(), 'it would have been seen by now')
 })
 
 t.test('of many successors those that are stored are told apart', async (t) => {

@@ -90,24 +90,26 @@ export function createGrantStore(
   /**
    * A server that has taken another's place may lack the last commits: the row a successor, or an attempt that is under
    * way. So nobody arms until all who may hold such a thing have brought it back, or are gone; nor before having brought
-   * back its own, however late. Who was gone and comes later is waited for as well, but for a pass over a spool alone: one
+   * back its own, however late, or while the server does not know of it. At first everybody is waited for who was ever known: after an
+   * outage the heartbeats of the living are old too. Who was gone and comes later is waited for as well, but for a pass over a spool alone: one
    * that can never bring back what it holds must not keep the others until their tokens end, however often it starts.
    */
   const nothingIsMissing = (replica: string) => sql`exists (
     select 1 from deployment d
     where d.server_started_at = pg_postmaster_start_time()
-      and not exists (
+      and exists (
         select 1 from replicas r
-        where r.name = ${replica} and r.restored_on <> d.server_started_at)
+        where r.name = ${replica} and coalesce(r.restored_on = d.server_started_at, true))
       and not exists (
         select 1 from replicas r
         where r.restored_on <> d.server_started_at
-          and (d.server_noticed_at >= ${now} - ${seconds(settings.zombieWaitSeconds)}
-            or (r.met_on = d.server_started_at
-              and r.met_at >= ${now} - ${seconds(latecomerSeconds)}))
-          and r.seen_at > ${seconds(-settings.heartbeatStaleSeconds)} + case
-            when d.server_noticed_at > ${now} - ${seconds(settings.heartbeatStaleSeconds)}
-            then d.server_left_at else ${now} end))`
+          and (d.server_noticed_at >= ${now} - ${seconds(settings.heartbeatStaleSeconds / 2)}
+            or ((d.server_noticed_at >= ${now} - ${seconds(settings.zombieWaitSeconds)}
+                or (r.met_on = d.server_started_at
+                  and r.met_at >= ${now} - ${seconds(latecomerSeconds)}))
+              and r.seen_at > ${seconds(-settings.heartbeatStaleSeconds)} + case
+                when d.server_noticed_at > ${now} - ${seconds(settings.heartbeatStaleSeconds)}
+                then d.server_left_at else ${now} end))))`
 
   /**
    * An earlier attempt with this very token has an unknown end. Or a token before it was presented once more after it

@@ -12,11 +12,14 @@ import type { Tables } from './database.ts'
 /** A server is told by its start: one that was promoted began at another instant than the one it follows. */
 const server = sql`pg_postmaster_start_time()`
 
-/** Makes the store of replicas. Two processes must never run under one name at the same time. */
+/** Makes the store of replicas for one process. Two processes must never run under one name at the same time. */
 export function createReplicaStore(
   db: Kysely<Tables>,
   settings: { heartbeatStaleSeconds: number } = { heartbeatStaleSeconds: 20 },
 ): ReplicaStore {
+  /** The server that this process has met last. One that does not know of it is told that something is owed to it. */
+  let met: string | undefined
+
   /** Half of what makes others stale: whoever has been seen in this time knows that the others could have been. */
   const gapSecondsMax = settings.heartbeatStaleSeconds / 2
 
@@ -28,7 +31,7 @@ export function createReplicaStore(
   const announce = (replica: string, boot: string, drainedAsOf: Date | null) =>
     throughDatabase(async () => {
       // What an earlier boot owes a new server, the present one owes: it has the same disk.
-      const { rows } = await sql<{ owed: string | null }>`
+      const { rows } = await sql<{ server: string; is_owed: boolean | null }>`
         with noticed as (
           update deployment set
             server_started_at = ${server}, server_noticed_at = ${now},
@@ -37,7 +40,8 @@ export function createReplicaStore(
         )
         insert into replicas as r (name, boot, spool_drained_at, restored_on, met_on, met_at)
         values (
-          ${replica}, ${boot}, ${drainedAsOf}, ${server}, ${server}, clock_timestamp())
+          ${replica}, ${boot}, ${drainedAsOf}, coalesce(${met ?? null}::timestamptz, ${server}),
+          ${server}, clock_timestamp())
         on conflict (name) do update set
           boot = excluded.boot,
           booted_at = case when r.boot = excluded.boot then r.booted_at else excluded.booted_at end,
@@ -53,9 +57,12 @@ export function createReplicaStore(
           met_on = excluded.met_on,
           met_at = case when r.met_on = excluded.met_on then r.met_at else excluded.met_at end
         where r.boot = excluded.boot or excluded.spool_drained_at is null
-        returning case when r.restored_on <> ${server} then ${server}::text end as owed
+        returning ${server}::text as server, r.restored_on <> ${server} as is_owed
       `.execute(db)
-      return rows[0]?.owed ?? undefined
+      const [row] = rows
+      if (row === undefined) return undefined
+      met = row.server
+      return row.is_owed === true ? row.server : undefined
     })
 
   return {

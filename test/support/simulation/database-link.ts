@@ -166,18 +166,27 @@ export function linkDatabase(
       }),
     touch: (users) => statement('touch', () => database.touch(users)),
   }
+  /** The server that this process has met last. */
+  let metOn: number | undefined
+  async function announce<T>(name: string, apply: () => T): Promise<T> {
+    const [result, server] = await statement(name, () => [apply(), database.startedAtMs] as const)
+    metOn = server
+    return result
+  }
+
   const replicas: Pick<ReplicaStore, 'now' | 'heartbeat' | 'spoolDrained' | 'restored'> = {
     restored: (replica, boot, server) =>
       statement('restored', () => {
         witness.note(life, 'has brought back what it holds')
         database.restored(replica, boot, server)
       }),
-    heartbeat: (replica, boot) => statement('heartbeat', () => database.heartbeat(replica, boot)),
+    heartbeat: (replica, boot) =>
+      announce('heartbeat', () => database.heartbeat(replica, boot, metOn)),
     now: () => statement('now', () => database.now()),
     spoolDrained: (replica, boot, asOf) =>
-      statement('spoolDrained', () => {
+      announce('spoolDrained', () => {
         witness.note(life, 'spool drained')
-        database.spoolDrained(replica, boot, asOf)
+        database.spoolDrained(replica, boot, asOf, metOn)
       }),
   }
   const revocations: RevocationStore = {

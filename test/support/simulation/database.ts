@@ -388,9 +388,10 @@ export function createSimulatedDatabase(settings: GrantStoreSettings, nowMs: () 
     },
 
     now: (): Date => new Date(nowMs()),
-    heartbeat: (replica: string, boot: string) => announce(replica, boot, null),
-    spoolDrained: (replica: string, boot: string, asOf: Date) =>
-      void announce(replica, boot, asOf.getTime()),
+    heartbeat: (replica: string, boot: string, metOn?: number) =>
+      announce(replica, boot, { drainedAsOfMs: null, metOn }),
+    spoolDrained: (replica: string, boot: string, asOf: Date, metOn?: number) =>
+      void announce(replica, boot, { drainedAsOfMs: asOf.getTime(), metOn }),
 
     restored(replica: string, boot: string, seen: string): void {
       const row = replicas.get(replica)
@@ -488,23 +489,25 @@ export function createSimulatedDatabase(settings: GrantStoreSettings, nowMs: () 
     const now = nowMs()
     if (server.startedAtMs !== database.startedAtMs) return true
     const own = replicas.get(replica)
-    if (own !== undefined && own.restoredOn !== server.startedAtMs) return true
+    if (own?.restoredOn !== server.startedAtMs) return true
     const waitedSinceMs = now - settings.zombieWaitSeconds * 1000
     const staleMs = settings.heartbeatStaleSeconds * 1000
     const aliveAtMs = (server.noticedAtMs > now - staleMs ? server.leftAtMs : now) - staleMs
     return [...replicas.values()].some(
       (one) =>
         one.restoredOn !== server.startedAtMs &&
-        one.seenAtMs > aliveAtMs &&
-        (server.noticedAtMs >= waitedSinceMs ||
-          (one.metOn === server.startedAtMs && one.metAtMs >= now - 3 * staleMs)),
+        (server.noticedAtMs >= now - staleMs / 2 ||
+          ((server.noticedAtMs >= waitedSinceMs ||
+            (one.metOn === server.startedAtMs && one.metAtMs >= now - 3 * staleMs)) &&
+            one.seenAtMs > aliveAtMs)),
     )
   }
 
+  /** `metOn` is the server that the process has met last. */
   function announce(
     replica: string,
     boot: string,
-    drainedAsOfMs: number | null,
+    { drainedAsOfMs, metOn }: { drainedAsOfMs: number | null; metOn: number | undefined },
   ): string | undefined {
     const { startedAtMs } = database
     if (server.startedAtMs !== startedAtMs) {
@@ -515,7 +518,7 @@ export function createSimulatedDatabase(settings: GrantStoreSettings, nowMs: () 
     const row = replicas.get(replica)
     const same = row?.boot === boot
     if (row !== undefined && !same && drainedAsOfMs !== null) return undefined
-    const restoredOn = row?.restoredOn ?? startedAtMs
+    const restoredOn = row?.restoredOn ?? metOn ?? startedAtMs
     const steady = same && row.seenAtMs > nowMs() - (settings.heartbeatStaleSeconds / 2) * 1000
     replicas.set(replica, {
       boot,
