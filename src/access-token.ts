@@ -1,7 +1,7 @@
 // Serve or join: the one way to a user's access token, for the token endpoint and for both proxies. It reads, decides,
 // and leaves the spending to `refresh.ts`.
 
-import { BrokerError, grantNotFound } from './errors.ts'
+import { BrokerError, grantNotFound, unavailable } from './errors.ts'
 import type { RefreshSettings } from './config.ts'
 import {
   DEFAULT_ACCESS_TOKEN_LIFE_SECONDS,
@@ -282,10 +282,9 @@ function askedTooMuch(halfLifeSeconds: number): BrokerError {
 }
 
 function stillRefreshing(): BrokerError {
-  return new BrokerError(
-    'temporarily_unavailable',
+  return unavailable(
     'The token is being refreshed and the answer is not there yet. The grant is intact.',
-    { retryAfterSeconds: 2 },
+    2,
   )
 }
 

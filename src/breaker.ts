@@ -1,7 +1,7 @@
 // The brake toward the authorization server, one for the process. While it is open no grant is armed but for one probe
 // at a time: in a brown-out each call less is a refresh token less at risk. It never changes a grant.
 
-import { BrokerError } from './errors.ts'
+import { BrokerError, unavailable } from './errors.ts'
 import type { TokenOutcome, UserKey } from './grant.ts'
 import type { Clock, Log } from './ports.ts'
 
@@ -49,11 +49,7 @@ export function createBreaker(
     const retryAfterSeconds = Math.max(1, waitMs / 1000)
     throw open.fault === 'rejected_client'
       ? clientRejected(retryAfterSeconds)
-      : new BrokerError(
-          'temporarily_unavailable',
-          'Pagero does not answer at the moment. The grant is intact.',
-          { retryAfterSeconds },
-        )
+      : unavailable('Pagero does not answer at the moment. The grant is intact.', retryAfterSeconds)
   }
 
   return {

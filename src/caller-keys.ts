@@ -6,7 +6,7 @@ import { request as requestHttp } from 'node:http'
 import { request as requestHttps } from 'node:https'
 import * as jose from 'jose'
 import type { KeySource } from './caller-jwt-entry.ts'
-import { BrokerError } from './errors.ts'
+import { BrokerError, unavailable } from './errors.ts'
 import type { Clock, Log } from './ports.ts'
 
 /** Keys are asked for at most this often, whatever tokens come: an unknown key id costs no more than that. */
@@ -137,10 +137,9 @@ export function createRemoteKeys(
 }
 
 function noKeysYet(waitMs: number): BrokerError {
-  return new BrokerError(
-    'temporarily_unavailable',
+  return unavailable(
     'The keys of the issuer of this token cannot be had at the moment, so it cannot be judged.',
-    { retryAfterSeconds: Math.max(1, Math.ceil(waitMs / 1000)) },
+    Math.max(1, Math.ceil(waitMs / 1000)),
   )
 }
 

@@ -2,7 +2,7 @@
 // for revocation in the same transaction, and `revocation.ts` tells Pagero. Nothing here presents a refresh token.
 
 import { randomUUID } from 'node:crypto'
-import { BrokerError, isUnwritten } from './errors.ts'
+import { BrokerError, isUnwritten, unavailable } from './errors.ts'
 import {
   fingerprintOf,
   type Grant,
@@ -219,9 +219,5 @@ function openRefreshToken(ports: Pick<Ports, 'log' | 'sealer'>, row: Grant): str
 
 /** Somebody else was faster, again and again. */
 export function movedOn(): BrokerError {
-  return new BrokerError(
-    'temporarily_unavailable',
-    'The grant of this user is being changed at this moment. Try again.',
-    { retryAfterSeconds: 1 },
-  )
+  return unavailable('The grant of this user is being changed at this moment. Try again.', 1)
 }

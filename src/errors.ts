@@ -93,3 +93,12 @@ export function isUnwritten(error: unknown): boolean {
 export function grantNotFound(): BrokerError {
   return new BrokerError('grant_not_found', 'There is no grant for this user.')
 }
+
+/** What is the matter passes by itself: `temporarily_unavailable`, with when to try again. */
+export function unavailable(
+  detail: string,
+  retryAfterSeconds: number,
+  extensions: { attemptId?: string } = {},
+): BrokerError {
+  return new BrokerError('temporarily_unavailable', detail, { retryAfterSeconds, ...extensions })
+}

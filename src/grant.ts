@@ -200,3 +200,8 @@ export function accessTokenSecondsLeft(grant: Pick<Grant, 'accessToken' | 'readA
   if (accessToken === null) return 0
   return Math.max(0, (accessToken.expiresAt.getTime() - readAt.getTime()) / 1000)
 }
+
+/** Seconds of back-off that are left, by the database clock; 0 or less when there is none. */
+export function retryWaitSeconds(grant: Pick<Grant, 'nextRetryAt' | 'readAt'>): number {
+  return ((grant.nextRetryAt?.getTime() ?? 0) - grant.readAt.getTime()) / 1000
+}

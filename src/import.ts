@@ -4,7 +4,7 @@
 
 import { createHash, randomUUID } from 'node:crypto'
 import { sealNewGrant } from './connect.ts'
-import { BrokerError, grantNotFound } from './errors.ts'
+import { BrokerError, grantNotFound, unavailable } from './errors.ts'
 import { type Grant, grantSealContext, importUserKey, type UserKey } from './grant.ts'
 import { accessTokenClaims, accountOfClaims, UNKNOWN_ACCOUNT } from './identity.ts'
 import { inTime } from './in-time.ts'
@@ -276,9 +276,8 @@ function tokenRefused(cause: string | null = null): BrokerError {
 }
 
 function goesOn(): BrokerError {
-  return new BrokerError(
-    'temporarily_unavailable',
+  return unavailable(
     'Pagero has not confirmed the refresh token yet. The import goes on; send the same request again to learn its end.',
-    { retryAfterSeconds: 5 },
+    5,
   )
 }

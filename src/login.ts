@@ -1,7 +1,7 @@
 // The login of a person: the redirect to Pagero, and the callback that comes back from it. A transaction
 // belongs to one browser and is consumed before the code is presented, so a code is presented once at most.
 
-import { BrokerError } from './errors.ts'
+import { BrokerError, unavailable } from './errors.ts'
 import { connectGrant, type GrantConnection } from './connect.ts'
 import type { TokenOutcome, TokenSet, UserKey } from './grant.ts'
 import {
@@ -283,10 +283,9 @@ function errorOfOutcome(outcome: Exclude<TokenOutcome, { kind: 'granted' }>): Br
         'Pagero does not accept the credentials of this service. The operator has to correct them.',
       )
     case 'not_processed':
-      return new BrokerError(
-        'temporarily_unavailable',
+      return unavailable(
         'Pagero cannot be reached at the moment. Nothing was changed; try again shortly.',
-        { retryAfterSeconds: outcome.retryAfterSeconds ?? UNREACHABLE_RETRY_SECONDS },
+        outcome.retryAfterSeconds ?? UNREACHABLE_RETRY_SECONDS,
       )
     case 'in_doubt':
       break

@@ -5,27 +5,27 @@
 
 import { randomUUID } from 'node:crypto'
 import { createBreaker, clientRejected } from './breaker.ts'
+import { createComeBack } from './come-back.ts'
 import type { RefreshSettings } from './config.ts'
-import { BrokerError, grantNotFound, isUnwritten } from './errors.ts'
+import { grantNotFound, isUnwritten, unavailable } from './errors.ts'
 import {
   type Grant,
   grantSealContext,
   type RefreshCause,
+  retryWaitSeconds,
   type TokenOutcome,
   type UserKey,
 } from './grant.ts'
-import {
-  type LiveToken,
-  openLiveToken,
-  reauthenticationRequired,
-  refuseDead,
-} from './live-token.ts'
+import { createJudge } from './judge.ts'
+import { type LiveToken, openLiveToken, refuseDead } from './live-token.ts'
 import { createNewest } from './newest.ts'
-import type { ArmRequest, Evidence, Ports } from './ports.ts'
+import { createPersist } from './persist.ts'
+import type { ArmRequest, Ports } from './ports.ts'
 import { revokeSuperseded } from './revocation.ts'
 import { createSlots } from './slots.ts'
 import { sealSuccessor, type SpentAttempt } from './successor.ts'
-import { causeOfDeath, needsConfirming, retryDelaySeconds } from './verdict.ts'
+import { createUnderWay, notSent } from './under-way.ts'
+import { needsConfirming, retryDelaySeconds } from './verdict.ts'
 
 export interface Refresher {
   /**
@@ -74,23 +74,9 @@ const POLL_LONGEST_MS = 500
  * callers of this replica are to be told within a second, as those of the owner are.
  */
 const ABANDONED_WAIT_MS = 300
-/** Pauses between tries to write what must be written. It is tried for as long as it takes. */
-const STORE_RETRY_FIRST_MS = 50
-const STORE_RETRY_LONGEST_MS = 2_000
-
 /** An attempt that this process has armed. */
 interface Attempt extends SpentAttempt {
   cause: RefreshCause
-}
-
-/** An attempt that ended in doubt. Both instants are monotonic. */
-interface Doubt {
-  request: ArmRequest
-  armedAt: Date
-  /** When its token may be presented again. */
-  retryAtMs: number
-  /** When its lease is over. */
-  untilMs: number
 }
 
 /** Resolves or rejects what the callers wait for, once; the rotation itself goes on to its end. */
@@ -110,19 +96,19 @@ export function createRefresher(
 ): Refresher {
   const { clock, log, sealer, grants, authorizationServer, spool } = ports
   const inFlight = new Map<UserKey, { answer: Promise<LiveToken>; ended: Promise<void> }>()
-  /** Users whose row this process will come back to, each with the newest loop that does. */
-  const recovering = new Map<UserKey, symbol>()
   const breaker = createBreaker({ clock, log }, settings)
   const slots = createSlots(settings.concurrency, clock)
   const stopping = new AbortController()
   const newest = createNewest(clock, settings.spoolRetentionSeconds)
-  /** Attempts that are armed and have no end yet in the database. */
-  const underWay = new Map<string, { request: ArmRequest; armedAt: Date }>()
-  /**
-   * Attempts that have ended in doubt, until their lease is over, the last one of each user. A server that takes another's
-   * place may not know them, and then nobody would wait for what the request may still do.
-   */
-  const doubtful = new Map<UserKey, Doubt>()
+  const persist = createPersist(ports)
+  const underWay = createUnderWay(ports)
+  const { condemn, judgeSuspect } = createJudge(ports, persist)
+  const comeBack = createComeBack(ports, {
+    replica: identity.replica,
+    retrySeconds: settings.breakerProbeSeconds,
+    stopping: stopping.signal,
+    refresh: (grant) => refresh(grant, 'recovery'),
+  })
   /** Users with an intent that is being taken back. */
   const takingBack = new Set<UserKey>()
   /** How often the database server has been replaced by another. */
@@ -244,8 +230,7 @@ export function createRefresher(
       // The row may have been armed on the server that is gone.
       if (server !== servers) throw unavailable('The database has just been replaced.', 1)
       const { armedAt } = armed
-      doubtful.delete(grant.user)
-      underWay.set(attemptId, { request, armedAt })
+      underWay.begin(request, armedAt)
       return { attemptId, refreshToken, armedAt, armingAtMs, cause }
     } catch (error) {
       // It may have been written all the same, or be written yet.
@@ -268,7 +253,7 @@ export function createRefresher(
     if (stopping.signal.aborted) return
     await disarm()
     // It would have taken over an attempt of somebody who is gone: nobody else knows any more that its end is unknown.
-    if (grant.phase === 'armed' && !recovering.has(user)) void comeBack(grant, 0)
+    if (grant.phase === 'armed' && !comeBack.isUnderWay(user)) comeBack.begin(grant, 0)
   }
 
   async function requireSpool(): Promise<void> {
@@ -295,7 +280,7 @@ export function createRefresher(
     try {
       await present(grant, attempt, answer, release)
     } finally {
-      underWay.delete(attempt.attemptId)
+      underWay.end(attempt.attemptId)
     }
   }
 
@@ -397,9 +382,9 @@ export function createRefresher(
         counts: false,
       }),
     )
-    underWay.delete(attempt.attemptId)
+    underWay.end(attempt.attemptId)
     // If the verdict is not reached here, for want of a database, this process must come back to it.
-    void comeBack(grant, settings.leaseSeconds)
+    comeBack.begin(grant, settings.leaseSeconds)
     const readAtMs = clock.monotonicMs()
     const current = await mustFind(grant.user)
     if (current.loginId !== grant.loginId || current.generation > grant.generation) {
@@ -423,39 +408,6 @@ export function createRefresher(
     answer.fail(await condemn(grant, evidence))
   }
 
-  /** Gives the verdict on a refused token and returns the problem of it. A late success overrules it. */
-  async function condemn(grant: Grant, evidence: Evidence): Promise<BrokerError> {
-    const cause = causeOfDeath(evidence)
-    const state = evidence.successorMayComeBack ? 'suspect' : 'reauthentication_required'
-    const given = await persist('grant_store_failed', grant.user, () =>
-      grants.condemn(grant.user, grant.generation, {
-        state,
-        reason: cause,
-        // A single refusal is enough only as long as that attempt has not turned out never to have been sent.
-        whileUnknown: evidence.unknownBefore && evidence.refusals < 2,
-      }),
-    )
-    // Nobody is told of a verdict that a late success, a login or the closing of the grant has overtaken.
-    if (!given) return unavailable('The grant has just changed. Ask again.', 1)
-    log.warn('grant_condemned', {
-      user: grant.user,
-      generation: grant.generation,
-      state,
-      cause,
-    })
-    return state === 'suspect' ? suspected() : reauthenticationRequired(cause)
-  }
-
-  /** A suspect grant is not presented: its owner comes back with the successor, or the wait ends and the verdict falls. */
-  async function judgeSuspect(grant: Grant): Promise<BrokerError> {
-    const evidence = await grants.evidence(grant.user, grant.loginId, grant.generation)
-    if (evidence.successorMayComeBack) return suspected()
-    if (!needsConfirming(evidence)) return condemn(grant, evidence)
-    // The attempt that cast the doubt has turned out not to have spent the token.
-    await grants.condemn(grant.user, grant.generation, { state: 'active', reason: null })
-    return unavailable('The grant is being checked.', 1)
-  }
-
   /** Nothing changes for the grant; it may be armed again after the back-off. */
   async function afterFailure(
     grant: Grant,
@@ -469,7 +421,10 @@ export function createRefresher(
   ): Promise<void> {
     const { outcome, isOwn, durationMs } = failure
     const retryInSeconds = retryDelaySeconds(grant, outcome, settings, isOwn)
-    if (outcome.kind === 'in_doubt') noteDoubt(grant.user, attempt, retryInSeconds)
+    if (outcome.kind === 'in_doubt') {
+      const leaseEndsAtMs = attempt.armingAtMs + settings.leaseSeconds * 1000
+      underWay.doubt(attempt.attemptId, { retryInSeconds, leaseEndsAtMs })
+    }
     answer.fail(
       outcome.kind === 'rejected_client'
         ? clientRejected(settings.breakerProbeSeconds)
@@ -491,97 +446,16 @@ export function createRefresher(
     )
     // What was taken over may have spent the token, whatever became of this attempt.
     const isDoubtful = outcome.kind === 'in_doubt' || grant.phase === 'armed'
-    if (isDoubtful) void comeBack(grant, retryInSeconds)
-  }
-
-  function noteDoubt(user: UserKey, attempt: Attempt, retryInSeconds: number): void {
-    const known = underWay.get(attempt.attemptId)
-    if (known === undefined) return
-    const nowMs = clock.monotonicMs()
-    for (const [past, { untilMs }] of doubtful) if (untilMs < nowMs) doubtful.delete(past)
-    doubtful.set(user, {
-      ...known,
-      retryAtMs: nowMs + retryInSeconds * 1000,
-      // From then on another replica may have taken it over.
-      untilMs: attempt.armingAtMs + settings.leaseSeconds * 1000,
-    })
-  }
-
-  /**
-   * Whoever has presented a token in doubt presents it again by itself, so that the grant is not left armed and a loss
-   * is told also where nobody asks.
-   */
-  async function comeBack(grant: Grant, firstDelaySeconds: number): Promise<void> {
-    const loop = Symbol(grant.user)
-    recovering.set(grant.user, loop)
-    let delaySeconds = firstDelaySeconds
-    for (;;) {
-      await clock.sleep(delaySeconds * 1000 + POLL_FIRST_MS, stopping.signal)
-      // A newer loop knows better what the row is waiting for.
-      if (recovering.get(grant.user) !== loop) return
-      if (stopping.signal.aborted) break
-      delaySeconds = settings.breakerProbeSeconds
-      try {
-        const current = await grants.find(grant.user)
-        if (current === undefined || !isUndecided(current, grant)) break
-        const waitSeconds = retryWaitSeconds(current)
-        if (waitSeconds > 0) delaySeconds = waitSeconds
-        else await refresh(current, 'recovery')
-      } catch (error) {
-        log.debug('refresh_recovery_failed', { user: grant.user, error })
-      }
-    }
-    if (recovering.get(grant.user) === loop) recovering.delete(grant.user)
-  }
-
-  /** Whether it is still for this replica to find out what became of the token. */
-  function isUndecided(current: Grant, { loginId, generation }: Grant): boolean {
-    const isSame = current.loginId === loginId && current.generation === generation
-    const isJudged = current.state !== 'active' && current.state !== 'suspect'
-    const isAnothers = current.phase === 'armed' && current.owner !== identity.replica
-    return isSame && !isJudged && !isAnothers
-  }
-
-  /** Tries until it succeeds. What is written here must not be lost, however long the database is away. */
-  async function persist<T>(event: string, user: UserKey, write: () => Promise<T>): Promise<T> {
-    let pauseMs = STORE_RETRY_FIRST_MS
-    for (;;) {
-      try {
-        return await write()
-      } catch (error) {
-        log.warn(event, { user, error })
-        await clock.sleep(pauseMs * (0.75 + clock.random() / 2))
-        pauseMs = Math.min(pauseMs * 2, STORE_RETRY_LONGEST_MS)
-      }
-    }
+    if (isDoubtful) comeBack.begin(grant, retryInSeconds)
   }
 
   async function restore(): Promise<boolean> {
     servers += 1
-    const [isArmed] = await Promise.all([
-      Promise.all([
-        ...[...underWay.values()].map(({ request, armedAt }) => grants.rearm(request, armedAt)),
-        ...[...doubtful.values()].map(restoreDoubt),
-      ]),
+    const [isTold] = await Promise.all([
+      underWay.restore(),
       ...newest.unspooled().map((successor) => grants.store(successor)),
     ])
-    return isArmed.every(Boolean)
-  }
-
-  /** Has the new server know of an attempt that ended in doubt, and of the pause after it; false as in `restore`. */
-  async function restoreDoubt({ request, armedAt, retryAtMs, untilMs }: Doubt): Promise<boolean> {
-    const { user, attemptId } = request
-    const nowMs = clock.monotonicMs()
-    // What is still under way is told of anyhow.
-    if (untilMs < nowMs || underWay.has(attemptId)) return true
-    if (!(await grants.rearm(request, armedAt))) return false
-    await grants.disarm({
-      ...notSent(user, attemptId),
-      outcome: 'in_doubt',
-      retryInSeconds: Math.max(0, retryAtMs - nowMs) / 1000,
-      stayArmed: true,
-    })
-    return true
+    return isTold
   }
 
   async function mustFind(user: UserKey): Promise<Grant> {
@@ -600,7 +474,7 @@ export function createRefresher(
 
   return {
     refresh,
-    recover: (grant) => void comeBack(grant, 0),
+    recover: (grant) => comeBack.begin(grant, 0),
     restore,
     join: (user) => inFlight.get(user)?.answer,
     requireRoom,
@@ -624,41 +498,10 @@ function refuseUnspendable(grant: Grant): void {
   }
 }
 
-/** Seconds of back-off that are left, by the database clock. */
-function retryWaitSeconds(grant: Grant): number {
-  return ((grant.nextRetryAt?.getTime() ?? 0) - grant.readAt.getTime()) / 1000
-}
-
-/** The end of an attempt whose request never left. */
-function notSent(user: UserKey, attemptId: string) {
-  return {
-    user,
-    attemptId,
-    outcome: 'not_processed' as const,
-    httpStatus: null,
-    durationMs: 0,
-    retryInSeconds: 0,
-    stayArmed: false,
-    counts: false,
-  }
-}
-
 function mustBeSealed(grant: Grant): Buffer {
   if (grant.refreshTokenSealed === null) throw grantNotFound()
   return grant.refreshTokenSealed
 }
 
-function suspected(): BrokerError {
-  return unavailable('The grant is being checked: an answer from Pagero may still arrive.', 15)
-}
-
 /** Made once: when all tokens end at a time it is thrown for thousands. */
 const NO_ROOM = unavailable('More users wait for a refresh than can be served soon.', 2)
-
-function unavailable(
-  detail: string,
-  retryAfterSeconds: number,
-  extensions: { attemptId?: string } = {},
-): BrokerError {
-  return new BrokerError('temporarily_unavailable', detail, { retryAfterSeconds, ...extensions })
-}

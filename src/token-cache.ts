@@ -4,7 +4,7 @@
 
 import { hash } from 'node:crypto'
 import { LRUCache } from 'lru-cache'
-import { BrokerError, grantNotFound } from './errors.ts'
+import { BrokerError, grantNotFound, unavailable } from './errors.ts'
 import type { ServableGrant, UserKey } from './grant.ts'
 import { createGrantReader, type GrantReading } from './grant-reader.ts'
 import { inTime } from './in-time.ts'
@@ -90,13 +90,7 @@ export function createTokenCache(
   async function readSoon(user: UserKey): Promise<GrantReading> {
     const reading = await inTime(clock, readGrant(user), CHECK_PATIENCE_MS)
     if (reading !== undefined) return reading
-    throw new BrokerError(
-      'temporarily_unavailable',
-      'The database does not answer at the moment.',
-      {
-        retryAfterSeconds: 2,
-      },
-    )
+    throw unavailable('The database does not answer at the moment.', 2)
   }
 
   function keepRow(grant: ServableGrant, readAtMs: number): KnownGrant {

@@ -3,7 +3,7 @@
 // be. Probes, and tokens that are in memory, are answered meanwhile.
 
 import type { IncomingMessage, ServerResponse } from 'node:http'
-import { BrokerError } from '../errors.ts'
+import { unavailable } from '../errors.ts'
 import type { Log } from '../ports.ts'
 import type { App } from './app.ts'
 import { hasFailed } from './kept-failure.ts'
@@ -30,10 +30,9 @@ const NOTE_INTERVAL_MS = 10_000
 const PROBES: ReadonlySet<string | undefined> = new Set(['/livez', '/readyz'])
 
 /** Made once: the trace of where each was made would cost more than all else. */
-export const SHED_REFUSAL = new BrokerError(
-  'temporarily_unavailable',
+export const SHED_REFUSAL = unavailable(
   'The broker has more to do than it can. Nothing was done for this request.',
-  { retryAfterSeconds: 1 },
+  1,
 )
 
 const SHED = Symbol('shed')

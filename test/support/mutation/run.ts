@@ -31,6 +31,10 @@ const TESTS: Readonly<Record<string, readonly string[]>> = {
   'send-once': ['test/send-once.test.ts'],
   'keep-alive': ['test/keep-alive-round.test.ts'],
   refresh: ['test/refresher.test.ts', SIMULATION],
+  'under-way': ['test/refresher.test.ts', SIMULATION],
+  'come-back': ['test/refresher.test.ts', SIMULATION],
+  judge: ['test/refresher.test.ts', SIMULATION],
+  persist: ['test/refresher.test.ts', SIMULATION],
 }
 
 /** What the README promises. */
