@@ -74,6 +74,9 @@ const POLL_LONGEST_MS = 500
  * callers of this replica are to be told within a second, as those of the owner are.
  */
 const ABANDONED_WAIT_MS = 300
+/** Until Pagero has accepted the client once: a secret that is wrong from the start costs no more calls than these. */
+const UNPROVEN_CONCURRENCY = 10
+
 /** An attempt that this process has armed. */
 interface Attempt extends SpentAttempt {
   cause: RefreshCause
@@ -97,7 +100,7 @@ export function createRefresher(
   const { clock, log, sealer, grants, authorizationServer, spool } = ports
   const inFlight = new Map<UserKey, { answer: Promise<LiveToken>; ended: Promise<void> }>()
   const breaker = createBreaker({ clock, log }, settings)
-  const slots = createSlots(settings.concurrency, clock)
+  const slots = createSlots(settings.concurrency, clock, UNPROVEN_CONCURRENCY)
   const stopping = new AbortController()
   const newest = createNewest(clock, settings.spoolRetentionSeconds)
   const persist = createPersist(ports)
@@ -295,6 +298,7 @@ export function createRefresher(
       deadlineMs: attempt.armingAtMs + settings.deadlineSeconds * 1000,
     })
     const isOwn = breaker.report(grant.user, outcome)
+    if (outcome.kind === 'granted' || outcome.kind === 'refused') slots.widen()
     const durationMs = clock.monotonicMs() - attempt.armingAtMs
     log.info('refresh_attempt_finished', {
       user: grant.user,

@@ -8,14 +8,21 @@ const TURN_WEIGHT = 1 / 8
 export interface Slots {
   /** Resolves with the function that gives the slot back; calling that again changes nothing. */
   take(): Promise<() => void>
+  /** From now on the whole limit holds. */
+  widen(): void
   /** Milliseconds that whoever asked now would wait, judged by the last turns; 0 while a slot is free. */
   waitMs(): number
 }
 
-/** Makes a limit of at most `count` at a time, in the order of asking. */
-export function createSlots(count: number, clock: { monotonicMs(): number }): Slots {
+/** Makes a limit of at most `count` at a time, in the order of asking; of at most `narrow` until it is widened. */
+export function createSlots(
+  count: number,
+  clock: { monotonicMs(): number },
+  narrow = count,
+): Slots {
   const waiting: Array<() => void> = []
-  let free = count
+  let limit = Math.min(narrow, count)
+  let free = limit
   let turnMs = TURN_FIRST_MS
   const release = () => {
     const next = waiting.shift()
@@ -35,6 +42,9 @@ export function createSlots(count: number, clock: { monotonicMs(): number }): Sl
         release()
       }
     },
-    waitMs: () => (free > 0 ? 0 : ((waiting.length + 1) / count) * turnMs),
+    widen() {
+      for (; limit < count; limit += 1) release()
+    },
+    waitMs: () => (free > 0 ? 0 : ((waiting.length + 1) / limit) * turnMs),
   }
 }

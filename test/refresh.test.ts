@@ -520,6 +520,38 @@ t.test(
   },
 )
 
+t.test(
+  'of many who come at once a wrong secret is told by ten calls, and all are served when it is mended',
+  async (t) => {
+    const scene = await setScene(t)
+    const engine = await scene.startEngine({ refresh: { breakerProbeSeconds: 0.5 } })
+    const names = Array.from({ length: 30 }, (_, n) => `user-${n}`)
+    const users = await Promise.all(names.map((name) => scene.connect(engine, name)))
+    for (const user of users) await scene.expire(user)
+    scene.lookAlike.faults.push({
+      endpoint: 'token',
+      ...{ kind: 'status', status: 401, body: { error: 'invalid_client' }, times: Infinity },
+    })
+    const codes = await Promise.all(users.map((user) => problemOf(engine.accessTokens.fresh(user))))
+    t.strictSame([...new Set(codes)], ['client_rejected_by_pagero'])
+    t.ok(scene.refreshes().length <= 10, `${scene.refreshes().length} calls`)
+    t.equal(engine.log.events.filter(({ event }) => event === 'breaker_opened').length, 1)
+    scene.lookAlike.faults.length = 0
+    const mendedAtMs = performance.now()
+    for (const user of users) {
+      while ((await problemOf(engine.accessTokens.fresh(user))) !== 'none') await delay(50)
+    }
+    t.ok(performance.now() - mendedAtMs < 15_000)
+    for (const user of users) {
+      t.match(await scene.grantOf(engine, user), {
+        state: 'active',
+        generation: 2,
+        failureCount: 0,
+      })
+    }
+  },
+)
+
 t.test('both expiries are three calendar years from rotation and from login', async (t) => {
   const scene = await setScene(t)
   const engine = await scene.startEngine()

@@ -24,6 +24,27 @@ t.test('no more than the limit at a time, in the order of asking', async (t) => 
   releaseThird()
 })
 
+t.test('until it is widened a limit is narrower', async (t) => {
+  const slots = createSlots(4, systemClock, 2)
+  const begun: number[] = []
+  for (let turn = 1; turn <= 6; turn += 1) void slots.take().then(() => begun.push(turn))
+  const settle = () => new Promise((resolve) => setImmediate(resolve))
+  await settle()
+  t.strictSame(begun, [1, 2])
+  slots.widen()
+  await settle()
+  t.strictSame(begun, [1, 2, 3, 4])
+  slots.widen()
+  await settle()
+  t.strictSame(begun, [1, 2, 3, 4], 'once')
+})
+
+t.test('a limit is never wider than it is asked to be', async (t) => {
+  const slots = createSlots(1, systemClock, 2)
+  await slots.take()
+  t.ok(slots.waitMs() > 0)
+})
+
 t.test('a slot that is given back twice is free once', async (t) => {
   const slots = createSlots(1, systemClock)
   const release = await slots.take()
