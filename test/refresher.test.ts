@@ -629,6 +629,36 @@ t.test('a new server is told of an attempt that has ended in doubt', async (t) =
   t.strictSame(calls, [], 'what was presented again since is in doubt no more')
 })
 
+t.test('of each user that is in doubt', async (t) => {
+  const { refresher, answers, database, outcomeOf, grantOf, alice, connect, user } = setUp()
+  const others = [connect('bob'), connect('carol')]
+  const putBack = database.snapshot()
+  for (const grant of [alice, ...others]) {
+    answers.push(IN_DOUBT)
+    await outcomeOf(refresher.refresh(grant, 'expiry'))
+  }
+  putBack()
+  t.equal(await outcomeOf(refresher.restore()), true)
+  for (const one of [user, ...others.map((grant) => grant.user)]) {
+    t.match(grantOf(one), { phase: 'armed', owner: 'broker-0' }, one)
+  }
+})
+
+t.test('once more where the row has not got back the token that is in doubt', async (t) => {
+  const { refresh, refresher, answers, database, disk, outcomeOf, grantOf, user } = setUp()
+  const putBack = database.snapshot()
+  await refresh()
+  const [successor] = disk.values()
+  answers.push(IN_DOUBT)
+  await outcomeOf(refresher.refresh(grantOf(user), 'rejected'))
+  putBack()
+  t.equal(await outcomeOf(refresher.restore()), false)
+  t.match(grantOf(user), { phase: 'idle', generation: 1 })
+  if (successor !== undefined) database.store(successor)
+  t.equal(await outcomeOf(refresher.restore()), true)
+  t.match(grantOf(user), { phase: 'armed', generation: 2 })
+})
+
 t.test('not once its lease is over, for another may have it then', async (t) => {
   const { refresh, refresher, answers, database, outcomeOf, pass, calls } = setUp()
   answers.push(IN_DOUBT)
