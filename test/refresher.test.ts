@@ -630,12 +630,13 @@ t.test('a new server is told of an attempt that has ended in doubt', async (t) =
 })
 
 t.test('of each user that is in doubt', async (t) => {
-  const { refresher, answers, database, outcomeOf, grantOf, alice, connect, user } = setUp()
+  const { refresher, answers, database, outcomeOf, grantOf, alice, connect, user, pass } = setUp()
   const others = [connect('bob'), connect('carol')]
   const putBack = database.snapshot()
   for (const grant of [alice, ...others]) {
     answers.push(IN_DOUBT)
     await outcomeOf(refresher.refresh(grant, 'expiry'))
+    await pass(0.1)
   }
   putBack()
   t.equal(await outcomeOf(refresher.restore()), true)
@@ -645,12 +646,13 @@ t.test('of each user that is in doubt', async (t) => {
 })
 
 t.test('once more where the row has not got back the token that is in doubt', async (t) => {
-  const { refresh, refresher, answers, database, disk, outcomeOf, grantOf, user } = setUp()
+  const { refresh, refresher, answers, database, disk, outcomeOf, grantOf, user, pass } = setUp()
   const putBack = database.snapshot()
   await refresh()
   const [successor] = disk.values()
   answers.push(IN_DOUBT)
   await outcomeOf(refresher.refresh(grantOf(user), 'rejected'))
+  await pass(1)
   putBack()
   t.equal(await outcomeOf(refresher.restore()), false)
   t.match(grantOf(user), { phase: 'idle', generation: 1 })
