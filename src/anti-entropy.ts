@@ -4,7 +4,8 @@
 // applied too. Nothing here presents a refresh token.
 
 import { BrokerError } from './errors.ts'
-import type { Ports, ReplicaStore, StoreResult, Successor } from './ports.ts'
+import type { Ports } from './ports.ts'
+import type { ReplicaStore, StoreResult, Successor } from './grant-stores.ts'
 import { revokeSuperseded } from './revocation.ts'
 
 export interface AntiEntropy {

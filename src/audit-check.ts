@@ -4,7 +4,7 @@
 import type { AuditRow } from './audit-event.ts'
 import { hashOf, NO_HASH } from './audit-chain.ts'
 import { printable } from './log.ts'
-import type { AuditPlace, AuditSnapshot, AuditStore } from './ports.ts'
+import type { AuditPlace, AuditSnapshot, AuditStore } from './record-stores.ts'
 import type { ChainKeys } from './seal.ts'
 
 export interface AuditVerdict {

@@ -5,7 +5,8 @@
 import { AUDIT_ACTIONS, type AuditDetails, type AuditEvent, type AuditRow } from './audit-event.ts'
 import { hashOf, NO_HASH } from './audit-chain.ts'
 import { printable } from './log.ts'
-import type { Audit, Ports } from './ports.ts'
+import type { Ports } from './ports.ts'
+import type { Audit } from './record-stores.ts'
 import type { ChainKeys } from './seal.ts'
 
 export interface AuditRecord extends Audit {

@@ -4,7 +4,8 @@
 import type { AuditDetails, AuditEvent } from './audit-event.ts'
 import { BrokerError } from './errors.ts'
 import type { UserKey } from './grant.ts'
-import type { Audit, Log, LogFields } from './ports.ts'
+import type { Log, LogFields } from './ports.ts'
+import type { Audit } from './record-stores.ts'
 
 /** Events of the log that are also events of the record, and by whom they are where no caller is named. */
 const ON_RECORD: Readonly<Record<string, Pick<AuditEvent, 'action' | 'actor' | 'outcome'>>> = {

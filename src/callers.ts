@@ -20,7 +20,8 @@ import {
 import { BrokerError } from './errors.ts'
 import type { UserKey } from './grant.ts'
 import { createLastUse, type Noted } from './last-use.ts'
-import type { Clock, Credential, Ports } from './ports.ts'
+import type { Clock, Ports } from './ports.ts'
+import type { Credential } from './record-stores.ts'
 
 export { type Caller, parseCallers, type Right } from './callers-file.ts'
 

@@ -2,7 +2,8 @@
 // that the grant is not left armed and a loss is told also where nobody asks. Nothing here presents; the refresher does.
 
 import { type Grant, retryWaitSeconds, type UserKey } from './grant.ts'
-import type { GrantStore, Ports } from './ports.ts'
+import type { Ports } from './ports.ts'
+import type { GrantStore } from './grant-stores.ts'
 
 /** After an instant of the database's clock, until it surely agrees. */
 const MARGIN_MS = 50

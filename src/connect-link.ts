@@ -11,7 +11,8 @@ import {
 } from './login.ts'
 import type { UserKey } from './grant.ts'
 import { hashOpaqueToken, isOpaqueToken, newOpaqueToken } from './opaque-token.ts'
-import type { ConnectRequest, Ports } from './ports.ts'
+import type { Ports } from './ports.ts'
+import type { ConnectRequest } from './login-stores.ts'
 import { parseReturnTo, type ReturnOrigins } from './return-to.ts'
 
 /**

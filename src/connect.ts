@@ -11,7 +11,8 @@ import {
   type UserKey,
 } from './grant.ts'
 import type { PageroAccount, UnknownAccount } from './identity.ts'
-import type { Clock, NewGrant, Ports } from './ports.ts'
+import type { Clock, Ports } from './ports.ts'
+import type { NewGrant } from './grant-stores.ts'
 import { discardRefreshToken, sealRevocation } from './revocation.ts'
 
 /**

@@ -2,7 +2,8 @@
 // lack the last commits. Until every replica that lived then has brought back what it holds, the store lets nobody arm.
 
 import type { AntiEntropy } from './anti-entropy.ts'
-import type { Ports, ReplicaStore } from './ports.ts'
+import type { Ports } from './ports.ts'
+import type { ReplicaStore } from './grant-stores.ts'
 import type { Recovery } from './recovery.ts'
 import type { Refresher } from './refresh.ts'
 

@@ -2,7 +2,7 @@
 
 import { createHash } from 'node:crypto'
 import { printable } from './log.ts'
-import type { AuditStore, TokenUse } from './ports.ts'
+import type { AuditStore, TokenUse } from './record-stores.ts'
 
 /** What can be sent in a header; anything longer is no access token. */
 const INPUT_LENGTH_MAX = 65_536

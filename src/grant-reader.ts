@@ -2,7 +2,8 @@
 // next one, so that the database sees batches under load and single reads otherwise.
 
 import type { ServableGrant, UserKey } from './grant.ts'
-import type { Clock, GrantStore } from './ports.ts'
+import type { Clock } from './ports.ts'
+import type { GrantStore } from './grant-stores.ts'
 
 /** A grant as read, with the monotonic instant before the read: never later than what it says. */
 export interface GrantReading {

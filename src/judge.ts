@@ -4,7 +4,8 @@ import { BrokerError, unavailable } from './errors.ts'
 import type { Grant } from './grant.ts'
 import { reauthenticationRequired } from './live-token.ts'
 import type { Persist } from './persist.ts'
-import type { Evidence, GrantStore, Ports } from './ports.ts'
+import type { Ports } from './ports.ts'
+import type { Evidence, GrantStore } from './grant-stores.ts'
 import { causeOfDeath, needsConfirming } from './verdict.ts'
 
 export interface Judge {

@@ -2,7 +2,8 @@
 // a failover may do, and a database server that took another's place is given what is in no spool.
 
 import type { Grant, UserKey } from './grant.ts'
-import type { Clock, Successor } from './ports.ts'
+import type { Clock } from './ports.ts'
+import type { Successor } from './grant-stores.ts'
 
 export interface Newest {
   /** Takes note of what was got for a user, before it is stored, and of its being in the spool once it is. */

@@ -3,7 +3,8 @@
 
 import { randomUUID } from 'node:crypto'
 import { grantSealContext, PAGERO_USER_PREFIX, type UserKey } from './grant.ts'
-import type { NewRevocation, Ports, Revocation, SealContext, Successor } from './ports.ts'
+import type { Ports, SealContext } from './ports.ts'
+import type { NewRevocation, Revocation, Successor } from './grant-stores.ts'
 import {
   BACKOFF_LAST_SECONDS,
   backoffSeconds,

@@ -5,7 +5,8 @@ import { hash } from 'node:crypto'
 import { BrokerError } from './errors.ts'
 import type { UserKey } from './grant.ts'
 import { hashOpaqueToken, isOpaqueToken, newOpaqueToken } from './opaque-token.ts'
-import type { Clock, Ports, Session, SessionLifetimes } from './ports.ts'
+import type { Clock, Ports } from './ports.ts'
+import type { Session, SessionLifetimes } from './login-stores.ts'
 
 export interface SessionSettings extends SessionLifetimes {
   /** Beyond this many the user's oldest session ends. */

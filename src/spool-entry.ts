@@ -2,7 +2,7 @@
 // Reading is strict: a file that was cut, edited or written by another version is no entry.
 
 import { parseUserKey, type SealedAccessToken } from './grant.ts'
-import type { Successor } from './ports.ts'
+import type { Successor } from './grant-stores.ts'
 
 /** Layout of an entry. A file of another version is set aside for the version that can read it. */
 const ENTRY_VERSION = 1

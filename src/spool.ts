@@ -7,7 +7,8 @@ import { constants } from 'node:fs'
 import { chmod, mkdir, open, readdir, readFile, rename, rm, stat } from 'node:fs/promises'
 import { dirname, join, resolve } from 'node:path'
 import { entryText, isAttemptId, parseEntry } from './spool-entry.ts'
-import type { Log, Spool, Successor } from './ports.ts'
+import type { Log, Spool } from './ports.ts'
+import type { Successor } from './grant-stores.ts'
 
 /** 20 refreshes at once, 0.2 s each, kept for 900 s: 90,000. More means that nothing drains any longer. */
 const ENTRIES_MAX = 100_000

@@ -2,7 +2,8 @@
 
 import { fingerprintOf, type Grant, grantSealContext, type TokenOutcome } from './grant.ts'
 import type { LiveToken } from './live-token.ts'
-import type { Sealer, Successor } from './ports.ts'
+import type { Sealer } from './ports.ts'
+import type { Successor } from './grant-stores.ts'
 
 /** What the successor needs to know of the attempt that brought it. */
 export interface SpentAttempt {

@@ -2,7 +2,8 @@
 // that have ended in doubt, until their lease is over. Without that nobody would wait for what their requests may still do.
 
 import type { UserKey } from './grant.ts'
-import type { ArmRequest, GrantStore, Ports } from './ports.ts'
+import type { Ports } from './ports.ts'
+import type { ArmRequest, GrantStore } from './grant-stores.ts'
 
 /** An attempt that ended in doubt. Both instants are monotonic. */
 interface Doubt {

@@ -2,7 +2,7 @@
 
 import type { RefreshSettings } from './config.ts'
 import type { DeathCause, Grant, TokenOutcome } from './grant.ts'
-import type { Evidence } from './ports.ts'
+import type { Evidence } from './grant-stores.ts'
 
 /** The back-off of one grant grows to 15 minutes. */
 const BACKOFF_SECONDS_MAX = 900

@@ -5,7 +5,8 @@
 import { createHmac } from 'node:crypto'
 import type { WebhookSettings } from './config.ts'
 import { type GrantEvent, PAGERO_USER_PREFIX } from './grant.ts'
-import type { Ports, WebhookDelivery } from './ports.ts'
+import type { Ports } from './ports.ts'
+import type { WebhookDelivery } from './record-stores.ts'
 import {
   BACKOFF_LAST_SECONDS,
   backoffSeconds,

@@ -122,13 +122,14 @@ t.test('the client imports itself alone, and nobody imports the client', (t) => 
   t.end()
 })
 
-t.test('errors.ts and grant.ts need nothing of ours to run, and ports.ts nothing at all', (t) => {
+t.test('errors.ts and grant.ts need nothing of ours to run, and the ports nothing at all', (t) => {
   const textOf = (name: string) => sources.find((file) => file.name === name)?.text ?? ''
-  for (const name of ['errors.ts', 'grant.ts', 'ports.ts']) {
+  const types = ['ports.ts', 'grant-stores.ts', 'login-stores.ts', 'record-stores.ts']
+  for (const name of ['errors.ts', 'grant.ts', ...types]) {
     t.ok(textOf(name), `${name} is there`)
     t.notMatch(textOf(name), /^import (?!type\b)[^']*'\./m, name)
   }
-  t.notMatch(textOf('ports.ts'), /^import (?!type\b)/m)
+  for (const name of types) t.notMatch(textOf(name), /^import (?!type\b)/m, name)
   t.end()
 })
 

@@ -4,7 +4,7 @@
 import t from 'tap'
 import type { UserKey } from '../src/grant.ts'
 import { createNewest } from '../src/newest.ts'
-import type { Successor } from '../src/ports.ts'
+import type { Successor } from '../src/grant-stores.ts'
 
 const ANNA = 'anna' as UserKey
 const BERT = 'bert' as UserKey

@@ -3,7 +3,7 @@
 import { randomBytes } from 'node:crypto'
 import t from 'tap'
 import { parseUserKey, type UserKey } from '../src/grant.ts'
-import type { Successor } from '../src/ports.ts'
+import type { Successor } from '../src/grant-stores.ts'
 import { entryText, isAttemptId, parseEntry } from '../src/spool-entry.ts'
 
 const ID = '4f1d8a32-52a6-4a0e-8a5b-6a4b1f5f0d11'

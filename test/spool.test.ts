@@ -22,7 +22,8 @@ import t from 'tap'
 import { createSpool } from '../src/spool.ts'
 import { entryText } from '../src/spool-entry.ts'
 import { parseUserKey, type UserKey } from '../src/grant.ts'
-import type { Log, LogFields, Spool, Successor } from '../src/ports.ts'
+import type { Log, LogFields, Spool } from '../src/ports.ts'
+import type { Successor } from '../src/grant-stores.ts'
 
 interface Line {
   event: string

@@ -1,7 +1,7 @@
 // How long a grant rests after a failure, when a refusal is believed, and what a dead grant died of.
 
 import t from 'tap'
-import type { Evidence } from '../src/ports.ts'
+import type { Evidence } from '../src/grant-stores.ts'
 import { causeOfDeath, needsConfirming, retryDelaySeconds } from '../src/verdict.ts'
 
 const SETTINGS = { retryBackoffSeconds: 2, breakerProbeSeconds: 5, unknownSettleSeconds: 4 }

@@ -8,7 +8,8 @@ import {
   grantExpiresAt,
   REFRESH_CAUSES,
 } from '../grant.ts'
-import type { Attempt, PendingGrant } from '../ports.ts'
+import type { Attempt } from '../grant-stores.ts'
+import type { PendingGrant } from '../login-stores.ts'
 
 const DateTime = (description: string) => Type.String({ format: 'date-time', description })
 // One `type` of two names reads better in the document than a union of two schemas.

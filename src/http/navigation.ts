@@ -3,7 +3,8 @@
 
 import type { FastifyError, FastifyReply, FastifyRequest } from 'fastify'
 import { BrokerError, type ProblemCode } from '../errors.ts'
-import type { Audit, Ports } from '../ports.ts'
+import type { Ports } from '../ports.ts'
+import type { Audit } from '../record-stores.ts'
 import type { Revoker } from '../revocation.ts'
 import { refuseNonNavigation } from './csrf.ts'
 import { wasShed } from './overload.ts'

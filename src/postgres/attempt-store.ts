@@ -1,7 +1,7 @@
 // Reading the ledger of refresh attempts. It is written by the grant store, in the statements that arm and store.
 
 import { sql } from 'kysely'
-import type { AttemptStore } from '../ports.ts'
+import type { AttemptStore } from '../grant-stores.ts'
 import { type Database, throughDatabase } from './database.ts'
 
 /** Makes the reader of the ledger. Its pages are keyset-paged by instant and id: rows that come later move nothing. */

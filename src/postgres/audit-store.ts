@@ -3,7 +3,7 @@
 
 import { type Kysely, sql } from 'kysely'
 import type { AuditRow } from '../audit-event.ts'
-import type { AuditPlace, AuditSnapshot, AuditStore, ChainHead } from '../ports.ts'
+import type { AuditPlace, AuditSnapshot, AuditStore, ChainHead } from '../record-stores.ts'
 import { type Database, type Tables, throughDatabase } from './database.ts'
 import { prepared } from './prepared.ts'
 import { now, readNow } from './time.ts'

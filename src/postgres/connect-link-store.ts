@@ -3,7 +3,7 @@
 
 import { type Kysely, sql } from 'kysely'
 import type { UserKey } from '../grant.ts'
-import type { ConnectLinkStore } from '../ports.ts'
+import type { ConnectLinkStore } from '../login-stores.ts'
 import { SWEEP_ROWS_MAX, throughDatabase } from './database.ts'
 import { surplusLogins } from './login-transaction-store.ts'
 import type { Tables } from './tables.ts'

@@ -1,7 +1,7 @@
 // When callers' credentials were used last. Written in batches by last-use.ts, read by `broker callers list`.
 
 import { type Kysely, sql } from 'kysely'
-import type { CredentialUseStore } from '../ports.ts'
+import type { CredentialUseStore } from '../record-stores.ts'
 import { throughDatabase } from './database.ts'
 import type { Tables } from './tables.ts'
 import { now } from './time.ts'

@@ -3,7 +3,7 @@
 
 import { sql } from 'kysely'
 import { RECOVERED } from '../grant.ts'
-import type { GrantStore, NewGrant } from '../ports.ts'
+import type { GrantStore, NewGrant } from '../grant-stores.ts'
 import { type Database, throughDatabase } from './database.ts'
 import { EVENT_COLUMNS, writeEvents } from './outbox-events.ts'
 import { lifetimeFrom, now, seconds } from './time.ts'

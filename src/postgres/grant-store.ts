@@ -3,7 +3,7 @@
 
 import { type RawBuilder, sql } from 'kysely'
 import { RECOVERED, type UserKey } from '../grant.ts'
-import type { Evidence, GrantStore } from '../ports.ts'
+import type { Evidence, GrantStore } from '../grant-stores.ts'
 import { type Database, throughDatabase } from './database.ts'
 import { createGrantPlacing } from './grant-placing.ts'
 import {

@@ -3,7 +3,7 @@
 
 import { sql } from 'kysely'
 import { IMPORT_USERS } from '../grant.ts'
-import type { ExpiryWarning, GrantStore } from '../ports.ts'
+import type { ExpiryWarning, GrantStore } from '../grant-stores.ts'
 import { type Database, SWEEP_ROWS_MAX, throughDatabase } from './database.ts'
 import { GRANT_COLUMNS, type GrantRow, grantOf } from './grant-rows.ts'
 import { EVENT_COLUMNS, writeEvents } from './outbox-events.ts'

@@ -2,7 +2,7 @@
 
 import { sql } from 'kysely'
 import { IMPORT_USER_PREFIX, IMPORT_USERS } from '../grant.ts'
-import type { GrantImport, ImportStore } from '../ports.ts'
+import type { GrantImport, ImportStore } from '../grant-stores.ts'
 import { type Database, SWEEP_ROWS_MAX, throughDatabase } from './database.ts'
 import { likePatternOf } from './user-patterns.ts'
 

@@ -4,7 +4,7 @@
 import { sql } from 'kysely'
 import type { Kysely, RawBuilder, Selectable } from 'kysely'
 
-import type { ConnectRequest, LoginTransaction, LoginTransactionStore } from '../ports.ts'
+import type { ConnectRequest, LoginTransaction, LoginTransactionStore } from '../login-stores.ts'
 import { SWEEP_ROWS_MAX, throughDatabase } from './database.ts'
 import type { Tables } from './database.ts'
 import { now } from './time.ts'

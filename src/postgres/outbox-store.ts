@@ -2,7 +2,7 @@
 // it was given up; what a replica has taken comes back by itself if that replica dies. Each method is one statement.
 
 import { type Selectable, sql } from 'kysely'
-import type { OutboxStore, WebhookDelivery } from '../ports.ts'
+import type { OutboxStore, WebhookDelivery } from '../record-stores.ts'
 import { type Database, SWEEP_ROWS_MAX, type Tables, throughDatabase } from './database.ts'
 import { now, seconds } from './time.ts'
 import { likePatternOf } from './user-patterns.ts'

@@ -2,7 +2,7 @@
 // the statement that ends it; being confirmed is the business of `grant-placing.ts`.
 
 import { type Kysely, type RawBuilder, type Selectable, sql } from 'kysely'
-import type { PendingGrant, PendingGrantStore } from '../ports.ts'
+import type { PendingGrant, PendingGrantStore } from '../login-stores.ts'
 import { isUniqueViolation, SWEEP_ROWS_MAX, throughDatabase } from './database.ts'
 import type { Tables } from './tables.ts'
 import { now, seconds } from './time.ts'

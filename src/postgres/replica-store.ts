@@ -4,7 +4,7 @@
 import { sql } from 'kysely'
 import type { Kysely } from 'kysely'
 
-import type { ReplicaStore } from '../ports.ts'
+import type { ReplicaStore } from '../grant-stores.ts'
 import { throughDatabase } from './database.ts'
 import { now, readNow } from './time.ts'
 import type { Tables } from './database.ts'

@@ -4,7 +4,7 @@
 import { sql } from 'kysely'
 import type { Kysely } from 'kysely'
 
-import type { Revocation, RevocationStore } from '../ports.ts'
+import type { Revocation, RevocationStore } from '../grant-stores.ts'
 import { throughDatabase } from './database.ts'
 import type { Tables } from './database.ts'
 import { now, seconds } from './time.ts'

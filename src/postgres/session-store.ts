@@ -5,7 +5,7 @@ import { sql } from 'kysely'
 import type { Kysely } from 'kysely'
 
 import type { UserKey } from '../grant.ts'
-import type { Session, SessionStore } from '../ports.ts'
+import type { Session, SessionStore } from '../login-stores.ts'
 import { SWEEP_ROWS_MAX, throughDatabase } from './database.ts'
 import type { Tables } from './database.ts'
 import { prepared } from './prepared.ts'

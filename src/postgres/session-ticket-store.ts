@@ -3,7 +3,7 @@
 
 import { type Kysely, sql } from 'kysely'
 import type { UserKey } from '../grant.ts'
-import type { SessionTicketStore } from '../ports.ts'
+import type { SessionTicketStore } from '../login-stores.ts'
 import { SWEEP_ROWS_MAX, throughDatabase } from './database.ts'
 import type { Tables } from './tables.ts'
 import { now, seconds } from './time.ts'

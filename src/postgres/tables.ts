@@ -5,7 +5,7 @@ import type { Generated } from 'kysely'
 
 import type { ActorKind, AuditDetails, AuditOutcome } from '../audit-event.ts'
 import type { AttemptOutcome, GrantEvent, GrantState, RefreshCause, UserKey } from '../grant.ts'
-import type { Credential } from '../ports.ts'
+import type { Credential } from '../record-stores.ts'
 
 interface DeploymentTable {
   one: Generated<boolean>

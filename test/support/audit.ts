@@ -1,7 +1,7 @@
 // Reading the audit record of a test's database.
 
 import type { AuditRow } from '../../src/audit-event.ts'
-import type { AuditFilter } from '../../src/ports.ts'
+import type { AuditFilter } from '../../src/record-stores.ts'
 import type { Engine } from './engine.ts'
 
 /** The newest thousand events. */

@@ -10,7 +10,8 @@ import {
   type TokenOutcome,
   type UserKey,
 } from '../../src/grant.ts'
-import type { NewRevocation, Ports, Successor } from '../../src/ports.ts'
+import type { Ports } from '../../src/ports.ts'
+import type { NewRevocation, Successor } from '../../src/grant-stores.ts'
 import { keepingLog } from './keeping-log.ts'
 import { createSimulatedDatabase } from './simulation/database.ts'
 import { createSimulatedSealer } from './simulation/disk.ts'

@@ -1,7 +1,8 @@
 // A process's way to the simulated database: latency, outages, and statements of which nobody knows whether they ran.
 
 import { BrokerError } from '../../../src/errors.ts'
-import type { GrantStore, Ports, ReplicaStore, RevocationStore } from '../../../src/ports.ts'
+import type { Ports } from '../../../src/ports.ts'
+import type { GrantStore, ReplicaStore, RevocationStore } from '../../../src/grant-stores.ts'
 import type { SimulatedDatabase } from './database.ts'
 import type { Faults, StatementFault, Step } from './faults.ts'
 import type { Life } from './life.ts'

@@ -12,7 +12,7 @@ import type {
   Revocation,
   StoreResult,
   Successor,
-} from '../../../src/ports.ts'
+} from '../../../src/grant-stores.ts'
 import type { GrantStoreSettings } from '../../../src/postgres/grant-store.ts'
 
 export interface AttemptRow {

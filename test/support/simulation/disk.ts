@@ -2,7 +2,8 @@
 // in its own place, so that a value that strays is told.
 
 import { BrokerError } from '../../../src/errors.ts'
-import type { SealContext, Sealer, Spool, Successor } from '../../../src/ports.ts'
+import type { SealContext, Sealer, Spool } from '../../../src/ports.ts'
+import type { Successor } from '../../../src/grant-stores.ts'
 import type { Faults } from './faults.ts'
 import type { Life } from './life.ts'
 import type { Scheduler } from './scheduler.ts'

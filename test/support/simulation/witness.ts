@@ -3,7 +3,7 @@
 // What holds once everything has come to rest is judged in rest.ts.
 
 import { fingerprintOf, type TokenOutcome, type UserKey } from '../../../src/grant.ts'
-import type { ArmRequest, NewGrant, StoreResult, Successor } from '../../../src/ports.ts'
+import type { ArmRequest, NewGrant, StoreResult, Successor } from '../../../src/grant-stores.ts'
 import type { Family, SimulatedServer, TokenCall } from './authorization-server.ts'
 import type { GrantRow, SimulatedDatabase } from './database.ts'
 import { type Disk, secretOf } from './disk.ts'
