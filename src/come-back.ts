@@ -21,11 +21,12 @@ export function createComeBack(
   options: {
     replica: string
     retrySeconds: number
+    leaseSeconds: number
     stopping: AbortSignal
     refresh: (grant: Grant) => Promise<unknown>
   },
 ): ComeBack {
-  const { replica, retrySeconds, stopping, refresh } = options
+  const { replica, retrySeconds, leaseSeconds, stopping, refresh } = options
   /** Each user with the newest loop that comes back. */
   const loops = new Map<UserKey, symbol>()
 
@@ -42,7 +43,7 @@ export function createComeBack(
       try {
         const current = await grants.find(grant.user)
         if (current === undefined || !isUndecided(current, grant)) break
-        const waitSeconds = retryWaitSeconds(current)
+        const waitSeconds = isAnothers(current) ? leaseSeconds : retryWaitSeconds(current)
         if (waitSeconds > 0) delaySeconds = waitSeconds
         else await refresh(current)
       } catch (error) {
@@ -52,16 +53,19 @@ export function createComeBack(
     if (loops.get(grant.user) === loop) loops.delete(grant.user)
   }
 
-  /** Whether it is still for this replica to find out what became of the token. */
-  function isUndecided(current: Grant, { loginId, generation }: Grant): boolean {
-    const isSame = current.loginId === loginId && current.generation === generation
-    const isJudged = current.state !== 'active' && current.state !== 'suspect'
-    const isAnothers = current.phase === 'armed' && current.owner !== replica
-    return isSame && !isJudged && !isAnothers
+  /** Somebody else is finding it out, and may die over it. */
+  function isAnothers({ phase, owner }: Grant): boolean {
+    return phase === 'armed' && owner !== replica
   }
 
   return {
     begin: (grant, delaySeconds) => void comeBack(grant, delaySeconds),
     isUnderWay: (user) => loops.has(user),
   }
+}
+
+/** Whether it is not known yet what became of the token that `grant` held. */
+function isUndecided(current: Grant, { loginId, generation }: Grant): boolean {
+  const isSame = current.loginId === loginId && current.generation === generation
+  return isSame && (current.state === 'active' || current.state === 'suspect')
 }

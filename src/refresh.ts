@@ -110,6 +110,7 @@ export function createRefresher(
   const comeBack = createComeBack(ports, {
     replica: identity.replica,
     retrySeconds: settings.breakerProbeSeconds,
+    leaseSeconds: settings.leaseSeconds,
     stopping: stopping.signal,
     refresh: (grant) => refresh(grant, 'recovery'),
   })

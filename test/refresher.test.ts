@@ -588,6 +588,28 @@ t.test('a login after it is no step back', async (t) => {
   t.match(await refresh(), { loginId: 'another', generation: 2 })
 })
 
+t.test(
+  'who has given way to another comes back when that one has left the row behind',
+  async (t) => {
+    const { refresh, answers, change, inSeconds, pass, presented, user, grantOf, storedTokenOf } =
+      setUp()
+    answers.push(IN_DOUBT)
+    await refresh()
+    await pass(1)
+    // Another replica takes the attempt over, and dies when it has taken its own back.
+    change({ owner: 'broker-1', ownerBoot: 'boot-1', nextRetryAt: inSeconds(0) })
+    await pass(50)
+    t.equal(presented.length, 1, 'it is left to that one')
+    change({ phase: 'idle' })
+    await pass(61)
+    t.equal(presented.length, 2)
+    t.equal(storedTokenOf(user), 'rt-2')
+    t.match(grantOf(user), { phase: 'idle', generation: 2 })
+    await pass(120)
+    t.equal(presented.length, 2, 'and that is that')
+  },
+)
+
 t.test('a new server is told of attempts under way', async (t) => {
   const { refresher, alice, pass, database, user, outcomeOf, grantOf, calls } = setUp()
   const putBack = database.snapshot()
