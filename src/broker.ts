@@ -149,8 +149,9 @@ export async function startBroker(
     const refresher = createRefresher(ports, config.refresh, { ...identity, held })
     const recovery = createRecovery(ports, refresher, identity)
     // With a held one nothing is brought back: its spool may belong to the original.
+    // Nor does it say that it lives: those that are not held would wait for it.
     const beat = held
-      ? () => ports.replicas.heartbeat(identity.replica, identity.boot)
+      ? async () => void (await ports.replicas.now())
       : createHeartbeat(ports, { antiEntropy, refresher, recovery }, identity)
     await beat()
     const heartbeat = startPeriodic(ports, {

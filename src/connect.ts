@@ -9,6 +9,7 @@ import {
   grantSealContext,
   type TokenSet,
   type UserKey,
+  importUserKey,
 } from './grant.ts'
 import type { PageroAccount, UnknownAccount } from './identity.ts'
 import type { Clock, Ports } from './ports.ts'
@@ -123,21 +124,32 @@ export async function disconnectGrant(
 ): Promise<boolean> {
   // First, so that what is being confirmed or moved at this moment is either gone by this, or seen below.
   const wasPending = await ports.pendingGrants.drop(user)
-  const wasImported = await ports.imports.abandon(user)
+  const abandoned = await ports.imports.abandon(user)
+  for (const importId of abandoned) await closeGrant(ports, importUserKey(importId), user)
+  const closed = await closeGrant(ports, user, user)
+  if (closed !== undefined) ports.log.info('grant_disconnected', { user, generation: closed })
+  if (closed === undefined && wasPending) ports.log.info('pending_grant_dropped', { user })
+  if (closed === undefined && abandoned.length > 0) ports.log.info('import_abandoned', { user })
+  return closed !== undefined || wasPending || abandoned.length > 0
+}
+
+/**
+ * Closes the row of `key`, whose token is `owner`'s and is queued for revocation. Returns the generation that was closed;
+ * undefined when there was nothing to close.
+ * @throws BrokerError `temporarily_unavailable`
+ */
+export async function closeGrant(
+  ports: Pick<Ports, 'log' | 'sealer' | 'grants'>,
+  key: UserKey,
+  owner: UserKey,
+): Promise<number | undefined> {
   for (let tries = 1; tries <= CLOSE_TRIES_MAX; tries += 1) {
-    const row = await ports.grants.find(user)
-    if (row === undefined || row.state === 'revoked') {
-      if (wasPending) ports.log.info('pending_grant_dropped', { user })
-      if (wasImported) ports.log.info('import_abandoned', { user })
-      return wasPending || wasImported
-    }
+    const row = await ports.grants.find(key)
+    if (row === undefined || row.state === 'revoked') return undefined
     const refreshToken = openRefreshToken(ports, row)
     const revocation =
-      refreshToken === undefined ? undefined : sealRevocation(ports, user, refreshToken)
-    if (await ports.grants.close(user, row.generation, revocation)) {
-      ports.log.info('grant_disconnected', { user, generation: row.generation })
-      return true
-    }
+      refreshToken === undefined ? undefined : sealRevocation(ports, owner, refreshToken)
+    if (await ports.grants.close(key, row.generation, revocation)) return row.generation
   }
   throw movedOn()
 }

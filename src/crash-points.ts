@@ -1,5 +1,5 @@
-// Places where a test may have the process die: before and after each step of a grant's life that another process could
-// see. They stand at the ports, so the engine itself knows nothing of them. Never set in production; serving with one
+// Places where a test may have the process die: before and after each step of a rotation, a refusal and a disconnection that
+// another process could see. They stand at the ports, so the engine itself knows nothing of them. Never set in production; serving with one
 // set is said aloud in the log.
 
 import type { AttemptOutcome } from './grant.ts'

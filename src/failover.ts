@@ -13,7 +13,10 @@ import type { Refresher } from './refresh.ts'
  * @throws BrokerError `temporarily_unavailable` when the database cannot be written
  */
 export function createHeartbeat(
-  ports: Pick<Ports, 'log'> & { replicas: Pick<ReplicaStore, 'heartbeat' | 'restored'> },
+  ports: Pick<Ports, 'log'> & {
+    replicas: Pick<ReplicaStore, 'heartbeat' | 'restored'>
+    spool: Pick<Ports['spool'], 'isEmpty'>
+  },
   parts: {
     antiEntropy: Pick<AntiEntropy, 'runOnce'>
     refresher: Pick<Refresher, 'restore'>
@@ -21,7 +24,7 @@ export function createHeartbeat(
   },
   { replica, boot }: { replica: string; boot: string },
 ): () => Promise<void> {
-  const { log, replicas } = ports
+  const { log, replicas, spool } = ports
   const { antiEntropy, refresher, recovery } = parts
   let isRestoring = false
 
@@ -39,7 +42,7 @@ export function createHeartbeat(
   }
 
   return async () => {
-    const owed = await replicas.heartbeat(replica, boot)
+    const owed = await replicas.heartbeat(replica, boot, !spool.isEmpty())
     if (owed === undefined || isRestoring) return
     isRestoring = true
     void restore(owed)

@@ -230,9 +230,10 @@ export interface AttemptStore {
 export interface ReplicaStore {
   /**
    * Says that this boot lives. Returns the database server onto which it has yet to bring back what it holds, because
-   * that server has taken another's place; undefined when there is nothing to do.
+   * that server has taken another's place, or knows nothing of a replica that `holds` something in its spool; undefined when
+   * there is nothing to do.
    */
-  heartbeat(replica: string, boot: string): Promise<string | undefined>
+  heartbeat(replica: string, boot: string, holds?: boolean): Promise<string | undefined>
   /** Notes that this boot has brought back everything it holds onto `server`, as the heartbeat named it. */
   restored(replica: string, boot: string, server: string): Promise<void>
   /** The instant by the database's clock. */
@@ -296,10 +297,10 @@ export interface ImportStore {
    */
   findUnfinished(page: { after: string | undefined; limit: number }): Promise<GrantImport[]>
   /**
-   * Marks what is under way for the user as not wanted any more, and what was refused and may still be proven. Returns false
-   * when nothing was under way.
+   * Marks what is under way for the user as not wanted any more, and what was refused and may still be proven. Returns the ids
+   * of those that were under way.
    */
-  abandon(user: UserKey): Promise<boolean>
+  abandon(user: UserKey): Promise<string[]>
   /** Ends an import that Pagero refused, or that was overtaken. The grant that was to prove it stays for a month: a late success is told by it. */
   refuse(importId: string): Promise<void>
   /** Forgets those that ended longer ago than any refresh token lives: the same token may be given again until then. */

@@ -3,7 +3,7 @@
 // to its user, in one statement, when Pagero has answered. A crash at any point leaves an import that is gone on with.
 
 import { createHash, randomUUID } from 'node:crypto'
-import { sealNewGrant } from './connect.ts'
+import { closeGrant, sealNewGrant } from './connect.ts'
 import { BrokerError, grantNotFound, unavailable } from './errors.ts'
 import { type Grant, grantSealContext, importUserKey, type UserKey } from './grant.ts'
 import { accessTokenClaims, accountOfClaims, UNKNOWN_ACCOUNT } from './identity.ts'
@@ -12,7 +12,6 @@ import type { Ports } from './ports.ts'
 import type { GrantImport } from './grant-stores.ts'
 import { openLiveToken, refuseDead } from './live-token.ts'
 import type { Refresher } from './refresh.ts'
-import { sealRevocation } from './revocation.ts'
 
 type ImportPorts = Pick<Ports, 'clock' | 'log' | 'sealer' | 'grants' | 'imports'>
 
@@ -100,7 +99,7 @@ export function createImporter(
     if (proof.generation === 1) {
       const row = await grants.find(entry.user)
       // No need to prove what will not be moved. An answer that is on its way finds a closed grant, and is revoked.
-      if (isOvertaken(entry, row)) await endOvertaken(entry, proof)
+      if (isOvertaken(entry, row)) await endOvertaken(entry)
       try {
         await refresher.refresh(proof, 'import')
       } catch (error) {
@@ -115,18 +114,12 @@ export function createImporter(
   }
 
   /**
-   * Ends an import that must not be moved any more: closes its `proof`, whose token is revoked, unless that is done.
+   * Ends an import that must not be moved any more: closes what proves it, whose token is revoked.
    * @throws BrokerError always, as its caller is told
    */
-  async function endOvertaken(entry: GrantImport, proof?: Grant): Promise<never> {
-    if (proof !== undefined) {
-      const sealed = proof.refreshTokenSealed
-      if (sealed === null) throw goesOn()
-      const context = grantSealContext('refresh_token_sealed', proof)
-      const revocation = sealRevocation(ports, entry.user, sealer.open(context, sealed))
-      if (!(await grants.close(proof.user, proof.generation, revocation))) throw goesOn()
-      log.warn('import_overtaken', { user: entry.user })
-    }
+  async function endOvertaken(entry: GrantImport): Promise<never> {
+    const closed = await closeGrant(ports, importUserKey(entry.importId), entry.user)
+    if (closed !== undefined) log.warn('import_overtaken', { user: entry.user })
     if (entry.outcome === null) await imports.refuse(entry.importId)
     throw overtaken()
   }
@@ -142,7 +135,7 @@ export function createImporter(
         proof.refreshTokenSealed,
       )
       const row = await grants.find(entry.user)
-      if (isOvertaken(entry, row)) await endOvertaken(entry, proof)
+      if (isOvertaken(entry, row)) await endOvertaken(entry)
       const token = openLiveToken(sealer, proof, readAtMs)
       const claims = token === undefined ? undefined : accessTokenClaims(token.accessToken)
       const account = claims && accountOfClaims(claims, settings.subjectClaim)
@@ -257,7 +250,9 @@ function isOvertaken(entry: GrantImport, row: Grant | undefined): boolean {
   if (row === undefined || isDead(row)) return false
   // The caller was told that the token is refused, and has gone on since.
   if (entry.outcome === 'refused') return true
-  return row.decidedAt !== null && row.decidedAt > entry.createdAt
+  // A login by a release that does not know of decisions is told by its own instant.
+  const { decidedAt, authenticatedAt } = row
+  return authenticatedAt > entry.createdAt || (decidedAt !== null && decidedAt > entry.createdAt)
 }
 
 function overtaken(): BrokerError {

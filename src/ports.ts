@@ -150,6 +150,8 @@ export interface Spool {
   remove(attemptId: string): Promise<void>
   /** What it holds, in the order of granting; not whole when something could not be read just now and stays where it is. */
   list(): Promise<{ entries: Successor[]; isWhole: boolean }>
+  /** Tells whether there is no entry in it. Costs nothing. */
+  isEmpty(): boolean
   /** Tells whether there is room for more than what is in flight already. Costs nothing. */
   hasRoom(): boolean
   /** Throws when nothing could be written now, or there is no such room. */

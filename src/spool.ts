@@ -114,6 +114,7 @@ export async function createSpool(
       }
     },
 
+    isEmpty: () => present.size === 0,
     hasRoom,
 
     async checkWritable() {

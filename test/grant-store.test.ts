@@ -753,6 +753,8 @@ t.test(
     update server_start set at = clock_timestamp() - interval '900 s'`)
     const server = (await other.heartbeat('other', others)) ?? ''
     await other.restored('other', others, server)
+    t.equal(await armBy('other', others), undefined, 'it cannot have been seen yet')
+    await settle(client)
     t.equal(await armBy('young', news), undefined, 'nobody can wait for it yet')
     t.equal(await young.heartbeat('young', news), server, 'it owes the server what it holds')
     t.equal(await armBy('other', others), undefined)
@@ -763,10 +765,31 @@ t.test(
     await client.query(`delete from replicas where name = 'young'`)
     t.equal(await young.heartbeat('young', news), undefined, 'on the same server nothing is owed')
     t.ok(await armBy('young', news))
+
+    for (const holds of [false, true]) {
+      await client.query(`delete from replicas where name = 'young'`)
+      // Its process has died too, and remembers no server.
+      const restarted = createReplicaStore(database.db, SETTINGS)
+      const owed = await restarted.heartbeat('young', randomUUID(), holds)
+      t.equal(owed, holds ? server : undefined, 'what is in its spool is owed')
+    }
+    t.equal(await armBy('other', others), undefined)
+    await client.query(
+      `update replicas set met_at = met_at - interval '2000 s' where name = 'young'`,
+    )
+    t.ok(await armBy('other', others), 'it is not waited for until all tokens have ended')
   },
 )
 
-t.test('at first everybody is waited for who was known to the server before', async (t) => {
+/** Lets the time go by in which everybody who lives is seen on a new server. */
+async function settle(client: { query(text: string, values: unknown[]): Promise<unknown> }) {
+  await client.query(
+    `update deployment set server_noticed_at = server_noticed_at - make_interval(secs => $1)`,
+    [SPAN_SECONDS / 2 + 1],
+  )
+}
+
+t.test('on a new server nobody arms before all who live can have been seen', async (t) => {
   const { client, database, real } = await setScene(t)
   await client.query(`update server_start set at = clock_timestamp() - interval '1000 s'`)
   const replicas = createReplicaStore(database.db, SETTINGS)
@@ -786,10 +809,7 @@ t.test('at first everybody is waited for who was known to the server before', as
   const server = (await replicas.heartbeat('other', others)) ?? ''
   await replicas.restored('other', others, server)
   t.equal(await arm(), undefined)
-  await client.query(
-    `update deployment set server_noticed_at = server_noticed_at - make_interval(secs => $1)`,
-    [SPAN_SECONDS / 2 + 1],
-  )
+  await settle(client)
   t.ok(await arm(), 'it would have been seen by now')
 })
 

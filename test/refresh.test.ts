@@ -188,6 +188,7 @@ t.test('an answer that cannot be stored or spooled is not served until it is sto
   const scene = await setScene(t)
   const fullSpool: Spool = {
     write: () => Promise.reject(new Error('no space')),
+    isEmpty: () => true,
     hasRoom: () => true,
     checkWritable: () => Promise.reject(new Error('no space')),
     list: () => Promise.resolve({ entries: [], isWhole: true }),

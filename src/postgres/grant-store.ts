@@ -19,10 +19,10 @@ import { prepared } from './prepared.ts'
 import { lifetimeFrom, now, seconds } from './time.ts'
 
 /**
- * A replica that comes late to a new server is waited for as long as three replicas take to be called gone, one after the
- * other: a pass over a spool takes seconds, and a refresh begins two minutes before its token ends.
+ * A replica that has met a new server is waited for as long as three replicas take to be called gone, one after the other:
+ * a pass over a spool takes seconds, and a refresh begins two minutes before its token ends.
  */
-const LATECOMER_STALE_TIMES = 3
+const RESTORE_STALE_TIMES = 3
 
 export interface GrantStoreSettings {
   /** ISO 8601, in calendar units: P3Y. */
@@ -85,31 +85,33 @@ export function createGrantStore(
       and r.seen_at > ${now} - ${seconds(settings.heartbeatStaleSeconds)}
       and (r.boot = a.boot or coalesce(r.spool_drained_at <= a.armed_at, true)))`
 
-  const latecomerSeconds = LATECOMER_STALE_TIMES * settings.heartbeatStaleSeconds
-
   /**
    * A server that has taken another's place may lack the last commits: the row a successor, or an attempt that is under
    * way. So nobody arms until all who may hold such a thing have brought it back, or are gone; nor before having brought
-   * back its own, however late, or while the server does not know of it. At first everybody is waited for who was ever known: after an
-   * outage the heartbeats of the living are old too. Who was gone and comes later is waited for as well, but for a pass over a spool alone: one
-   * that can never bring back what it holds must not keep the others until their tokens end, however often it starts.
+   * back its own, however late. First there is a time in which everybody who lives is seen: the heartbeat of one may be
+   * among what is lost, and after an outage all are old. Whoever has been seen is waited for, as long as a pass over a spool
+   * takes with ease: one that can never bring back what it holds must not keep the others until their tokens end,
+   * however often it starts.
    */
   const nothingIsMissing = (replica: string) => sql`exists (
     select 1 from deployment d
     where d.server_started_at = pg_postmaster_start_time()
+      and (d.server_left_at is null
+        or d.server_noticed_at < ${now} - ${seconds(settings.heartbeatStaleSeconds / 2)})
       and exists (
         select 1 from replicas r
         where r.name = ${replica} and coalesce(r.restored_on = d.server_started_at, true))
       and not exists (
         select 1 from replicas r
-        where r.restored_on <> d.server_started_at
-          and (d.server_noticed_at >= ${now} - ${seconds(settings.heartbeatStaleSeconds / 2)}
-            or ((d.server_noticed_at >= ${now} - ${seconds(settings.zombieWaitSeconds)}
-                or (r.met_on = d.server_started_at
-                  and r.met_at >= ${now} - ${seconds(latecomerSeconds)}))
-              and r.seen_at > ${seconds(-settings.heartbeatStaleSeconds)} + case
-                when d.server_noticed_at > ${now} - ${seconds(settings.heartbeatStaleSeconds)}
-                then d.server_left_at else ${now} end))))`
+        where r.restored_on <> d.server_started_at and case
+          when r.met_on = d.server_started_at
+          then r.met_at >= ${now} - ${seconds(RESTORE_STALE_TIMES * settings.heartbeatStaleSeconds)}
+            and r.seen_at > ${now} - ${seconds(settings.heartbeatStaleSeconds)}
+          else d.server_noticed_at >= ${now} - ${seconds(settings.zombieWaitSeconds)}
+            and r.seen_at > ${seconds(-settings.heartbeatStaleSeconds)} + case
+              when d.server_noticed_at > ${now} - ${seconds(settings.heartbeatStaleSeconds)}
+              then d.server_left_at else ${now} end
+        end))`
 
   /**
    * An earlier attempt with this very token has an unknown end. Or a token before it was presented once more after it

@@ -69,11 +69,11 @@ export function createImportStore(
 
     abandon: (user) =>
       throughDatabase(async () => {
-        const { rows } = await sql<{ wasUnderWay: boolean }>`
+        const { rows } = await sql<{ importId: string; wasUnderWay: boolean }>`
           update imports set abandoned_at = clock_timestamp()
           where user_id = ${user} and abandoned_at is null and outcome is distinct from 'imported'
-          returning outcome is null as "wasUnderWay"`.execute(db)
-        return rows.some(({ wasUnderWay }) => wasUnderWay)
+          returning import_id as "importId", outcome is null as "wasUnderWay"`.execute(db)
+        return rows.flatMap(({ importId, wasUnderWay }) => (wasUnderWay ? [importId] : []))
       }),
 
     refuse: (importId) =>

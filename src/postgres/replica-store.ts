@@ -17,7 +17,7 @@ export function createReplicaStore(
   db: Kysely<Tables>,
   settings: { heartbeatStaleSeconds: number } = { heartbeatStaleSeconds: 20 },
 ): ReplicaStore {
-  /** The server that this process has met last. One that does not know of it is told that something is owed to it. */
+  /** The server that this process has met last. One that knows nothing of the replica is owed what it holds. */
   let met: string | undefined
 
   /** Half of what makes others stale: whoever has been seen in this time knows that the others could have been. */
@@ -28,19 +28,24 @@ export function createReplicaStore(
    * And a statement of a process that has died may be carried out late: were it to say that this boot has drained its
    * spool, the one that lives now would look like one that is gone.
    */
-  const announce = (replica: string, boot: string, drainedAsOf: Date | null) =>
+  const announce = (
+    replica: string,
+    boot: string,
+    { drainedAsOf, holds }: { drainedAsOf: Date | null; holds: boolean },
+  ) =>
     throughDatabase(async () => {
       // What an earlier boot owes a new server, the present one owes: it has the same disk.
       const { rows } = await sql<{ server: string; is_owed: boolean | null }>`
         with noticed as (
           update deployment set
             server_started_at = ${server}, server_noticed_at = ${now},
-            server_left_at = coalesce((select max(seen_at) from replicas), ${now})
+            server_left_at = (select max(seen_at) from replicas)
           where server_started_at is distinct from ${server}
         )
         insert into replicas as r (name, boot, spool_drained_at, restored_on, met_on, met_at)
         values (
-          ${replica}, ${boot}, ${drainedAsOf}, coalesce(${met ?? null}::timestamptz, ${server}),
+          ${replica}, ${boot}, ${drainedAsOf},
+          coalesce(${met ?? null}::timestamptz, case when ${holds}::boolean then '-infinity'::timestamptz end, ${server}),
           ${server}, clock_timestamp())
         on conflict (name) do update set
           boot = excluded.boot,
@@ -66,9 +71,11 @@ export function createReplicaStore(
     })
 
   return {
-    heartbeat: (replica, boot) => announce(replica, boot, null),
+    heartbeat: (replica, boot, holds = false) =>
+      announce(replica, boot, { drainedAsOf: null, holds }),
     now: () => readNow(db),
-    spoolDrained: async (replica, boot, asOf) => void (await announce(replica, boot, asOf)),
+    spoolDrained: async (replica, boot, asOf) =>
+      void (await announce(replica, boot, { drainedAsOf: asOf, holds: false })),
     restored: (replica, boot, seen) =>
       throughDatabase(async () => {
         await sql`

@@ -121,6 +121,7 @@ const STEPS: readonly Step[] = [
   {
     ...at('after_close', 'disconnected, the server not yet told', QUEUED, bothAre('revoked')),
     die: dieOfDisconnecting,
+    isAlone: true,
   },
   {
     ...at(
@@ -129,7 +130,14 @@ const STEPS: readonly Step[] = [
       'It is revoked once more, which changes nothing.',
       bothAre('revoked'),
     ),
-    die: dieOfDisconnecting,
+    async die(victim) {
+      const { fleet, user } = victim
+      const token = await fleet.refreshToken(user)
+      await dieOfDisconnecting(victim)
+      if (!(await fleet.lookAlike.acceptsRefreshToken(token))) return
+      throw new Error(`${user} has died of another's revocation`)
+    },
+    isAlone: true,
   },
 ]
 
@@ -143,6 +151,8 @@ const CASES = STEPS.flatMap((step) =>
 
 /** Beyond the lease of the dead and the wait for an answer that it may still have. */
 const FATE_LIMIT_MS = 30_000
+/** It dies while it is asked, or within the poll of a queue after that. */
+const DEATH_LIMIT_MS = 30_000
 /** Processes that start at a time: each needs most of a core for a second. */
 const STARTS_AT_A_TIME = 4
 
@@ -162,7 +172,8 @@ export async function runCrashMatrix(fleet: Fleet): Promise<MatrixRow[]> {
     await fleet.expire([user])
     if (isAlone !== true) await die({ fleet, replica, user })
   })
-  for (const { die, isAlone, user } of CASES) {
+  // The last first: who dies of having revoked must find no revocation in the queue that another has left there.
+  for (const { die, isAlone, user } of CASES.toReversed()) {
     const replica = victims.get(user)
     if (isAlone === true && replica !== undefined) await die?.({ fleet, replica, user })
   }
@@ -227,7 +238,11 @@ function dieInTransit(moment: 'request_on_its_way' | 'answer_on_its_way') {
 
 async function dieAsked({ replica, user }: Victim): Promise<void> {
   await replica.token(user)
-  await replica.gone()
+  await death(replica, user)
+}
+
+function death(replica: Replica, user: string): Promise<void> {
+  return until(() => replica.processId() === undefined, DEATH_LIMIT_MS, `the death of ${user}`)
 }
 
 /** Asks for the token when the server will not do what it should. */
@@ -242,7 +257,7 @@ function dieOfToken(
 
 async function dieOfDisconnecting({ replica, user }: Victim): Promise<void> {
   await replica.call('DELETE', `/v1/users/${user}/grant`)
-  await replica.gone()
+  await death(replica, user)
 }
 
 /** Asks for the token until it is there, or it is said why it never will be. `token` is the one that the victim had. */

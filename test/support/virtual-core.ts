@@ -124,6 +124,7 @@ export function setVirtualCore(identity = { replica: 'broker-0', boot: 'boot-0' 
       write: call('write', (successor: Successor) => void disk.set(successor.attemptId, successor)),
       remove: call('remove', (attemptId: string) => void disk.delete(attemptId)),
       list: call('list', () => ({ entries: [...disk.values()], isWhole: server.spoolIsWhole })),
+      isEmpty: () => disk.size === 0,
       hasRoom: () => server.spoolHasRoom,
       checkWritable: call('checkWritable', () => {
         if (!server.spoolHasRoom) throw away()

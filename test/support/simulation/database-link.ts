@@ -181,8 +181,8 @@ export function linkDatabase(
         witness.note(life, 'has brought back what it holds')
         database.restored(replica, boot, server)
       }),
-    heartbeat: (replica, boot) =>
-      announce('heartbeat', () => database.heartbeat(replica, boot, metOn)),
+    heartbeat: (replica, boot, holds) =>
+      announce('heartbeat', () => database.heartbeat(replica, boot, holds, metOn)),
     now: () => statement('now', () => database.now()),
     spoolDrained: (replica, boot, asOf) =>
       announce('spoolDrained', () => {

@@ -83,7 +83,9 @@ export function createSimulatedDatabase(settings: GrantStoreSettings, nowMs: () 
   const replicas = new Map<string, ReplicaRow>()
   const revocations = new Map<string, RevocationRow>()
   /** The row of the deployment, as far as it tells of servers. */
-  let server = { startedAtMs: NaN, noticedAtMs: 0, leftAtMs: 0 }
+  let server: { startedAtMs: number; noticedAtMs: number; leftAtMs: number | undefined } = {
+    ...{ startedAtMs: NaN, noticedAtMs: 0, leftAtMs: undefined },
+  }
   const database = {
     grants,
     attempts,
@@ -388,8 +390,11 @@ export function createSimulatedDatabase(settings: GrantStoreSettings, nowMs: () 
     },
 
     now: (): Date => new Date(nowMs()),
-    heartbeat: (replica: string, boot: string, metOn?: number) =>
-      announce(replica, boot, { drainedAsOfMs: null, metOn }),
+    heartbeat: (replica: string, boot: string, holds = false, metOn?: number) =>
+      announce(replica, boot, {
+        drainedAsOfMs: null,
+        metOn: metOn ?? (holds ? -Infinity : undefined),
+      }),
     spoolDrained: (replica: string, boot: string, asOf: Date, metOn?: number) =>
       void announce(replica, boot, { drainedAsOfMs: asOf.getTime(), metOn }),
 
@@ -487,20 +492,19 @@ export function createSimulatedDatabase(settings: GrantStoreSettings, nowMs: () 
 
   function isSomethingMissing(replica: string): boolean {
     const now = nowMs()
-    if (server.startedAtMs !== database.startedAtMs) return true
-    const own = replicas.get(replica)
-    if (own?.restoredOn !== server.startedAtMs) return true
-    const waitedSinceMs = now - settings.zombieWaitSeconds * 1000
     const staleMs = settings.heartbeatStaleSeconds * 1000
-    const aliveAtMs = (server.noticedAtMs > now - staleMs ? server.leftAtMs : now) - staleMs
-    return [...replicas.values()].some(
-      (one) =>
-        one.restoredOn !== server.startedAtMs &&
-        (server.noticedAtMs >= now - staleMs / 2 ||
-          ((server.noticedAtMs >= waitedSinceMs ||
-            (one.metOn === server.startedAtMs && one.metAtMs >= now - 3 * staleMs)) &&
-            one.seenAtMs > aliveAtMs)),
-    )
+    if (server.startedAtMs !== database.startedAtMs) return true
+    if (server.leftAtMs !== undefined && server.noticedAtMs >= now - staleMs / 2) return true
+    if (replicas.get(replica)?.restoredOn !== server.startedAtMs) return true
+    const livedAtMs = server.noticedAtMs > now - staleMs ? (server.leftAtMs ?? Infinity) : now
+    return [...replicas.values()].some((one) => {
+      if (one.restoredOn === server.startedAtMs) return false
+      if (one.metOn === server.startedAtMs) {
+        return one.metAtMs >= now - 3 * staleMs && one.seenAtMs > now - staleMs
+      }
+      const isEarly = server.noticedAtMs >= now - settings.zombieWaitSeconds * 1000
+      return isEarly && one.seenAtMs > livedAtMs - staleMs
+    })
   }
 
   /** `metOn` is the server that the process has met last. */
@@ -512,7 +516,7 @@ export function createSimulatedDatabase(settings: GrantStoreSettings, nowMs: () 
     const { startedAtMs } = database
     if (server.startedAtMs !== startedAtMs) {
       const seen = [...replicas.values()].map(({ seenAtMs }) => seenAtMs)
-      const leftAtMs = seen.length === 0 ? nowMs() : Math.max(...seen)
+      const leftAtMs = seen.length === 0 ? undefined : Math.max(...seen)
       server = { startedAtMs, noticedAtMs: nowMs(), leftAtMs }
     }
     const row = replicas.get(replica)

@@ -41,6 +41,7 @@ export function createSimulatedSpool(
         const entries = [...disk.values()].toSorted((a, b) => a.generation - b.generation)
         scheduler.after(faults.diskMs(), () => settle.resolve({ entries, isWhole: true }))
       }),
+    isEmpty: () => disk.size === 0,
     hasRoom: () => true,
     checkWritable: () =>
       life.call((settle) => {

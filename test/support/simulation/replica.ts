@@ -47,7 +47,7 @@ const NOTHING_PENDING: Partial<Ports['pendingGrants']> = {
   findWaiting: async () => undefined,
   drop: async () => false,
 }
-const NOTHING_IMPORTED: Partial<Ports['imports']> = { abandon: async () => false }
+const NOTHING_IMPORTED: Partial<Ports['imports']> = { abandon: async () => [] }
 
 /** Starts the broker's core in a process. */
 export function startReplica(
