@@ -11,7 +11,7 @@ interface Doubt {
   armedAt: Date
   /** When its token may be presented again. */
   retryAtMs: number
-  /** When its lease is over: from then on another replica may have taken it over. */
+  /** When its lease is over, and that pause: from then on another replica may have taken it over. */
   untilMs: number
 }
 
@@ -68,11 +68,10 @@ export function createUnderWay({
       if (known === undefined) return
       const nowMs = clock.monotonicMs()
       for (const [past, { untilMs }] of doubtful) if (untilMs < nowMs) doubtful.delete(past)
-      doubtful.set(known.request.user, {
-        ...known,
-        retryAtMs: nowMs + retryInSeconds * 1000,
-        untilMs: leaseEndsAtMs,
-      })
+      const retryAtMs = nowMs + retryInSeconds * 1000
+      // Whoever was stopped meanwhile learns of it when the lease is over already.
+      const untilMs = Math.max(leaseEndsAtMs, retryAtMs)
+      doubtful.set(known.request.user, { ...known, retryAtMs, untilMs })
     },
     async restore() {
       const isTold = await Promise.all([

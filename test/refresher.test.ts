@@ -651,6 +651,19 @@ t.test('a new server is told of an attempt that has ended in doubt', async (t) =
   t.strictSame(calls, [], 'what was presented again since is in doubt no more')
 })
 
+t.test('also of one whose process was stopped until its lease was over', async (t) => {
+  const { refresh, refresher, answers, database, outcomeOf, grantOf, user, pass } = setUp()
+  const putBack = database.snapshot()
+  answers.push({ ...IN_DOUBT, afterMs: 70_000 })
+  await refresh()
+  await pass(1)
+  putBack()
+  t.equal(await outcomeOf(refresher.restore()), true)
+  const { phase, nextRetryAt, readAt } = grantOf(user)
+  t.equal(phase, 'armed')
+  t.ok((nextRetryAt?.getTime() ?? 0) > readAt.getTime() + 3_500, 'and it rests as long as any')
+})
+
 t.test('of each user that is in doubt', async (t) => {
   const { refresher, answers, database, outcomeOf, grantOf, alice, connect, user, pass } = setUp()
   const others = [connect('bob'), connect('carol')]

@@ -144,6 +144,10 @@ const ONCE_BROKEN: ReadonlyArray<readonly [seed: number, met: string, profile?: 
     [13699, 'an owner that was back with the answer, and an unsent attempt that had hidden it'],
     [97232, 'an attempt in doubt that the server after a failover knew nothing of'],
     [4032966, 'a row armed by the living, and told by nobody to its owner after a failover'],
+    [
+      8053392,
+      'an attempt of a process that was stopped until its lease was over, after a failover',
+    ],
     [7067853, 'a loss that nobody told of: who had given way to another did not come back'],
     [
       6019697,
