@@ -43,7 +43,9 @@ export function createComeBack(
       try {
         const current = await grants.find(grant.user)
         if (current === undefined || !isUndecided(current, grant)) break
-        const waitSeconds = isAnothers(current) ? leaseSeconds : retryWaitSeconds(current)
+        const waitSeconds = Math.max(retryWaitSeconds(current), anothersSeconds(current))
+        // By the take-over rule: somebody else who finds it out may be at it still, or have died over it.
+        if (isAnothers(current)) delaySeconds = leaseSeconds
         if (waitSeconds > 0) delaySeconds = waitSeconds
         else await refresh(current)
       } catch (error) {
@@ -53,9 +55,14 @@ export function createComeBack(
     if (loops.get(grant.user) === loop) loops.delete(grant.user)
   }
 
-  /** Somebody else is finding it out, and may die over it. */
   function isAnothers({ phase, owner }: Grant): boolean {
     return phase === 'armed' && owner !== replica
+  }
+
+  /** Seconds that the lease of another who has the row will last, by the database clock. */
+  function anothersSeconds(grant: Grant): number {
+    if (!isAnothers(grant)) return 0
+    return ((grant.leaseUntil?.getTime() ?? 0) - grant.readAt.getTime()) / 1000
   }
 
   return {

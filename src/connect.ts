@@ -125,7 +125,10 @@ export async function disconnectGrant(
   // First, so that what is being confirmed or moved at this moment is either gone by this, or seen below.
   const wasPending = await ports.pendingGrants.drop(user)
   const abandoned = await ports.imports.abandon(user)
-  for (const importId of abandoned) await closeGrant(ports, importUserKey(importId), user)
+  for (const importId of abandoned) {
+    await closeGrant(ports, importUserKey(importId), user)
+    await ports.imports.refuse(importId)
+  }
   const closed = await closeGrant(ports, user, user)
   if (closed !== undefined) ports.log.info('grant_disconnected', { user, generation: closed })
   if (closed === undefined && wasPending) ports.log.info('pending_grant_dropped', { user })

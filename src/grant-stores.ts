@@ -298,7 +298,7 @@ export interface ImportStore {
   findUnfinished(page: { after: string | undefined; limit: number }): Promise<GrantImport[]>
   /**
    * Marks what is under way for the user as not wanted any more, and what was refused and may still be proven. Returns the ids
-   * of those that were under way.
+   * of those that have no end yet, each time until they are refused.
    */
   abandon(user: UserKey): Promise<string[]>
   /** Ends an import that Pagero refused, or that was overtaken. The grant that was to prove it stays for a month: a late success is told by it. */

@@ -159,7 +159,8 @@ export function createImporter(
       )
       const moved = await grants.connect({
         ...grant,
-        authenticatedAt: entry.obtainedAt,
+        // It is by another clock, and must not look like a login that came after the import was asked for.
+        authenticatedAt: entry.obtainedAt < entry.createdAt ? entry.obtainedAt : entry.createdAt,
         movedFrom: {
           importId: entry.importId,
           outcome: entry.outcome,

@@ -153,6 +153,11 @@ export function createRefresher(
     // What may be spent already is come back to however many wait: an answer that was lost can be had for a while only.
     if (cause !== 'recovery') requireRoom()
     for (;;) {
+      if (newest.isBehind(grant)) {
+        // As a rule it was read just before this process stored what is newer.
+        readAtMs = clock.monotonicMs()
+        grant = await mustFind(first.user)
+      }
       if (grant.loginId !== first.loginId || grant.generation > first.generation) {
         answer.serve(adopt(grant, readAtMs))
         return

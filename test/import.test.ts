@@ -303,7 +303,7 @@ t.test(
     const engine = await scene.startEngine()
     const user = userKey('acme-1')
     await beginImport(scene, engine, user)
-    await disconnectGrant(engine.ports, user)
+    await scene.connect(engine, user, 'bob')
     const { imports } = engine.ports
     const dead = {
       ...imports,

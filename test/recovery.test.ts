@@ -4,6 +4,7 @@
 import t from 'tap'
 import type { Grant, UserKey } from '../src/grant.ts'
 import { createHeartbeat } from '../src/failover.ts'
+import type { Successor } from '../src/grant-stores.ts'
 import { createRecovery } from '../src/recovery.ts'
 import { setVirtualCore } from './support/virtual-core.ts'
 
@@ -168,6 +169,17 @@ t.test(
     t.strictSame(events(), ['database_server_replaced'])
   },
 )
+
+t.test('a server that knows nothing of the replica is given what is in its spool', async (t) => {
+  for (const holds of [false, true]) {
+    const { beat, done, outcomeOf, pass, database, disk } = setUpHeartbeat()
+    database.replicas.clear()
+    if (holds) disk.set('attempt', {} as Successor)
+    await outcomeOf(beat())
+    await pass(5)
+    t.strictSame(done, holds ? ['attempts', 'spool', 'recovery'] : [])
+  }
+})
 
 t.test('it is not begun again while it is under way', async (t) => {
   const { beat, done, outcomeOf, pass, replaceServer } = setUpHeartbeat()

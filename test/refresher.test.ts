@@ -6,6 +6,7 @@ import { BrokerError } from '../src/errors.ts'
 import { fingerprintOf, type Grant, grantSealContext } from '../src/grant.ts'
 import type { LiveToken } from '../src/live-token.ts'
 import { createRefresher } from '../src/refresh.ts'
+import { EPOCH_MS } from './support/simulation/life.ts'
 import { SETTINGS, setVirtualCore } from './support/virtual-core.ts'
 
 const BROKER_1 = { replica: 'broker-1', boot: 'boot-1' }
@@ -561,10 +562,10 @@ t.test('a row that has lost the newest token is not armed while the spool keeps 
   putBack()
   calls.length = 0
   t.match(await refresh(), unavailable(5))
-  // It was spooled 52 ms after the start, and is kept for two minutes.
-  await scheduler.run({ untilMs: 120_052 })
+  // It was spooled 52 ms after the start, and is kept for two minutes; reading the row once more takes one.
+  await scheduler.run({ untilMs: 120_051 })
   t.match(await refresh(), unavailable(5))
-  t.strictSame(calls, [])
+  t.strictSame(calls, ['find', 'find'])
   await scheduler.run({ untilMs: 120_053 })
   t.match(await refresh(), { generation: 2 }, 'beyond that nobody has it any more')
   t.equal(presented.length, 2)
@@ -578,6 +579,19 @@ t.test('the rotation of another changes nothing about that', async (t) => {
   await outcomeOf(refresher.refresh(other, 'expiry'))
   putBack()
   t.match(await refresh(), unavailable(5))
+})
+
+t.test('a row that was read just before a newer token was stored is read once more', async (t) => {
+  const { refresh, refresher, alice, outcomeOf, calls, presented, log } = setUp()
+  await refresh()
+  calls.length = 0
+  t.match(await outcomeOf(refresher.refresh(alice, 'expiry')), {
+    accessToken: 'at-1',
+    generation: 2,
+  })
+  t.strictSame(calls, ['find'])
+  t.equal(presented.length, 1)
+  t.notOk(log.events.some(({ event }) => event === 'grant_went_back'))
 })
 
 t.test('a login after it is no step back', async (t) => {
@@ -609,6 +623,30 @@ t.test(
     t.equal(presented.length, 2, 'and that is that')
   },
 )
+
+t.test('and takes over when that one has died with the row armed', async (t) => {
+  const { refresh, answers, change, inSeconds, pass, presented, user, storedTokenOf, database } =
+    setUp()
+  const alive = async (seconds: number) => {
+    for (let past = 0; past < seconds; past += 5) {
+      database.heartbeat('broker-0', 'boot-0')
+      await pass(5)
+    }
+  }
+  answers.push(IN_DOUBT)
+  await refresh()
+  await pass(1)
+  database.heartbeat(BROKER_1.replica, BROKER_1.boot)
+  change({
+    ...{ owner: BROKER_1.replica, ownerBoot: BROKER_1.boot },
+    ...{ nextRetryAt: inSeconds(0), leaseUntil: inSeconds(60) },
+  })
+  await alive(55)
+  t.equal(presented.length, 1, 'it is left to that one')
+  await alive(120)
+  t.equal(presented.length, 2, 'nobody else asks')
+  t.equal(storedTokenOf(user), 'rt-2')
+})
 
 t.test('a new server is told of attempts under way', async (t) => {
   const { refresher, alice, pass, database, user, outcomeOf, grantOf, calls } = setUp()
@@ -649,6 +687,41 @@ t.test('a new server is told of an attempt that has ended in doubt', async (t) =
   calls.length = 0
   await outcomeOf(refresher.restore())
   t.strictSame(calls, [], 'what was presented again since is in doubt no more')
+})
+
+t.test('of two that were under way nobody arms before both have an end', async (t) => {
+  const { refresher, alice, pass, database, user, outcomeOf, attempts, armElsewhere } = setUp()
+  const waiting = refresher.refresh(alice, 'expiry')
+  await pass(0.01)
+  const [own] = attempts()
+  database.grants.set(user, alice)
+  database.attempts.clear()
+  // A replica whose attempt was taken over by this one is the first to tell of its own.
+  const theirs = { user, loginId: alice.loginId, generation: 1, ...BROKER_1 }
+  database.heartbeat(BROKER_1.replica, BROKER_1.boot)
+  database.rearm(
+    {
+      ...theirs,
+      attemptId: 'theirs',
+      cause: 'expiry',
+      leaseSeconds: 60,
+      tokenDigest: Buffer.alloc(0),
+    },
+    new Date(EPOCH_MS),
+  )
+  t.equal(await outcomeOf(refresher.restore()), true)
+  t.strictSame(
+    attempts()
+      .map(({ attemptId }) => attemptId)
+      .toSorted(),
+    [own?.attemptId, 'theirs'].toSorted(),
+  )
+  database.disarm({
+    ...{ user, attemptId: 'theirs', outcome: 'in_doubt', httpStatus: null, durationMs: 0 },
+    ...{ retryInSeconds: 0, stayArmed: true, counts: false },
+  })
+  t.equal(armElsewhere('again'), undefined, 'the other one is under way still')
+  t.match(await outcomeOf(waiting), { accessToken: 'at-1' })
 })
 
 t.test('also of one whose process was stopped until its lease was over', async (t) => {
@@ -1117,7 +1190,10 @@ t.test('whoever comes back leaves alone what is decided, or another’s', async 
     ['a later generation', { generation: 2 }],
     ['condemned', { state: 'reauthentication_required' }],
     ['closed', { state: 'revoked' }],
-    ['armed by another', { phase: 'armed', owner: 'broker-1' }],
+    [
+      'armed by another',
+      { phase: 'armed', owner: 'broker-1', leaseUntil: new Date(EPOCH_MS + 60_000) },
+    ],
   ]
   for (const [what, row] of decided) {
     const { refresher, alice, change, pass, calls } = setUp()

@@ -128,6 +128,18 @@ t.test('a directory that is private already is left alone', async (t) => {
   t.equal((await stat(directory)).ctimeMs, ctimeMs)
 })
 
+t.test('whether it is empty is known without asking the disk', async (t) => {
+  const directory = t.testdir()
+  const spool = await createSpool(directory, unread)
+  t.equal(spool.isEmpty(), true)
+  const entry = successor()
+  await spool.write(entry)
+  t.equal(spool.isEmpty(), false)
+  t.equal((await createSpool(directory, unread)).isEmpty(), false, 'from the start')
+  await spool.remove(entry.attemptId)
+  t.equal(spool.isEmpty(), true)
+})
+
 t.test('an entry written twice is there once; one removed twice is gone', async (t) => {
   const spool = await createSpool(t.testdir(), unread)
   const entry = successor()

@@ -214,7 +214,10 @@ export function createGrantStore(
             select ${request.attemptId}::uuid, ${request.user}, ${request.loginId}::uuid,
               ${request.generation}::bigint, ${request.tokenDigest}::bytea, ${request.replica},
               ${request.boot}::uuid, ${request.cause}, ${armedAt}::timestamptz
-            from armed
+            -- Also where another was told of first: whoever would arm next learns of both by the ledger.
+            from grants
+            where user_id = ${request.user} and login_id = ${request.loginId}
+              and generation = ${request.generation} and state = 'active'
             on conflict do nothing
           )
           select exists (

@@ -70,8 +70,8 @@ export function createImportStore(
     abandon: (user) =>
       throughDatabase(async () => {
         const { rows } = await sql<{ importId: string; wasUnderWay: boolean }>`
-          update imports set abandoned_at = clock_timestamp()
-          where user_id = ${user} and abandoned_at is null and outcome is distinct from 'imported'
+          update imports set abandoned_at = coalesce(abandoned_at, clock_timestamp())
+          where user_id = ${user} and outcome is distinct from 'imported'
           returning import_id as "importId", outcome is null as "wasUnderWay"`.execute(db)
         return rows.flatMap(({ importId, wasUnderWay }) => (wasUnderWay ? [importId] : []))
       }),

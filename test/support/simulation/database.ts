@@ -156,21 +156,18 @@ export function createSimulatedDatabase(settings: GrantStoreSettings, nowMs: () 
     rearm(request: ArmRequest, armedAt: Date): boolean {
       const row = grants.get(request.user)
       const { attemptId, user, loginId, generation, replica, boot, cause } = request
-      if (
-        row?.loginId !== loginId ||
-        row.generation !== generation ||
-        row.state !== 'active' ||
-        row.attemptId === attemptId
-      ) {
+      if (row?.loginId !== loginId || row.generation !== generation || row.state !== 'active') {
         const isBehind = row?.loginId === loginId && row.generation < generation
         return !isBehind || row.state !== 'active'
       }
-      if (row.phase === 'armed' && !((row.armedAtMs ?? Infinity) < server.noticedAtMs)) return true
-      grants.set(user, {
-        ...row,
-        ...{ phase: 'armed', attemptId, owner: replica, ownerBoot: boot, armedAtMs: nowMs() },
-        leaseUntil: new Date(nowMs() + request.leaseSeconds * 1000),
-      })
+      const isFree = row.phase === 'idle' || (row.armedAtMs ?? Infinity) < server.noticedAtMs
+      if (isFree && row.attemptId !== attemptId) {
+        grants.set(user, {
+          ...row,
+          ...{ phase: 'armed', attemptId, owner: replica, ownerBoot: boot, armedAtMs: nowMs() },
+          leaseUntil: new Date(nowMs() + request.leaseSeconds * 1000),
+        })
+      }
       if (attempts.has(attemptId)) return true
       attempts.set(attemptId, {
         ...{ attemptId, user, loginId, generation, replica, boot, cause },
