@@ -5,7 +5,7 @@
 import { hash } from 'node:crypto'
 import { LRUCache } from 'lru-cache'
 import { BrokerError, grantNotFound, unavailable } from './errors.ts'
-import type { ServableGrant, UserKey } from './grant.ts'
+import { accessTokenSecondsLeft, type ServableGrant, type UserKey } from './grant.ts'
 import { createGrantReader, type GrantReading } from './grant-reader.ts'
 import { inTime } from './in-time.ts'
 import type { Noted } from './last-use.ts'
@@ -102,6 +102,7 @@ export function createTokenCache(
       // The same as at the last check, or a successor that is spooled and on its way into the row.
       const ahead = cached?.loginId === loginId && cached.generation > generation
       if (cached !== undefined && (ahead || isSame(cached, grant, stored))) {
+        if (!ahead) extend(cached.token, grant, readAtMs)
         cached.checkedAtMs = Math.max(cached.checkedAtMs, readAtMs)
         return cached
       }
@@ -150,6 +151,16 @@ export function createTokenCache(
 function digestOf({ accessToken }: ServableGrant): number | undefined {
   if (accessToken === null) return undefined
   return hash('sha256', accessToken.sealed, 'buffer').readUIntBE(0, 6)
+}
+
+/**
+ * A process that was stopped between asking and sending has put the end of the token too early, by as long as it was stopped.
+ * No reading puts it too late, so the latest is the nearest.
+ */
+function extend(token: LiveToken | undefined, grant: ServableGrant, readAtMs: number): void {
+  if (token === undefined) return
+  const expiresAtMs = readAtMs + accessTokenSecondsLeft(grant) * 1000
+  token.expiresAtMs = Math.max(token.expiresAtMs, expiresAtMs)
 }
 
 /** Whether the row holds what the token was opened from, in the place and with the life that it had. */

@@ -648,6 +648,25 @@ t.test('and takes over when that one has died with the row armed', async (t) => 
   t.equal(storedTokenOf(user), 'rt-2')
 })
 
+t.test('until the client is accepted ten are presented at a time', async (t) => {
+  for (const [kind, accepts] of [
+    ['granted', true],
+    ['refused', true],
+    ['unreachable', false],
+  ] as const) {
+    const { refresher, connect, presented, answers, pass, outcomeOf, alice } = setUp()
+    const grants = Array.from({ length: 12 }, (_, n) => connect(`user-${n}`))
+    if (kind === 'refused') answers.push(REFUSED)
+    if (kind === 'unreachable') answers.push(UNREACHABLE)
+    const first = refresher.refresh(alice, 'expiry').catch(() => undefined)
+    await (kind === 'refused' ? pass(1) : outcomeOf(first))
+    const before = presented.length
+    for (const grant of grants) refresher.refresh(grant, 'expiry').catch(() => undefined)
+    await pass(0.03)
+    t.equal(presented.length - before, accepts ? 12 : 10, kind)
+  }
+})
+
 t.test('a new server is told of attempts under way', async (t) => {
   const { refresher, alice, pass, database, user, outcomeOf, grantOf, calls } = setUp()
   const putBack = database.snapshot()

@@ -157,6 +157,19 @@ t.test('a changed end of life is noticed though the ciphertext is the same', asy
   t.equal(endedEarlierMs, 300_000)
 })
 
+t.test('an end of life that was put too early by a stopped process is put right', async (t) => {
+  const { add, grants, cache, clock } = await setUp(t)
+  await add(ALICE, 'token of alice')
+  const grant = await grants.find(ALICE)
+  if (grant === undefined) throw new Error('no grant')
+  clock.pass(90_000)
+  // It looked at its clock a minute and a half before the row was read.
+  const early = cache.keepRow(grant, clock.monotonicMs() - 90_000).token?.expiresAtMs ?? 0
+  const { token } = cache.keepRow(grant, clock.monotonicMs())
+  t.equal(token?.expiresAtMs, early + 90_000)
+  t.equal(cache.keepRow(grant, clock.monotonicMs() - 1).token?.expiresAtMs, early + 90_000)
+})
+
 t.test('the least recently used grant is forgotten when there are too many', async (t) => {
   const { add, asked, tokenOf } = await setUp(t, { tokenCacheMax: 2 })
   for (const user of [ALICE, BOB, CAROL]) await add(user, `token of ${user}`)
