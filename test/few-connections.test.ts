@@ -37,13 +37,17 @@ t.test(
     })
     const names = Array.from({ length: USERS }, (_, n) => `user-${n}`)
     await inParallel([...names, 'rested'], 8, (name) => scene.connect(engine, name))
+    // Until the server has accepted the client once, few are presented at a time.
+    await scene.expire('rested' as UserKey)
+    await engine.accessTokens.fresh('rested' as UserKey)
+    const before = scene.refreshes().length
     for (const name of names) await scene.expire(name as UserKey)
     const letGo = holdAnswers(scene, USERS)
     t.teardown(letGo)
 
     const startedAtMs = performance.now()
     const answers = names.map((name) => engine.accessTokens.fresh(name as UserKey))
-    await until(() => scene.refreshes().length === USERS, 10_000, 'fifty calls')
+    await until(() => scene.refreshes().length - before === USERS, 10_000, 'fifty calls')
     const rested = parseUserKey('rested') as UserKey
     const tookMs: number[] = []
     const open = new Set<string>()
