@@ -18,6 +18,7 @@ const LARGE = Buffer.alloc(20_000_000)
 const HONEST_EVERY_MS = 50
 const QUIET_CALLS = 60
 const HONEST_P99_MS = 200
+const ROUNDS_MAX = 3
 /** Ten seconds for a head, and room for a machine with ten times more to do than it can. */
 const CLOSED_LIMIT_SECONDS = 60
 
@@ -89,7 +90,6 @@ t.test(
       return answers
     }
 
-    const quiet = await beHonest((count) => count >= QUIET_CALLS)
     // The program has no other way to add a field than behind the value of the one that it knows.
     const who = ['-j', `a=b\r\n${slow?.who}\r\nConnection: close`]
     const trickle = ['-i', '1', '-x', '5', '-s', '100000']
@@ -99,26 +99,35 @@ t.test(
       bodies: ['-B', ...trickle, ...who, '-u', `${path}/files`],
       reads: ['-X', ...sips, ...who, '-u', `${path}/large`],
     }
-    let isOver = false
-    const attacks = Promise.all(
-      Object.entries(modes).map(async ([mode, parameters]) => [mode, await attack(parameters)]),
-    ).finally(() => (isOver = true))
-    const meanwhile = await beHonest(() => isOver)
-    const quietAgain = await beHonest((count) => count >= QUIET_CALLS)
+    // Other tests run beside this one. What disturbs it for a moment does not do so each time; slow clients would.
+    for (let round = 1, isUnnoticed = false; !isUnnoticed; round += 1) {
+      const quiet = await beHonest((count) => count >= QUIET_CALLS)
+      let isOver = false
+      const attacks = Promise.all(
+        Object.entries(modes).map(async ([mode, parameters]) => [mode, await attack(parameters)]),
+      ).finally(() => (isOver = true))
+      const meanwhile = await beHonest(() => isOver)
+      const quietAgain = await beHonest((count) => count >= QUIET_CALLS)
 
-    for (const [mode = '', end] of await attacks) {
-      t.equal(end, 'No open connections left', mode)
-    }
-    const begun = broker.upstream.calls.filter(({ target }) => target === '/large').length
-    t.ok(begun >= 32, `${begun} answers were begun and hardly read`)
-    const quietMs = Math.max(p99Of(quiet), p99Of(quietAgain))
-    const p99Ms = p99Of(meanwhile)
-    const figure = `p99 of ${meanwhile.length} honest calls is ${Math.round(p99Ms)} ms, ${Math.round(quietMs)} without the slow ones`
-    if (quietMs < HONEST_P99_MS / 2) {
-      t.strictSame([...new Set(meanwhile.map(({ status }) => status))], [200])
-      t.ok(p99Ms < HONEST_P99_MS, `${figure}: below ${HONEST_P99_MS} ms`)
-    } else {
-      t.pass(figure, { skip: 'this machine has too much to do to tell' })
+      for (const [mode = '', end] of await attacks) {
+        t.equal(end, 'No open connections left', mode)
+      }
+      const begun = broker.upstream.calls.filter(({ target }) => target === '/large').length
+      t.ok(begun >= 32 * round, `${begun} answers were begun and hardly read`)
+      const quietMs = Math.max(p99Of(quiet), p99Of(quietAgain))
+      const isQuiet = quietMs < HONEST_P99_MS / 2
+      if (isQuiet) t.strictSame([...new Set(meanwhile.map(({ status }) => status))], [200])
+      const p99Ms = p99Of(meanwhile)
+      const figure = `p99 of ${meanwhile.length} honest calls is ${Math.round(p99Ms)} ms, ${Math.round(quietMs)} without the slow ones`
+      isUnnoticed = p99Ms < HONEST_P99_MS
+      if (isUnnoticed) t.pass(figure)
+      else if (!isQuiet) {
+        t.pass(figure, { skip: 'this machine has too much to do to tell' })
+        break
+      } else if (round === ROUNDS_MAX) {
+        t.fail(`${figure}: below ${HONEST_P99_MS} ms in none of ${round} rounds`)
+        break
+      } else t.comment(`${figure}: once more`)
     }
     t.equal(replica.processId(), processId, 'the process lives')
     const after = await fleet.row('slow')
