@@ -130,6 +130,8 @@ export function createReplica(settings: {
       cwd: ROOT,
       env: {
         PATH: process.env['PATH'] ?? '',
+        // As `npm start` has it.
+        NODE_COMPILE_CACHE: 'node_modules/.compile-cache',
         ...settings.env,
         REPLICA_NAME: settings.name,
         PUBLIC_HOST: '127.0.0.1',
