@@ -148,8 +148,8 @@ export async function startBroker(
     const antiEntropy = createAntiEntropy(ports, config.refresh, identity)
     const refresher = createRefresher(ports, config.refresh, { ...identity, held })
     const recovery = createRecovery(ports, refresher, identity)
-    // With a held one nothing is brought back: its spool may belong to the original.
-    // Nor does it say that it lives: those that are not held would wait for it.
+    // With a held one nothing is brought back: its spool may belong to the original. Nor does it say that it lives: those
+    // that are not held would wait for it.
     const beat = held
       ? async () => void (await ports.replicas.now())
       : createHeartbeat(ports, { antiEntropy, refresher, recovery }, identity)

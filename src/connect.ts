@@ -113,8 +113,7 @@ export async function patiently(clock: Clock, work: () => Promise<void>): Promis
 
 /**
  * Closes the user's grant, ends the sessions and queues the revocation; what waits for confirmation, or is being imported,
- * goes the same way.
- * It is over here at once, whatever Pagero says. Returns false when there is nothing to end.
+ * goes the same way. It is over here at once, whatever Pagero says. Returns false when there is nothing to end.
  *
  * @throws BrokerError `temporarily_unavailable`
  */

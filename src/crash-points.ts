@@ -1,6 +1,6 @@
-// Places where a test may have the process die: before and after each step of a rotation, a refusal and a disconnection that
-// another process could see. They stand at the ports, so the engine itself knows nothing of them. Never set in production; serving with one
-// set is said aloud in the log.
+// Places where a test may have the process die: before and after each step of a rotation, a refusal and a disconnection
+// that another process could see. They stand at the ports, so the engine itself knows nothing of them. Never set in
+// production; serving with one set is said aloud in the log.
 
 import type { AttemptOutcome } from './grant.ts'
 import type { Ports } from './ports.ts'
@@ -28,7 +28,7 @@ const AFTER_END: Partial<Record<AttemptOutcome, CrashPoint>> = {
   refused: 'after_refusal',
 }
 
-/** Returns ports that call `crash`, which must not return, when a rotation reaches `point`. */
+/** Returns ports that call `crash`, which must not return, when the process reaches `point`. */
 export function withCrashPoint(ports: Ports, point: CrashPoint, crash: () => never): Ports {
   const reach = (here: CrashPoint) => {
     if (here === point) crash()

@@ -1,5 +1,6 @@
 // The heartbeat, and what follows when it meets another database server than the last time: a standby that took over may
-// lack the last commits; to one that knows nothing of a replica all is owed that its spool holds. Until every replica that lived then has brought back what it holds, the store lets nobody arm.
+// lack the last commits; to one that knows nothing of a replica all is owed that its spool holds. Until every replica that
+// lived then has brought back what it holds, the store lets nobody arm.
 
 import type { AntiEntropy } from './anti-entropy.ts'
 import type { Ports } from './ports.ts'

@@ -56,6 +56,19 @@ async function setScene(t: Parameters<typeof createTestDatabase>[0]) {
   return { client, database, real: createGrantStore(database, SETTINGS) }
 }
 
+/** Arms the first token of a login as this boot of a replica. */
+function armAs(
+  real: GrantStore,
+  login: { user: UserKey; loginId: string },
+  replica: string,
+  boot: string,
+) {
+  return real.arm({
+    ...{ ...login, generation: 1, attemptId: randomUUID(), cause: 'expiry', replica, boot },
+    ...{ tokenDigest: Buffer.alloc(0), leaseSeconds: 1 },
+  })
+}
+
 /** Puts the first grant of a user in place. */
 async function connectUser(real: GrantStore): Promise<{ user: UserKey; loginId: string }> {
   const user = parseUserKey('user') as UserKey
@@ -632,11 +645,7 @@ t.test('who is not back from there is not waited for, nor what is too long ago',
   const replicas = createReplicaStore(database.db, SETTINGS)
   const { user, loginId } = await connectUser(real)
   const others = randomUUID()
-  const arm = () =>
-    real.arm({
-      ...{ user, loginId, generation: 1, attemptId: randomUUID(), cause: 'expiry' },
-      ...{ replica: 'other', boot: others, tokenDigest: Buffer.alloc(0), leaseSeconds: 1 },
-    })
+  const arm = () => armAs(real, { user, loginId }, 'other', others)
   await replicas.heartbeat('owner', randomUUID())
   await replicas.heartbeat('other', others)
   await client.query(
@@ -664,10 +673,7 @@ t.test('who comes late to a new server is waited for, and not for long', async (
   const { user, loginId } = await connectUser(real)
   const others = randomUUID()
   const arm = async () => {
-    const armed = await real.arm({
-      ...{ user, loginId, generation: 1, attemptId: randomUUID(), cause: 'expiry' },
-      ...{ replica: 'other', boot: others, tokenDigest: Buffer.alloc(0), leaseSeconds: 1 },
-    })
+    const armed = await armAs(real, { user, loginId }, 'other', others)
     await client.query(`update grants set phase = 'idle', attempt_id = null`)
     return armed
   }
@@ -795,11 +801,7 @@ t.test('on a new server nobody arms before all who live can have been seen', asy
   const replicas = createReplicaStore(database.db, SETTINGS)
   const { user, loginId } = await connectUser(real)
   const others = randomUUID()
-  const arm = () =>
-    real.arm({
-      ...{ user, loginId, generation: 1, attemptId: randomUUID(), cause: 'expiry' },
-      ...{ replica: 'other', boot: others, tokenDigest: Buffer.alloc(0), leaseSeconds: 1 },
-    })
+  const arm = () => armAs(real, { user, loginId }, 'other', others)
   await replicas.heartbeat('silent', randomUUID())
   await replicas.heartbeat('other', others)
   // After an outage: its heartbeat is lost with the last commits, and the one before is old.
