@@ -330,7 +330,7 @@ export const SETTINGS = [
     name: 'REFRESH_CONCURRENCY',
     default: '20',
     meaning:
-      'Token requests at a time, for a replica: a hundred users a second at 200 ms each. Others wait for their turn.',
+      'Token requests at a time, for a replica: a hundred users a second at 200 ms each. Others wait for their turn. Until Pagero has accepted the client once, ten at most.',
   },
   {
     name: 'WEBHOOK_URL',
