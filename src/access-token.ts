@@ -11,11 +11,10 @@ import {
   type UserKey,
 } from './grant.ts'
 import { inTime } from './in-time.ts'
-import { createLastUse } from './last-use.ts'
 import type { Ports } from './ports.ts'
 import type { LiveToken } from './live-token.ts'
 import type { Refresher } from './refresh.ts'
-import { createTokenCache, type KnownGrant } from './token-cache.ts'
+import { createTokenCache, type KnownGrant, type ServedToken } from './token-cache.ts'
 
 export interface FreshToken {
   accessToken: string
@@ -67,9 +66,6 @@ export type AccessTokenSettings = Pick<
   tokenCacheMax?: number
 }
 
-/** While refresh-ahead fails, it is tried again this often, however many callers come. */
-const AHEAD_RETRY_MS = 1_000
-
 /** Makes the way to access tokens. Any number of calls at once. */
 export function createAccessTokens(
   ports: Pick<Ports, 'clock' | 'log' | 'sealer' | 'grants' | 'pendingGrants'>,
@@ -78,14 +74,13 @@ export function createAccessTokens(
 ): AccessTokens {
   const { clock, log, grants } = ports
   const cache = createTokenCache(ports, settings)
-  const noteUse = createLastUse<UserKey>(ports, (users) => grants.touch(users))
 
   async function fresh(
     user: UserKey,
     { minTtlSeconds: asked }: { minTtlSeconds?: number } = {},
   ): Promise<FreshToken> {
     const known = cache.trusted(user) ?? (await read(user))
-    noteUse(user, known)
+    cache.noteUse(user)
     const { token } = known
     const halfLifeSeconds = (token?.lifeSeconds ?? DEFAULT_ACCESS_TOKEN_LIFE_SECONDS) / 2
     if (asked !== undefined && asked > halfLifeSeconds) throw askedTooMuch(halfLifeSeconds)
@@ -117,16 +112,15 @@ export function createAccessTokens(
   }
 
   function ready(user: UserKey): FreshToken | undefined {
-    const known = cache.trusted(user)
-    const token = known?.token
-    if (known === undefined || token === undefined) return undefined
+    const token = cache.trustedToken(user)
+    if (token === undefined) return undefined
     const leftSeconds = secondsLeft(token)
     // Within the window of refreshing ahead there is more to decide than fits here.
     if (leftSeconds <= settings.aheadSeconds || leftSeconds < settings.defaultMinTtlSeconds) {
       return undefined
     }
-    noteUse(user, known)
-    return answerOf(token)
+    cache.noteUse(user)
+    return answerOf(token, leftSeconds)
   }
 
   function isAtHand(user: UserKey): boolean {
@@ -212,11 +206,8 @@ export function createAccessTokens(
   }
 
   function refreshAhead(user: UserKey, known: KnownGrant): void {
-    const nowMs = clock.monotonicMs()
-    if (nowMs - (known.aheadTriedAtMs ?? -Infinity) < AHEAD_RETRY_MS) return
     // It gives way to those who have no token that lives.
-    if (!refresher.isIdle()) return
-    known.aheadTriedAtMs = nowMs
+    if (!refresher.isIdle() || !cache.beginAhead(user)) return
     startRefresh(user, known, 'ahead').catch((error: unknown) => {
       log.debug('refresh_ahead_failed', { user, error })
     })
@@ -228,14 +219,14 @@ export function createAccessTokens(
     return Math.min(settings.aheadSeconds - jitter, halfLifeSeconds)
   }
 
-  function secondsLeft(token: LiveToken | undefined): number {
+  function secondsLeft(token: ServedToken | undefined): number {
     return token === undefined ? 0 : (token.expiresAtMs - clock.monotonicMs()) / 1000
   }
 
-  function answerOf(token: LiveToken): FreshToken {
+  function answerOf(token: ServedToken, leftSeconds = secondsLeft(token)): FreshToken {
     return {
       accessToken: token.accessToken,
-      expiresInSeconds: Math.floor(secondsLeft(token)),
+      expiresInSeconds: Math.floor(leftSeconds),
       expiresAt: new Date(token.expiresAtEpochMs),
       scope: token.scope,
       fingerprint: token.fingerprint,

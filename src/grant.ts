@@ -1,6 +1,6 @@
 // What a grant is, and the pure rules of time and state. No clock, no store, no network: everything comes in as an argument.
 
-import { createHash } from 'node:crypto'
+import { hash } from 'node:crypto'
 import type { SealContext } from './ports.ts'
 
 /** The application's own key for a user. Compared byte for byte; see {@link parseUserKey}. */
@@ -174,7 +174,7 @@ export function grantSealContext(
 
 /** base64url of SHA-256 of an access token, 43 characters: anyone who holds the token can compute it. */
 export function fingerprintOf(accessToken: string): string {
-  return createHash('sha256').update(accessToken).digest('base64url')
+  return hash('sha256', accessToken, 'base64url')
 }
 
 /** When the grant runs out by the earlier of the two readings of "rolling lifetime of three years". */

@@ -19,6 +19,8 @@ const BURST_SECONDS = 5
  * again, so whoever would fill his by that must send more than any bucket holds.
  */
 const KEYS_MAX = 50_000
+/** Above so many, those whose buckets are full again are forgotten: nothing is known of them that matters. */
+const KEYS_FEW = 1_000
 /** One key's refusals are told once in this time: a flood must not flood the log. */
 const NOTE_INTERVAL_MS = 10_000
 
@@ -84,14 +86,17 @@ function createRateLimiter(
   const emptyMs = Math.max(0, BURST_SECONDS * 1000 - intervalMs)
   let recent = new Map<string, Bucket>()
   let earlier = new Map<string, Bucket>()
-  /** Of the bucket that is full again last. */
+  /** Of the bucket that is full again last, and of that among the earlier ones. */
   let allFullAtMs = -Infinity
+  let earlierFullAtMs = -Infinity
 
-  function bucketOf(key: string): Bucket {
+  function bucketOf(key: string, nowMs: number): Bucket {
     const known = recent.get(key)
     if (known !== undefined) return known
-    if (recent.size >= KEYS_MAX) {
+    const isSettled = recent.size >= KEYS_FEW && nowMs >= earlierFullAtMs
+    if (isSettled || recent.size >= KEYS_MAX) {
       earlier = recent
+      earlierFullAtMs = allFullAtMs
       recent = new Map()
     }
     const bucket = earlier.get(key) ?? { fullAtMs: -Infinity, notedAtMs: -Infinity }
@@ -117,7 +122,7 @@ function createRateLimiter(
   return {
     admit(key) {
       const nowMs = clock.monotonicMs()
-      const bucket = bucketOf(key)
+      const bucket = bucketOf(key, nowMs)
       refuseEmpty(key, bucket, nowMs)
       bucket.fullAtMs = Math.max(bucket.fullAtMs, nowMs) + intervalMs
       allFullAtMs = Math.max(allFullAtMs, bucket.fullAtMs)

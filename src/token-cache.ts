@@ -8,30 +8,27 @@ import { BrokerError, grantNotFound, unavailable } from './errors.ts'
 import { accessTokenSecondsLeft, type ServableGrant, type UserKey } from './grant.ts'
 import { createGrantReader, type GrantReading } from './grant-reader.ts'
 import { inTime } from './in-time.ts'
-import type { Noted } from './last-use.ts'
-import type { Ports } from './ports.ts'
+import { createLastUse, type Noted } from './last-use.ts'
 import { type LiveToken, openLiveToken, refuseDead } from './live-token.ts'
+import type { Ports } from './ports.ts'
+import { createSlabs, type Place } from './slabs.ts'
 
-/** As much of a grant as serving needs. */
-export interface KnownGrant extends Noted {
+/** A token without where it comes from. */
+export type ServedToken = Omit<LiveToken, 'loginId' | 'generation'>
+
+/** As much of a grant as serving needs, as it was known when it was asked for. */
+export interface KnownGrant {
   loginId: string
   generation: number
   /** Undefined when the row holds none, or none that lives. */
   token: LiveToken | undefined
-  /**
-   * 48 bits of the digest of the ciphertext that `token` was opened from: while it stays, so does what was opened. A row
-   * changed on purpose so that they agree gains nothing: what is served is what was opened before.
-   */
-  stored: number | undefined
-  /** Monotonic instant before the read that confirmed it last. */
-  checkedAtMs: number
-  /** When a refresh ahead of time was last begun for it. */
-  aheadTriedAtMs?: number
 }
 
 export interface TokenCache {
   /** What is known of the user's grant, if it was checked no longer ago than the trust allows. Costs a look-up. */
   trusted(user: UserKey): KnownGrant | undefined
+  /** Returns its token alone, which costs less. */
+  trustedToken(user: UserKey): ServedToken | undefined
   /** Returns the same, however long ago it was checked: nothing to serve from. */
   known(user: UserKey): KnownGrant | undefined
   /**
@@ -44,43 +41,103 @@ export interface TokenCache {
   /** Takes over a token that this process has just stored or spooled. */
   keepToken(user: UserKey, token: LiveToken): void
   forget(user: UserKey): void
+  /** Leaves on record that the user's token was used; see `last-use.ts`. */
+  noteUse(user: UserKey): void
+  /** Tells whether a refresh ahead of time may begin for the user, at most once in a second; it is taken to have begun. */
+  beginAhead(user: UserKey): boolean
 }
 
-/** About 1.4 kB each with a token of 900 characters: 140 MB at most. */
+/** About 1.3 kB each with a token of 900 characters: 130 MB at most. */
 const GRANTS_MAX = 100_000
 
 /** A database that takes this long for a read by key is taken to be away, and the stale limit begins to count. */
 const CHECK_PATIENCE_MS = 1_000
+/** While refresh-ahead fails, it is tried again this often, however many callers come. */
+const AHEAD_RETRY_MS = 1_000
+
+/** What is kept of a grant: where in its record each number and text stands. */
+const NUMBER = {
+  generation: 0,
+  /** Monotonic instant before the read that confirmed it last. */
+  checkedAtMs: 1,
+  /**
+   * 48 bits of the digest of the ciphertext that the token was opened from: while it stays, so does what was opened. A row
+   * changed on purpose so that they agree gains nothing: what is served is what was opened before. NaN: of none.
+   */
+  stored: 2,
+  lifeSeconds: 3,
+  expiresAtMs: 4,
+  expiresAtEpochMs: 5,
+  /** NaN: not yet, as with the next. */
+  useNotedAtMs: 6,
+  /** When a refresh ahead of time was last begun for it. */
+  aheadTriedAtMs: 7,
+} as const
+/** Without an access token the last three are empty. */
+const TEXT = { loginId: 0, accessToken: 1, fingerprint: 2, scope: 3 } as const
 
 /** Makes the cache of a process. */
 export function createTokenCache(
-  ports: Pick<Ports, 'clock' | 'sealer' | 'grants'>,
+  ports: Pick<Ports, 'clock' | 'log' | 'sealer' | 'grants'>,
   settings: { tokenCacheTrustMs: number; staleLimitSeconds: number; tokenCacheMax?: number },
 ): TokenCache {
-  const { clock, sealer } = ports
+  const { clock, sealer, grants } = ports
   const readGrant = createGrantReader(ports)
-  const known = new LRUCache<UserKey, KnownGrant>({ max: settings.tokenCacheMax ?? GRANTS_MAX })
-  /** Nearly all grants have the same one: it is kept once. */
-  let lastScope = ''
+  const noteUse = createLastUse<UserKey>(ports, (users) => grants.touch(users))
+  const records = createSlabs({
+    numbers: Object.keys(NUMBER).length,
+    texts: Object.keys(TEXT).length,
+  })
+  const known = new LRUCache<UserKey, Place>({
+    max: settings.tokenCacheMax ?? GRANTS_MAX,
+    // Whatever takes a grant's place, or puts it out: nobody else holds on to a place, and nobody waits with one in his hand.
+    dispose: (place) => records.free(place),
+  })
 
-  function trusted(user: UserKey): KnownGrant | undefined {
-    const cached = known.get(user)
-    if (cached === undefined) return undefined
-    const ageMs = clock.monotonicMs() - cached.checkedAtMs
-    return ageMs <= settings.tokenCacheTrustMs ? cached : undefined
+  const ageMs = (place: Place): number =>
+    clock.monotonicMs() - records.number(place, NUMBER.checkedAtMs)
+
+  /** What is at the place now. */
+  function grantAt(place: Place): KnownGrant {
+    const loginId = records.text(place, TEXT.loginId)
+    const generation = records.number(place, NUMBER.generation)
+    const token = tokenAt(place)
+    return { loginId, generation, token: token && { loginId, generation, ...token } }
+  }
+
+  function tokenAt(place: Place): ServedToken | undefined {
+    const fingerprint = records.text(place, TEXT.fingerprint)
+    if (fingerprint === '') return undefined
+    return {
+      accessToken: records.text(place, TEXT.accessToken),
+      fingerprint,
+      scope: records.text(place, TEXT.scope),
+      lifeSeconds: records.number(place, NUMBER.lifeSeconds),
+      expiresAtMs: records.number(place, NUMBER.expiresAtMs),
+      expiresAtEpochMs: records.number(place, NUMBER.expiresAtEpochMs),
+    }
+  }
+
+  const isTrusted = (place: Place): boolean => ageMs(place) <= settings.tokenCacheTrustMs
+
+  function trustedPlace(user: UserKey): Place | undefined {
+    const place = known.get(user)
+    return place !== undefined && isTrusted(place) ? place : undefined
   }
 
   async function read(user: UserKey): Promise<KnownGrant> {
-    const cached = known.get(user)
-    if (cached !== undefined && trusted(user) === cached) return cached
+    const place = known.get(user)
+    if (place !== undefined && isTrusted(place)) return grantAt(place)
     try {
-      const { grant, readAtMs } = await (cached === undefined ? readGrant(user) : readSoon(user))
+      const { grant, readAtMs } = await (place === undefined ? readGrant(user) : readSoon(user))
       if (grant !== undefined) return keepRow(grant, readAtMs)
       known.delete(user)
     } catch (error) {
       const away = error instanceof BrokerError && error.code === 'temporarily_unavailable'
-      const fresh = clock.monotonicMs() - (cached?.checkedAtMs ?? 0)
-      if (cached !== undefined && away && fresh <= settings.staleLimitSeconds * 1000) return cached
+      const present = known.get(user)
+      if (away && present !== undefined && ageMs(present) <= settings.staleLimitSeconds * 1000) {
+        return grantAt(present)
+      }
       throw error
     }
     throw grantNotFound()
@@ -95,81 +152,125 @@ export function createTokenCache(
 
   function keepRow(grant: ServableGrant, readAtMs: number): KnownGrant {
     const { user, loginId, generation } = grant
-    const cached = known.get(user)
     try {
       refuseDead(grant)
       const stored = digestOf(grant)
-      // The same as at the last check, or a successor that is spooled and on its way into the row.
-      const ahead = cached?.loginId === loginId && cached.generation > generation
-      if (cached !== undefined && (ahead || isSame(cached, grant, stored))) {
-        if (!ahead) extend(cached.token, grant, readAtMs)
-        cached.checkedAtMs = Math.max(cached.checkedAtMs, readAtMs)
-        return cached
+      const place = known.get(user)
+      if (place !== undefined && records.text(place, TEXT.loginId) === loginId) {
+        // The same as at the last check, or a successor that is spooled and on its way into the row.
+        const isAhead = records.number(place, NUMBER.generation) > generation
+        if (isAhead || isSame(place, grant, stored)) {
+          if (!isAhead) extend(place, grant, readAtMs)
+          raise(place, NUMBER.checkedAtMs, readAtMs)
+          return grantAt(place)
+        }
       }
       const token = openLiveToken(sealer, grant, readAtMs)
-      if (token !== undefined) {
-        // The same text, and from now on the same string.
-        if (token.scope === lastScope) token.scope = lastScope
-        else lastScope = token.scope
-      }
-      return keep(user, { loginId, generation, stored, token, checkedAtMs: readAtMs })
+      return keep(user, { loginId, generation, token }, { stored, checkedAtMs: readAtMs })
     } catch (error) {
       known.delete(user)
       throw error
     }
   }
 
-  function keep(user: UserKey, entry: KnownGrant): KnownGrant {
-    const notedAtMs = known.peek(user)?.useNotedAtMs
-    if (notedAtMs !== undefined) entry.useNotedAtMs = notedAtMs
-    known.set(user, entry)
-    return entry
+  function keep(
+    user: UserKey,
+    grant: KnownGrant,
+    { stored, checkedAtMs }: { stored: number; checkedAtMs: number },
+  ): KnownGrant {
+    const { loginId, generation, token } = grant
+    const before = known.peek(user)
+    const useNotedAtMs =
+      before === undefined ? Number.NaN : records.number(before, NUMBER.useNotedAtMs)
+    const { lifeSeconds = 0, expiresAtMs = 0, expiresAtEpochMs = 0 } = token ?? {}
+    const { accessToken = '', fingerprint = '', scope = '' } = token ?? {}
+    const place = records.put(
+      [
+        generation,
+        checkedAtMs,
+        stored,
+        lifeSeconds,
+        expiresAtMs,
+        expiresAtEpochMs,
+        useNotedAtMs,
+        Number.NaN,
+      ],
+      [loginId, accessToken, fingerprint, scope],
+    )
+    known.set(user, place)
+    return grant
   }
 
+  /** Whether the row holds what the token was opened from, in the place and with the life that it had. */
+  function isSame(place: Place, grant: ServableGrant, stored: number): boolean {
+    return (
+      records.number(place, NUMBER.generation) === grant.generation &&
+      records.number(place, NUMBER.stored) === stored &&
+      records.number(place, NUMBER.expiresAtEpochMs) === grant.accessToken?.expiresAt.getTime()
+    )
+  }
+
+  /**
+   * A process that was stopped between asking and sending has put the end of the token too early, by as long as it was stopped.
+   * No reading puts it too late, so the latest is the nearest.
+   */
+  function extend(place: Place, grant: ServableGrant, readAtMs: number): void {
+    raise(place, NUMBER.expiresAtMs, readAtMs + accessTokenSecondsLeft(grant) * 1000)
+  }
+
+  function raise(place: Place, index: number, value: number): void {
+    if (value > records.number(place, index)) records.setNumber(place, index, value)
+  }
+
+  const grantOf = (place: Place | undefined): KnownGrant | undefined =>
+    place === undefined ? undefined : grantAt(place)
+
   return {
-    trusted,
-    known: (user) => known.peek(user),
+    trusted: (user) => grantOf(trustedPlace(user)),
+    trustedToken(user) {
+      const place = trustedPlace(user)
+      return place === undefined ? undefined : tokenAt(place)
+    },
+    known: (user) => grantOf(known.peek(user)),
     read,
     keepRow,
     forget: (user) => {
       known.delete(user)
     },
     keepToken(user, token) {
+      const { loginId, generation } = token
       const cached = known.get(user)
-      if (cached?.loginId === token.loginId && cached.generation >= token.generation) return
-      keep(user, {
-        loginId: token.loginId,
-        generation: token.generation,
-        stored: undefined,
-        token,
-        checkedAtMs: cached?.checkedAtMs ?? clock.monotonicMs(),
-      })
+      if (
+        cached !== undefined &&
+        records.text(cached, TEXT.loginId) === loginId &&
+        records.number(cached, NUMBER.generation) >= generation
+      ) {
+        return
+      }
+      const checkedAtMs =
+        cached === undefined ? clock.monotonicMs() : records.number(cached, NUMBER.checkedAtMs)
+      keep(user, { loginId, generation, token }, { stored: Number.NaN, checkedAtMs })
+    },
+    noteUse(user) {
+      const place = known.peek(user)
+      if (place === undefined) return
+      const noted: Noted = { useNotedAtMs: records.number(place, NUMBER.useNotedAtMs) }
+      noteUse(user, noted)
+      records.setNumber(place, NUMBER.useNotedAtMs, noted.useNotedAtMs ?? Number.NaN)
+    },
+    beginAhead(user) {
+      const place = known.peek(user)
+      if (place === undefined) return true
+      const nowMs = clock.monotonicMs()
+      if (nowMs - records.number(place, NUMBER.aheadTriedAtMs) < AHEAD_RETRY_MS) return false
+      records.setNumber(place, NUMBER.aheadTriedAtMs, nowMs)
+      return true
     },
   }
 }
 
-function digestOf({ accessToken }: ServableGrant): number | undefined {
-  if (accessToken === null) return undefined
+/** NaN where the row holds no access token. */
+function digestOf({ accessToken }: ServableGrant): number {
+  if (accessToken === null) return Number.NaN
   return hash('sha256', accessToken.sealed, 'buffer').readUIntBE(0, 6)
-}
-
-/**
- * A process that was stopped between asking and sending has put the end of the token too early, by as long as it was stopped.
- * No reading puts it too late, so the latest is the nearest.
- */
-function extend(token: LiveToken | undefined, grant: ServableGrant, readAtMs: number): void {
-  if (token === undefined) return
-  const expiresAtMs = readAtMs + accessTokenSecondsLeft(grant) * 1000
-  token.expiresAtMs = Math.max(token.expiresAtMs, expiresAtMs)
-}
-
-/** Whether the row holds what the token was opened from, in the place and with the life that it had. */
-function isSame(cached: KnownGrant, grant: ServableGrant, stored: number | undefined): boolean {
-  return (
-    cached.loginId === grant.loginId &&
-    cached.generation === grant.generation &&
-    cached.stored !== undefined &&
-    cached.stored === stored &&
-    cached.token?.expiresAtEpochMs === grant.accessToken?.expiresAt.getTime()
-  )
 }

@@ -5,6 +5,7 @@ import t, { type Test } from 'tap'
 import { BrokerError } from '../src/errors.ts'
 import { fingerprintOf, type UserKey } from '../src/grant.ts'
 import { createTokenCache, type TokenCache } from '../src/token-cache.ts'
+import { silentLog } from './support/database.ts'
 import { standingClock, type StoredGrants, storedGrants } from './support/stored-grants.ts'
 
 const ALICE = 'alice' as UserKey
@@ -37,7 +38,7 @@ async function setUp(t: Test, options: { tokenCacheMax?: number } = {}): Promise
     },
   }
   const cache = createTokenCache(
-    { clock, sealer: stored.sealer, grants },
+    { clock, log: silentLog, sealer: stored.sealer, grants },
     { tokenCacheTrustMs: TRUST_MS, staleLimitSeconds: STALE_LIMIT_SECONDS, ...options },
   )
   const tokenOf = async (user: UserKey) => (await cache.read(user)).token?.accessToken
@@ -168,6 +169,19 @@ t.test('an end of life that was put too early by a stopped process is put right'
   const { token } = cache.keepRow(grant, clock.monotonicMs())
   t.equal(token?.expiresAtMs, early + 90_000)
   t.equal(cache.keepRow(grant, clock.monotonicMs() - 1).token?.expiresAtMs, early + 90_000)
+})
+
+t.test('what was known stays what it was, though others have its place since', async (t) => {
+  const { add, cache, tokenOf } = await setUp(t, { tokenCacheMax: 1 })
+  for (const user of [ALICE, BOB]) await add(user, `token of ${user}`)
+  const alice = await cache.read(ALICE)
+  t.equal(cache.trustedToken(ALICE)?.accessToken, 'token of alice')
+  t.equal(await tokenOf(BOB), 'token of bob')
+  t.equal(alice.token?.accessToken, 'token of alice')
+  t.equal(cache.trusted(ALICE), undefined)
+  t.equal(cache.trustedToken(ALICE), undefined)
+  cache.noteUse(ALICE)
+  t.equal(cache.trustedToken(BOB)?.accessToken, 'token of bob')
 })
 
 t.test('the least recently used grant is forgotten when there are too many', async (t) => {

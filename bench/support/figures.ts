@@ -84,12 +84,7 @@ export function rateText({ perSecond, cpuUs }: Taken): string {
   return cpuUs === undefined ? rate : `${rate}, ${cpuUs.toFixed(1)} us CPU`
 }
 
-/** How many times as much as the other. */
-export function ratioOf(one: Taken, other: Taken): number {
-  return one.perSecond / other.perSecond
-}
-
-/** The same round by round, each with what the other did in that round: the median, the least and the most. */
+/** How many times as much as the other, round by round: the median, the least and the most. */
 export function ratioOfRounds(one: Measured, other: Measured): Required<Ratio> {
   const ratios = one.perSecondOfRounds.map(
     (perSecond, round) => perSecond / (other.perSecondOfRounds[round] ?? 0),

@@ -35,6 +35,7 @@ const TESTS: Readonly<Record<string, readonly string[]>> = {
   'come-back': ['test/refresher.test.ts', SIMULATION],
   judge: ['test/refresher.test.ts', SIMULATION],
   persist: ['test/refresher.test.ts', SIMULATION],
+  slabs: ['test/slabs.test.ts'],
 }
 
 /** What the README promises. */
