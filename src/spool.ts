@@ -1,12 +1,15 @@
 // The spool: sealed token answers on their way into the database, durable in files of this replica.
 // What `write` has confirmed survives a kill and a power cut, and `list` brings it back. Nothing in clear is written.
 // When an entry is applied, and when it may go, is decided by whoever writes and removes it, not here.
+// An entry is a line of JSON. One that is written alone has a file of its own, those that come together have one together,
+// which goes with the last of them; so those that went before it come back after a restart, and are found applied again.
 
 import { randomUUID } from 'node:crypto'
 import { constants } from 'node:fs'
-import { chmod, mkdir, open, readdir, readFile, rename, rm, stat } from 'node:fs/promises'
+import { chmod, copyFile, mkdir, open, readdir, readFile, rename, rm, stat } from 'node:fs/promises'
 import { dirname, join, resolve } from 'node:path'
 import { entryText, isAttemptId, parseEntry } from './spool-entry.ts'
+import { createHoldings } from './spool-holdings.ts'
 import type { Log, Spool } from './ports.ts'
 import type { Successor } from './grant-stores.ts'
 
@@ -20,7 +23,11 @@ const LEFTOVER_AGE_MS = 60_000
 /** A new file, whose content is on the disk when a write returns, as after fdatasync; that would be one more call. */
 const WRITE_DURABLY = constants.O_WRONLY | constants.O_CREAT | constants.O_EXCL | constants.O_DSYNC
 
+/** Entries that are written together at most. */
+const BATCH_MAX = 100
+
 const ENTRY_SUFFIX = '.json'
+const ENTRIES_SUFFIX = '.jsonl'
 const TEMPORARY_SUFFIX = '.tmp'
 const UNREADABLE_SUFFIX = '.unreadable'
 
@@ -39,13 +46,17 @@ export async function createSpool(
   const root = resolve(directory)
   await makeDirectory(root, log)
   await removeLeftovers(root)
-  /** Ids of the entries on disk: for the limit, without reading the directory at every write. */
-  const present = new Set(await entryIds(root))
+  /** The entries on disk: for the limit, and for what is to be removed, without reading the directory each time. */
+  const held = createHoldings()
+  for (const name of await entryFiles(root)) {
+    if (name.endsWith(ENTRY_SUFFIX)) held.add(name, [name.slice(0, -ENTRY_SUFFIX.length)])
+    else held.addUnread(name)
+  }
   /** Entries that wait for the batch under way. */
   let waiting: Pending[] = []
   let isWriting = false
 
-  const hasRoom = (): boolean => present.size < entriesMax * NEARLY_FULL
+  const hasRoom = (): boolean => held.size() < entriesMax * NEARLY_FULL
 
   function assertRoom(isRoom: boolean): void {
     if (isRoom) return
@@ -53,31 +64,45 @@ export async function createSpool(
   }
 
   /**
-   * Entries that come while others are written are written together after them: one fsync of the directory then makes
-   * all of their renames durable, and the process wakes for many at a time.
+   * Entries that come while others are written are written together after them, into one file: what makes them durable
+   * costs as much for many as for one, and the process wakes once for all.
    */
   async function writeBatches(): Promise<void> {
     isWriting = true
     while (waiting.length > 0) {
-      const batch = waiting
-      waiting = []
-      const placed = await Promise.all(batch.map((entry) => place(root, entry)))
-      for (const entry of placed) if (entry !== undefined) present.add(entry.attemptId)
+      const batch = waiting.slice(0, BATCH_MAX)
+      waiting = waiting.slice(BATCH_MAX)
+      const placed = await placeAll(batch)
+      const emptied = placed.flatMap(({ file, attemptId }) => held.add(file, [attemptId]))
       try {
         await syncDirectory(root)
-        for (const entry of placed) entry?.resolve()
+        for (const entry of placed) entry.resolve()
+        // What was in them stands in another file now.
+        for (const file of emptied) await rm(join(root, file)).catch(() => undefined)
       } catch (error) {
-        for (const entry of placed) entry?.reject(error)
+        for (const entry of placed) entry.reject(error)
       }
     }
     isWriting = false
+  }
+
+  /** Returns those that are in their place. Where there is no room for the file of all, there may be for some. */
+  async function placeAll(batch: readonly Pending[]): Promise<Array<Pending & { file: string }>> {
+    try {
+      const file = await place(root, batch)
+      return batch.map((entry) => ({ ...entry, file }))
+    } catch (error) {
+      if (batch.length > 1) return (await Promise.all(batch.map((one) => placeAll([one])))).flat()
+      for (const entry of batch) entry.reject(error)
+      return []
+    }
   }
 
   return {
     async write(successor) {
       const { attemptId } = successor
       const text = entryText(successor)
-      assertRoom(present.has(attemptId) || present.size < entriesMax)
+      assertRoom(held.has(attemptId) || held.size() < entriesMax)
       await new Promise<void>((resolve, reject) => {
         waiting.push({ attemptId, text, resolve, reject })
         if (!isWriting) void writeBatches()
@@ -88,18 +113,26 @@ export async function createSpool(
     async remove(attemptId) {
       // The id becomes a file name, so nothing else may pass.
       if (!isAttemptId(attemptId)) throw new TypeError('An attempt id is a UUID in lower case.')
-      await rm(join(root, attemptId + ENTRY_SUFFIX), { force: true })
-      present.delete(attemptId)
+      const name = held.fileOf(attemptId) ?? attemptId + ENTRY_SUFFIX
+      if (held.isLastOf(name)) await rm(join(root, name), { force: true })
+      held.remove(attemptId)
     },
 
     async list() {
-      const entries: Successor[] = []
+      const entries = new Map<string, Successor>()
       const failures: unknown[] = []
-      for (const attemptId of await entryIds(root)) {
+      for (const name of await entryFiles(root)) {
+        const isNew = !held.isKnown(name)
         try {
-          const entry = await readEntry(root, attemptId, log)
-          if (entry === undefined) present.delete(attemptId)
-          else entries.push(entry)
+          const read = await readEntries(root, name, log)
+          // What stands in another file too is known from there.
+          const found = [...(read?.keys() ?? [])].filter((attemptId) => !held.has(attemptId))
+          if (read === undefined || (isNew && found.length === 0)) held.removeFile(name)
+          else if (isNew) held.add(name, found)
+          // What has been removed may still stand beside others.
+          for (const [attemptId, entry] of read ?? []) {
+            if (held.fileOf(attemptId) === name) entries.set(attemptId, entry)
+          }
         } catch (error) {
           failures.push(error)
         }
@@ -109,12 +142,12 @@ export async function createSpool(
         log.error('spool_entries_not_read', { count: failures.length, error })
       // Of one grant, each follows on the one before.
       return {
-        entries: entries.toSorted((a, b) => a.generation - b.generation),
+        entries: [...entries.values()].toSorted((a, b) => a.generation - b.generation),
         isWhole: failures.length === 0,
       }
     },
 
-    isEmpty: () => present.size === 0,
+    isEmpty: () => held.isEmpty(),
     hasRoom,
 
     async checkWritable() {
@@ -136,17 +169,19 @@ interface Pending {
   reject: (error: unknown) => void
 }
 
-/** Puts an entry in its place, durable but for the directory; undefined when that failed, and its writer knows. */
-async function place(root: string, entry: Pending): Promise<Pending | undefined> {
+/** Puts entries in their place, durable but for the directory, and returns the file. */
+async function place(root: string, batch: readonly Pending[]): Promise<string> {
   const temporary = join(root, temporaryName())
+  const [first] = batch
+  const file =
+    batch.length === 1 ? `${first?.attemptId}${ENTRY_SUFFIX}` : randomUUID() + ENTRIES_SUFFIX
   try {
-    await writeDurably(temporary, entry.text)
-    await rename(temporary, join(root, entry.attemptId + ENTRY_SUFFIX))
-    return entry
+    await writeDurably(temporary, batch.map(({ text }) => text).join('\n'))
+    await rename(temporary, join(root, file))
+    return file
   } catch (error) {
     await rm(temporary).catch(() => undefined)
-    entry.reject(error)
-    return undefined
+    throw error
   }
 }
 
@@ -178,11 +213,12 @@ async function removeLeftovers(root: string): Promise<void> {
   }
 }
 
-async function entryIds(root: string): Promise<string[]> {
-  return (await readdir(root))
-    .filter((name) => name.endsWith(ENTRY_SUFFIX))
-    .map((name) => name.slice(0, -ENTRY_SUFFIX.length))
-    .filter(isAttemptId)
+async function entryFiles(root: string): Promise<string[]> {
+  return (await readdir(root)).filter((name) =>
+    [ENTRY_SUFFIX, ENTRIES_SUFFIX].some(
+      (suffix) => name.endsWith(suffix) && isAttemptId(name.slice(0, -suffix.length)),
+    ),
+  )
 }
 
 /** Creates the file, and resolves when its content is on the disk. */
@@ -206,31 +242,57 @@ async function syncDirectory(path: string): Promise<void> {
 }
 
 /**
- * Reads one entry; sets it aside when it is none, so that it stands in nobody's way and is not lost either.
+ * Reads the entries of a file, by attempt id; undefined when there are none. What is no entry is set aside, so that it stands
+ * in nobody's way and is not lost either.
  * @throws the file system's error when it cannot be read just now, and may be sound
  */
-async function readEntry(
+async function readEntries(
   root: string,
-  attemptId: string,
+  file: string,
   log: Log,
-): Promise<Successor | undefined> {
-  const path = join(root, attemptId + ENTRY_SUFFIX)
+): Promise<ReadonlyMap<string, Successor> | undefined> {
+  const path = join(root, file)
+  const good = new Map<string, Successor>()
+  const goodLines: string[] = []
   try {
-    const entry = parseEntry(await readFile(path, 'utf8'))
-    if (entry.attemptId !== attemptId) throw new TypeError('The entry has the name of another.')
-    return entry
+    const text = await readFile(path, 'utf8')
+    const faults: unknown[] = []
+    for (const line of file.endsWith(ENTRIES_SUFFIX) ? text.split('\n') : [text]) {
+      try {
+        const entry = parseEntry(line)
+        if (file.endsWith(ENTRY_SUFFIX) && file !== entry.attemptId + ENTRY_SUFFIX)
+          throw new TypeError('The entry has the name of another.')
+        good.set(entry.attemptId, entry)
+        goodLines.push(line)
+      } catch (error) {
+        faults.push(error)
+      }
+    }
+    if (faults.length === 0) return good
+    log.error('spool_entry_unreadable', { path: path + UNREADABLE_SUFFIX, error: faults[0] })
   } catch (error) {
-    // Node's errors of the file system have a code; those of reading the text have none.
+    // Node's errors of the file system have a code.
     const { code } = error as NodeJS.ErrnoException
     if (code === 'ENOENT') return undefined
     // The machine is short of something, the disk is at fault, the file is another user's: it may hold the only token there
     // is, so it stays where it is.
-    if (code !== undefined && code !== 'EISDIR') throw error
-    log.error('spool_entry_unreadable', { attemptId, path: path + UNREADABLE_SUFFIX, error })
-    // Where it cannot be renamed either, it is reported again the next time; the others are still listed.
-    await rename(path, path + UNREADABLE_SUFFIX).catch(() => undefined)
-    return undefined
+    if (code !== 'EISDIR') throw error
+    log.error('spool_entry_unreadable', { path: path + UNREADABLE_SUFFIX, error })
   }
+  // Where that cannot be done, it is reported again the next time; the others are still listed.
+  await setAside(root, file, goodLines).catch(() => undefined)
+  return good.size === 0 ? undefined : good
+}
+
+/** Renames a file, having written what is sound in it anew. */
+async function setAside(root: string, file: string, sound: readonly string[]): Promise<void> {
+  const path = join(root, file)
+  if (sound.length === 0) return rename(path, path + UNREADABLE_SUFFIX)
+  const temporary = join(root, temporaryName())
+  await copyFile(path, path + UNREADABLE_SUFFIX)
+  await writeDurably(temporary, sound.join('\n'))
+  await rename(temporary, path)
+  await syncDirectory(root)
 }
 
 function temporaryName(): string {

@@ -6,6 +6,7 @@ import { once } from 'node:events'
 import { existsSync, readdirSync } from 'node:fs'
 import {
   chmod,
+  copyFile,
   mkdir,
   mkdtemp,
   readdir,
@@ -81,18 +82,128 @@ t.test(
   },
 )
 
-t.test('of entries that are written together one that fails takes no other with it', async (t) => {
+/** The names of the files with several entries. */
+const batchesIn = (directory: string): string[] =>
+  readdirSync(directory).filter((name) => name.endsWith('.jsonl'))
+
+/** Writes an entry, and three more that wait for it and are written together. */
+async function writeFour(spool: Spool): Promise<Successor[]> {
+  const entries = [1, 2, 3, 4].map((generation) => successor({ generation }))
+  await Promise.all(entries.map((entry) => spool.write(entry)))
+  return entries
+}
+
+t.test('entries that come together share a file, which goes with the last of them', async (t) => {
   const directory = t.testdir()
   const spool = await createSpool(directory, unread)
-  const [first, bad, good] = [1, 2, 3].map((generation) => successor({ generation }))
-  if (first === undefined || bad === undefined || good === undefined) throw new Error('three')
-  await mkdir(join(directory, `${bad.attemptId}.json`))
-  const ends = await Promise.allSettled([first, bad, good].map((entry) => spool.write(entry)))
-  t.strictSame(
-    ends.map(({ status }) => status),
-    ['fulfilled', 'rejected', 'fulfilled'],
+  const entries = await writeFour(spool)
+  const [alone, first, second, third] = entries.map(({ attemptId }) => attemptId)
+  const [batch = ''] = batchesIn(directory)
+  t.strictSame((await readdir(directory)).toSorted(), [`${alone}.json`, batch].toSorted())
+  t.equal((await stat(join(directory, batch))).mode & 0o777, 0o600)
+  t.strictSame(await entriesIn(spool), entries)
+  t.strictSame(await entriesIn(await createSpool(directory, unread)), entries)
+
+  for (const attemptId of [third, first]) await spool.remove(attemptId as string)
+  t.strictSame(await entriesIn(spool), [entries[0], entries[2]])
+  t.strictSame(await entriesIn(await createSpool(directory, unread)), entries, 'until it is gone')
+  await spool.remove(second as string)
+  t.strictSame(await readdir(directory), [`${alone}.json`])
+  await spool.remove(alone as string)
+  t.equal(spool.isEmpty(), true)
+})
+
+t.test('a spool that was opened anew removes from files as the one that wrote them', async (t) => {
+  const directory = t.testdir()
+  const entries = await writeFour(await createSpool(directory, unread))
+  const spool = await createSpool(directory, unread, 4)
+  t.equal(spool.isEmpty(), false)
+  await entriesIn(spool)
+  await t.rejects(spool.write(successor()), { code: 'SPOOL_FULL' })
+  for (const { attemptId } of entries) await spool.remove(attemptId)
+  t.equal(spool.isEmpty(), true)
+  t.strictSame(await readdir(directory), [])
+})
+
+t.test('an entry written again stands in the newer file alone', async (t) => {
+  const directory = t.testdir()
+  const spool = await createSpool(directory, unread)
+  const entries = await writeFour(spool)
+  const again = entries.slice(1).map((entry) => ({ ...entry, httpStatus: 201 }))
+  for (const entry of again) await spool.write(entry)
+  t.strictSame(await entriesIn(spool), [entries[0], ...again])
+  t.strictSame(batchesIn(directory), [], 'nothing was left in it')
+  t.equal((await readdir(directory)).length, 4)
+
+  const together = again.map((entry) => ({ ...entry, httpStatus: 202 }))
+  await Promise.all([successor({ generation: 9 }), ...together].map((entry) => spool.write(entry)))
+  t.equal(batchesIn(directory).length, 1)
+  t.strictSame((await entriesIn(spool)).slice(1, 4), together)
+})
+
+t.test('an entry that stands in two files is one', async (t) => {
+  const directory = t.testdir()
+  const first = await createSpool(directory, unread)
+  const entries = await writeFour(first)
+  const [batch = ''] = batchesIn(directory)
+  const copy = `${randomUUID()}.jsonl`
+  await copyFile(join(directory, batch), join(directory, copy))
+  const spool = await createSpool(directory, unread)
+  t.strictSame(await entriesIn(spool), entries)
+  t.strictSame(await entriesIn(spool), entries)
+  // Once from each file, as both are durable.
+  for (let round = 0; round < 2; round += 1) {
+    for (const { attemptId } of await entriesIn(spool)) await spool.remove(attemptId)
+  }
+  t.strictSame(await readdir(directory), [])
+  t.equal(spool.isEmpty(), true)
+})
+
+t.test('of a file with several entries those that do not parse are set aside', async (t) => {
+  const directory = t.testdir()
+  const { log, lines } = recordingLog()
+  const entries = await writeFour(await createSpool(directory, unread))
+  const [batch = ''] = batchesIn(directory)
+  const text = await readFile(join(directory, batch), 'utf8')
+  const [first = '', ...others] = text.split('\n')
+  const damaged = [first.slice(0, -20), ...others].join('\n')
+  await writeFile(join(directory, batch), damaged)
+
+  const spool = await createSpool(directory, log)
+  const sound = [entries[0], ...entries.slice(2)]
+  t.strictSame(await entriesIn(spool), sound)
+  t.strictSame(await entriesIn(spool), sound)
+  t.equal(lines.length, 1)
+  t.equal(await readFile(join(directory, `${batch}.unreadable`), 'utf8'), damaged)
+  t.equal(await readFile(join(directory, batch), 'utf8'), others.join('\n'))
+  t.strictSame(await entriesIn(await createSpool(directory, log)), sound)
+
+  await writeFile(join(directory, batch), 'nothing\nof it')
+  t.strictSame(await entriesIn(spool), [entries[0]])
+  t.strictSame(batchesIn(directory), [])
+  t.equal(lines.length, 2)
+})
+
+t.test('of entries that are written together one that fails takes no other with it', async (t) => {
+  const directory = t.testdir()
+  const child = startProcess(
+    directory,
+    successor(),
+    `
+    // Or the limit of 32 KiB a file would end the process.
+    process.on('SIGXFSZ', () => {})
+    const small = parseEntry(text)
+    const large = { ...small, refreshTokenSealed: Buffer.alloc(200_000, 7) }
+    const ids = Array.from({ length: 4 }, () => crypto.randomUUID())
+    const [first, second, , fourth] = ids.map((attemptId) => ({ ...small, attemptId }))
+    const ends = await Promise.allSettled([first, second, { ...large, attemptId: ids[2] }, fourth].map((entry) => spool.write(entry)))
+    const { entries } = await spool.list()
+    const found = ids.map((id) => entries.some((entry) => entry.attemptId === id))
+    process.stdout.write(ends.map((end) => end.reason?.code ?? end.status) + ' ' + found)
+    process.exit()`,
+    { limits: 'ulimit -f 64' },
   )
-  t.strictSame(await entriesIn(spool), [first, good])
+  t.equal(await outputOf(child), 'fulfilled,fulfilled,EFBIG,fulfilled true,true,false,true')
 })
 
 t.test('a spool that has written comes to rest', async (t) => {

@@ -2,7 +2,7 @@
 // It knows what the replicas cannot: which refresh token the authorization server would accept now.
 
 import { createHash, randomBytes, randomUUID } from 'node:crypto'
-import { mkdtemp, readdir, rm, writeFile } from 'node:fs/promises'
+import { mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { setTimeout as delay } from 'node:timers/promises'
@@ -237,8 +237,12 @@ export async function setFleet(
       return row
     },
     async spooled({ name }) {
-      const names = await readdir(join(directory, name, 'spool'))
-      return names.filter((entry) => entry.endsWith('.json')).length
+      const spool = join(directory, name, 'spool')
+      const files = (await readdir(spool)).filter((file) => /\.jsonl?$/.test(file))
+      // One that has gone meanwhile holds nothing.
+      const read = (file: string) => readFile(join(spool, file), 'utf8').catch(() => undefined)
+      const texts = await Promise.all(files.map(read))
+      return texts.flatMap((text) => text?.split('\n') ?? []).length
     },
     async lost(users) {
       const lost: string[] = []
