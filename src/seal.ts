@@ -182,11 +182,11 @@ function readSealed(sealed: Buffer): SealedParts | string {
   }
 }
 
-/** As bytes, not as a KeyObject: that is one more object outside the heap of each token that is read cold. */
-function deriveKey(key: KeyObject, context: SealContext, purpose: 'seal' | 'digest'): Uint8Array {
+function deriveKey(key: KeyObject, context: SealContext, purpose: 'seal' | 'digest'): KeyObject {
   const prefix = purpose === 'seal' ? 'pagero-broker/v1/' : 'pagero-broker/v1/digest/'
   const label = `${prefix}${context.table}.${context.column}`
-  return new Uint8Array(hkdfSync('sha256', key, context.salt, label, KEY_BYTES))
+  const derived = hkdfSync('sha256', key, Buffer.from(context.salt, 'utf8'), label, KEY_BYTES)
+  return createSecretKey(Buffer.from(derived))
 }
 
 /** All that a value is bound to, in an order that never changes within a format version. */

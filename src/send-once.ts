@@ -63,6 +63,7 @@ export async function sendOnce(
     },
   })
   let deadlineTimer: NodeJS.Timeout | undefined
+  const end = () => void client.destroy(DONE).catch(() => undefined)
   try {
     return await new Promise<SendResult>((resolve) => {
       let sent = false
@@ -95,6 +96,7 @@ export async function sendOnce(
         },
         onResponseEnd() {
           resolve({ kind: 'answered', status: status ?? 0, headers, body: received() })
+          end()
         },
         onResponseError(_controller, error) {
           giveUp(reasonOf(error))
@@ -120,7 +122,7 @@ export async function sendOnce(
     })
   } finally {
     clearTimeout(deadlineTimer)
-    void client.destroy(DONE).catch(() => undefined)
+    end()
   }
 }
 
