@@ -30,7 +30,7 @@ const LENGTH_BYTES = 4
  */
 const PACKABLE = /^[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+){0,4}$/
 /** Shorter texts are kept as they are. */
-const PACKED_CHARACTERS_MIN = 64
+const PACKED_CHARACTERS_MIN = 32
 /** Stands in the length of a text that is packed. */
 const PACKED = 0x80_00_00_00
 const CELL_BYTES_MIN = 128

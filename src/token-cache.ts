@@ -14,7 +14,7 @@ import type { Ports } from './ports.ts'
 import { createSlabs, type Place } from './slabs.ts'
 
 /** A token without where it comes from. */
-export type ServedToken = Omit<LiveToken, 'loginId' | 'generation'>
+export type ServedToken = Readonly<Omit<LiveToken, 'loginId' | 'generation'>>
 
 /** As much of a grant as serving needs, as it was known when it was asked for. */
 export interface KnownGrant {
@@ -49,6 +49,9 @@ export interface TokenCache {
 
 /** About 1.3 kB each with a token of 900 characters: 130 MB at most. */
 const GRANTS_MAX = 100_000
+
+/** Tokens in demand that are kept ready besides, 1.3 kB each; with more, all are let go and decoded again. */
+const DECODED_MAX = 5_000
 
 /** A database that takes this long for a read by key is taken to be away, and the stale limit begins to count. */
 const CHECK_PATIENCE_MS = 1_000
@@ -91,8 +94,13 @@ export function createTokenCache(
   const known = new LRUCache<UserKey, Place>({
     max: settings.tokenCacheMax ?? GRANTS_MAX,
     // Whatever takes a grant's place, or puts it out: nobody else holds on to a place, and nobody waits with one in his hand.
-    dispose: (place) => records.free(place),
+    dispose: (place) => {
+      decoded.delete(place)
+      records.free(place)
+    },
   })
+  /** By place; without the token where it was asked for once so far. */
+  const decoded = new Map<Place, ServedToken | undefined>()
 
   const ageMs = (place: Place): number =>
     clock.monotonicMs() - records.number(place, NUMBER.checkedAtMs)
@@ -106,9 +114,11 @@ export function createTokenCache(
   }
 
   function tokenAt(place: Place): ServedToken | undefined {
+    const ready = decoded.get(place)
+    if (ready !== undefined) return ready
     const fingerprint = records.text(place, TEXT.fingerprint)
     if (fingerprint === '') return undefined
-    return {
+    const token = {
       accessToken: records.text(place, TEXT.accessToken),
       fingerprint,
       scope: records.text(place, TEXT.scope),
@@ -116,6 +126,10 @@ export function createTokenCache(
       expiresAtMs: records.number(place, NUMBER.expiresAtMs),
       expiresAtEpochMs: records.number(place, NUMBER.expiresAtEpochMs),
     }
+    const isInDemand = decoded.has(place)
+    if (decoded.size >= DECODED_MAX) decoded.clear()
+    decoded.set(place, isInDemand ? token : undefined)
+    return token
   }
 
   const isTrusted = (place: Place): boolean => ageMs(place) <= settings.tokenCacheTrustMs
@@ -161,7 +175,8 @@ export function createTokenCache(
         const isAhead = records.number(place, NUMBER.generation) > generation
         if (isAhead || isSame(place, grant, stored)) {
           if (!isAhead) extend(place, grant, readAtMs)
-          raise(place, NUMBER.checkedAtMs, readAtMs)
+          const checkedAtMs = Math.max(records.number(place, NUMBER.checkedAtMs), readAtMs)
+          records.setNumber(place, NUMBER.checkedAtMs, checkedAtMs)
           return grantAt(place)
         }
       }
@@ -215,11 +230,10 @@ export function createTokenCache(
    * No reading puts it too late, so the latest is the nearest.
    */
   function extend(place: Place, grant: ServableGrant, readAtMs: number): void {
-    raise(place, NUMBER.expiresAtMs, readAtMs + accessTokenSecondsLeft(grant) * 1000)
-  }
-
-  function raise(place: Place, index: number, value: number): void {
-    if (value > records.number(place, index)) records.setNumber(place, index, value)
+    const expiresAtMs = readAtMs + accessTokenSecondsLeft(grant) * 1000
+    if (expiresAtMs <= records.number(place, NUMBER.expiresAtMs)) return
+    records.setNumber(place, NUMBER.expiresAtMs, expiresAtMs)
+    decoded.delete(place)
   }
 
   const grantOf = (place: Place | undefined): KnownGrant | undefined =>

@@ -173,15 +173,20 @@ t.test('an end of life that was put too early by a stopped process is put right'
 
 t.test('what was known stays what it was, though others have its place since', async (t) => {
   const { add, cache, tokenOf } = await setUp(t, { tokenCacheMax: 1 })
-  for (const user of [ALICE, BOB]) await add(user, `token of ${user}`)
+  for (const user of [ALICE, BOB, CAROL]) await add(user, `token of ${user}`)
   const alice = await cache.read(ALICE)
-  t.equal(cache.trustedToken(ALICE)?.accessToken, 'token of alice')
+  for (let use = 0; use < 3; use += 1) {
+    t.equal(cache.trustedToken(ALICE)?.accessToken, 'token of alice')
+  }
   t.equal(await tokenOf(BOB), 'token of bob')
   t.equal(alice.token?.accessToken, 'token of alice')
   t.equal(cache.trusted(ALICE), undefined)
   t.equal(cache.trustedToken(ALICE), undefined)
   cache.noteUse(ALICE)
   t.equal(cache.trustedToken(BOB)?.accessToken, 'token of bob')
+  // Where Alice's was, whose token was in demand.
+  t.equal(await tokenOf(CAROL), 'token of carol')
+  t.equal(cache.trustedToken(CAROL)?.accessToken, 'token of carol')
 })
 
 t.test('the least recently used grant is forgotten when there are too many', async (t) => {
