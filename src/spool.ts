@@ -6,7 +6,7 @@
 
 import { randomUUID } from 'node:crypto'
 import { constants } from 'node:fs'
-import { chmod, copyFile, mkdir, open, readdir, readFile, rename, rm, stat } from 'node:fs/promises'
+import { chmod, link, mkdir, open, readdir, readFile, rename, rm, stat } from 'node:fs/promises'
 import { dirname, join, resolve } from 'node:path'
 import { entryText, isAttemptId, parseEntry } from './spool-entry.ts'
 import { createHoldings } from './spool-holdings.ts'
@@ -98,6 +98,19 @@ export async function createSpool(
     }
   }
 
+  /** Takes note of what has been read of a file; false when nothing is known to stand there. */
+  function noteRead(name: string, read: EntryFile | undefined, wasKnown: boolean): boolean {
+    if (read === undefined) return false
+    held.mark(name, read.holdsMore)
+    // Removed meanwhile, or written.
+    if (wasKnown !== held.isKnown(name)) return true
+    if (wasKnown && (held.keepOnly(name, read.entries) || read.holdsMore)) return true
+    const found = [...read.entries.keys()].filter((attemptId) => !held.has(attemptId))
+    if (found.length === 0) return false
+    held.add(name, found)
+    return true
+  }
+
   return {
     async write(successor) {
       const { attemptId } = successor
@@ -109,7 +122,7 @@ export async function createSpool(
       })
     },
 
-    // The directory is not synced: an entry that comes back after a power cut is found applied and removed again.
+    // The directory is not synced: an entry that comes back after a restart is found applied and removed again.
     async remove(attemptId) {
       // The id becomes a file name, so nothing else may pass.
       if (!isAttemptId(attemptId)) throw new TypeError('An attempt id is a UUID in lower case.')
@@ -121,16 +134,14 @@ export async function createSpool(
     async list() {
       const entries = new Map<string, Successor>()
       const failures: unknown[] = []
-      for (const name of await entryFiles(root)) {
-        const isNew = !held.isKnown(name)
+      // Files that are known and have gone are forgotten as well.
+      for (const name of new Set([...held.files(), ...(await entryFiles(root))])) {
+        const wasKnown = held.isKnown(name)
         try {
           const read = await readEntries(root, name, log)
-          // What stands in another file too is known from there.
-          const found = [...(read?.keys() ?? [])].filter((attemptId) => !held.has(attemptId))
-          if (read === undefined || (isNew && found.length === 0)) held.removeFile(name)
-          else if (isNew) held.add(name, found)
-          // What has been removed may still stand beside others.
-          for (const [attemptId, entry] of read ?? []) {
+          if (!noteRead(name, read, wasKnown)) held.removeFile(name)
+          // What has been removed may still stand beside others, and what was written again in two files.
+          for (const [attemptId, entry] of read?.entries ?? []) {
             if (held.fileOf(attemptId) === name) entries.set(attemptId, entry)
           }
         } catch (error) {
@@ -241,35 +252,37 @@ async function syncDirectory(path: string): Promise<void> {
   }
 }
 
+interface EntryFile {
+  /** By attempt id. */
+  entries: ReadonlyMap<string, Successor>
+  /** Something stands there besides that is no entry, and could not be set aside. */
+  holdsMore: boolean
+}
+
 /**
- * Reads the entries of a file, by attempt id; undefined when there are none. What is no entry is set aside, so that it stands
- * in nobody's way and is not lost either.
+ * Reads a file; undefined when there are no entries in it. What is no entry is set aside, so that it stands in nobody's way
+ * and is not lost either.
  * @throws the file system's error when it cannot be read just now, and may be sound
  */
-async function readEntries(
-  root: string,
-  file: string,
-  log: Log,
-): Promise<ReadonlyMap<string, Successor> | undefined> {
-  const path = join(root, file)
-  const good = new Map<string, Successor>()
-  const goodLines: string[] = []
+async function readEntries(root: string, file: string, log: Log): Promise<EntryFile | undefined> {
+  const entries = new Map<string, Successor>()
+  const sound: string[] = []
+  let fault: unknown
   try {
-    const text = await readFile(path, 'utf8')
-    const faults: unknown[] = []
+    const text = await readFile(join(root, file), 'utf8')
     for (const line of file.endsWith(ENTRIES_SUFFIX) ? text.split('\n') : [text]) {
       try {
         const entry = parseEntry(line)
-        if (file.endsWith(ENTRY_SUFFIX) && file !== entry.attemptId + ENTRY_SUFFIX)
+        if (file.endsWith(ENTRY_SUFFIX) && file !== entry.attemptId + ENTRY_SUFFIX) {
           throw new TypeError('The entry has the name of another.')
-        good.set(entry.attemptId, entry)
-        goodLines.push(line)
+        }
+        entries.set(entry.attemptId, entry)
+        sound.push(line)
       } catch (error) {
-        faults.push(error)
+        fault ??= error
       }
     }
-    if (faults.length === 0) return good
-    log.error('spool_entry_unreadable', { path: path + UNREADABLE_SUFFIX, error: faults[0] })
+    if (fault === undefined) return { entries, holdsMore: false }
   } catch (error) {
     // Node's errors of the file system have a code.
     const { code } = error as NodeJS.ErrnoException
@@ -277,22 +290,38 @@ async function readEntries(
     // The machine is short of something, the disk is at fault, the file is another user's: it may hold the only token there
     // is, so it stays where it is.
     if (code !== 'EISDIR') throw error
-    log.error('spool_entry_unreadable', { path: path + UNREADABLE_SUFFIX, error })
+    fault = error
   }
-  // Where that cannot be done, it is reported again the next time; the others are still listed.
-  await setAside(root, file, goodLines).catch(() => undefined)
-  return good.size === 0 ? undefined : good
+  const aside = sound.length === 0 ? file : `${file}.${randomUUID()}`
+  const path = join(root, aside + UNREADABLE_SUFFIX)
+  log.error('spool_entry_unreadable', { path, error: fault })
+  try {
+    await setAside(root, file, { path, sound })
+  } catch {
+    // It is reported again the next time; what is sound is still listed.
+    return sound.length === 0 ? undefined : { entries, holdsMore: true }
+  }
+  return sound.length === 0 ? undefined : { entries, holdsMore: false }
 }
 
-/** Renames a file, having written what is sound in it anew. */
-async function setAside(root: string, file: string, sound: readonly string[]): Promise<void> {
-  const path = join(root, file)
-  if (sound.length === 0) return rename(path, path + UNREADABLE_SUFFIX)
+/** Gives a file another name, having written what is sound in it anew. It needs no room for that but for what is sound. */
+async function setAside(
+  root: string,
+  file: string,
+  { path, sound }: { path: string; sound: readonly string[] },
+): Promise<void> {
+  if (sound.length === 0) return rename(join(root, file), path)
   const temporary = join(root, temporaryName())
-  await copyFile(path, path + UNREADABLE_SUFFIX)
-  await writeDurably(temporary, sound.join('\n'))
-  await rename(temporary, path)
-  await syncDirectory(root)
+  try {
+    await writeDurably(temporary, sound.join('\n'))
+    await link(join(root, file), path)
+    await syncDirectory(root)
+    await rename(temporary, join(root, file))
+    await syncDirectory(root)
+  } catch (error) {
+    await rm(temporary).catch(() => undefined)
+    throw error
+  }
 }
 
 function temporaryName(): string {

@@ -47,7 +47,7 @@ export interface TokenCache {
   beginAhead(user: UserKey): boolean
 }
 
-/** About 1.3 kB each with a token of 900 characters: 130 MB at most. */
+/** About 1 kB each with a token of 900 characters, its key included: 100 MB. */
 const GRANTS_MAX = 100_000
 
 /** Tokens in demand that are kept ready besides, 1.3 kB each; with more, all are let go and decoded again. */

@@ -159,6 +159,20 @@ t.test('an entry that stands in two files is one', async (t) => {
   t.equal(spool.isEmpty(), true)
 })
 
+t.test('what is damaged or deleted behind its back is not counted any more', async (t) => {
+  const directory = t.testdir()
+  const spool = await createSpool(directory, unread)
+  const [alone, ...others] = await writeFour(spool)
+  const [batch = ''] = batchesIn(directory)
+  const lines = (await readFile(join(directory, batch), 'utf8')).split('\n')
+  await writeFile(join(directory, batch), ['damaged', ...lines.slice(1)].join('\n'))
+  await rm(join(directory, `${alone?.attemptId}.json`))
+  t.strictSame(await entriesIn(spool), others.slice(1))
+  for (const { attemptId } of others.slice(1)) await spool.remove(attemptId)
+  t.strictSame(batchesIn(directory), [])
+  t.equal(spool.isEmpty(), true)
+})
+
 t.test('of a file with several entries those that do not parse are set aside', async (t) => {
   const directory = t.testdir()
   const { log, lines } = recordingLog()
@@ -174,7 +188,12 @@ t.test('of a file with several entries those that do not parse are set aside', a
   t.strictSame(await entriesIn(spool), sound)
   t.strictSame(await entriesIn(spool), sound)
   t.equal(lines.length, 1)
-  t.equal(await readFile(join(directory, `${batch}.unreadable`), 'utf8'), damaged)
+  const [aside = '', ...more] = readdirSync(directory).filter((name) =>
+    name.endsWith('.unreadable'),
+  )
+  t.strictSame(more, [])
+  t.match(aside, batch)
+  t.equal(await readFile(join(directory, aside), 'utf8'), damaged)
   t.equal(await readFile(join(directory, batch), 'utf8'), others.join('\n'))
   t.strictSame(await entriesIn(await createSpool(directory, log)), sound)
 
@@ -182,6 +201,64 @@ t.test('of a file with several entries those that do not parse are set aside', a
   t.strictSame(await entriesIn(spool), [entries[0]])
   t.strictSame(batchesIn(directory), [])
   t.equal(lines.length, 2)
+})
+
+t.test('what could not be set aside does not go with the entries beside it', async (t) => {
+  const directory = t.testdir()
+  const entries = await writeFour(await createSpool(directory, unread))
+  const [batch = ''] = batchesIn(directory)
+  const [first = '', ...others] = (await readFile(join(directory, batch), 'utf8')).split('\n')
+  const damaged = [first.replace('"version":1', '"version":2'), ...others].join('\n')
+  await writeFile(join(directory, batch), damaged)
+  const child = startProcess(
+    directory,
+    successor(),
+    `
+    process.on('SIGXFSZ', () => {})
+    for (let pass = 0; pass < 3; pass += 1) {
+      for (const { attemptId } of (await spool.list()).entries) await spool.remove(attemptId)
+    }
+    process.stdout.write(spool.isEmpty() + ' ' + reported.length + ' ' + fs.readdirSync(directory))
+    process.exit()`,
+    { limits: 'ulimit -f 1' },
+  )
+  t.equal(await outputOf(child), `false 6 ${batch}`, 'two words about it in each pass')
+  t.equal(await readFile(join(directory, batch), 'utf8'), damaged)
+
+  const spool = await createSpool(directory, unread)
+  t.strictSame(await entriesIn(spool), entries.slice(2), 'not known to have been removed')
+  for (const { attemptId } of entries.slice(2)) await spool.remove(attemptId)
+  const left = await readdir(directory)
+  t.equal(left.length, 1)
+  t.equal(await readFile(join(directory, left[0] ?? ''), 'utf8'), damaged)
+  t.equal(spool.isEmpty(), true)
+})
+
+t.test('what is written while it is being listed is known', async (t) => {
+  const child = startProcess(
+    t.testdir(),
+    successor(),
+    `
+    process.on('SIGXFSZ', () => {})
+    const small = parseEntry(text)
+    const large = { ...small, refreshTokenSealed: Buffer.alloc(200_000, 7) }
+    const write = (entry) => spool.write({ ...entry, attemptId: crypto.randomUUID() })
+    let refused = 0
+    for (let round = 0; round < 40; round += 1) {
+      let isWriting = true
+      const listing = (async () => { while (isWriting) await spool.list() })()
+      // The last three wait for the first, do not fit into one file, and are written one by one.
+      await Promise.allSettled([small, small, small, large].map(write))
+      isWriting = false
+      await listing
+      await write(small).catch(({ code }) => (refused += code === 'SPOOL_FULL' ? 1 : 0))
+      for (const { attemptId } of (await spool.list()).entries) await spool.remove(attemptId)
+    }
+    process.stdout.write(refused + ' ' + spool.isEmpty() + ' ' + fs.readdirSync(directory))
+    process.exit()`,
+    { limits: 'ulimit -f 64', open: OPEN.replace('unread', 'unread, 3') },
+  )
+  t.equal(await outputOf(child), '40 true ')
 })
 
 t.test('of entries that are written together one that fails takes no other with it', async (t) => {
