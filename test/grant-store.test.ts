@@ -815,6 +815,37 @@ t.test('on a new server nobody arms before all who live can have been seen', asy
   t.ok(await arm(), 'it would have been seen by now')
 })
 
+t.test('who lived and does not come is waited for until what it presented is over', async (t) => {
+  const { client, database } = await setScene(t)
+  const settings = { ...SETTINGS, heartbeatStaleSeconds: 100, zombieWaitSeconds: 5_000 }
+  const real = createGrantStore(database, settings)
+  await client.query(`update server_start set at = clock_timestamp() - interval '9000 s'`)
+  const replicas = createReplicaStore(database.db, settings)
+  const { user, loginId } = await connectUser(real)
+  const others = randomUUID()
+  const arm = () =>
+    real.arm({
+      ...{ user, loginId, generation: 1, attemptId: randomUUID(), cause: 'expiry' },
+      ...{ replica: 'other', boot: others },
+      ...{ tokenDigest: Buffer.alloc(0), leaseSeconds: SHIFT_SECONDS },
+    })
+  // Cut off, with a call under way whose arming is among what is lost.
+  await replicas.heartbeat('absent', randomUUID())
+  await replicas.heartbeat('other', others)
+  await client.query(`update server_start set at = clock_timestamp() - interval '8000 s'`)
+  const server = (await replicas.heartbeat('other', others)) ?? ''
+  await replicas.restored('other', others, server)
+  const pass = (seconds: number) =>
+    client.query(`
+      update deployment set server_noticed_at = server_noticed_at - interval '${seconds} s',
+        server_left_at = server_left_at - interval '${seconds} s';
+      update replicas set seen_at = seen_at - interval '${seconds} s' where name = 'absent'`)
+  await pass(SHIFT_SECONDS / 2)
+  t.equal(await arm(), undefined, 'it is not seen any more, and its call is not over')
+  await pass(SHIFT_SECONDS)
+  t.ok(await arm())
+})
+
 t.test('of many successors those that are stored are told apart', async (t) => {
   const { real } = await setScene(t)
   const sealed = Buffer.from('sealed')

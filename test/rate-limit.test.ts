@@ -103,6 +103,21 @@ t.test('no limit is none, and a million keys are not kept', async (t) => {
   limiter.admit('still in use')
 })
 
+t.test('whose bucket is full again is forgotten soon, and nobody else is', async (t) => {
+  const { limiter, pass } = createLimiter(10)
+  t.equal(burst(limiter, 'a', 100), 50)
+  for (let i = 0; i < 5_000; i += 1) limiter.admit(`key-${i}`)
+  t.equal(admit(limiter, 'a'), 1, 'it has been used up, however many others come')
+  const before = heapBytes()
+  for (let i = 0; i < 45_000; i += 1) {
+    pass(100)
+    limiter.admit(`another-${i}`)
+  }
+  const grownMiB = (heapBytes() - before) / 2 ** 20
+  t.ok(grownMiB < 3, `${grownMiB} MiB, where 45,000 take seven`)
+  limiter.admit('still in use')
+})
+
 t.test('an address is itself, an IPv4 address in IPv6 is that, and a /64 is one', async (t) => {
   for (const [address, wanted] of [
     ['192.0.2.1', '192.0.2.1'],

@@ -166,9 +166,24 @@ t.test('an end of life that was put too early by a stopped process is put right'
   clock.pass(90_000)
   // It looked at its clock a minute and a half before the row was read.
   const early = cache.keepRow(grant, clock.monotonicMs() - 90_000).token?.expiresAtMs ?? 0
+  for (let use = 0; use < 3; use += 1) t.ok(cache.known(ALICE), 'it is in demand')
   const { token } = cache.keepRow(grant, clock.monotonicMs())
   t.equal(token?.expiresAtMs, early + 90_000)
   t.equal(cache.keepRow(grant, clock.monotonicMs() - 1).token?.expiresAtMs, early + 90_000)
+})
+
+t.test('the room of what is forgotten is used again', async (t) => {
+  const { cache } = await setUp(t, { tokenCacheMax: 10 })
+  const { allocUnsafeSlow } = Buffer
+  const made = t.capture(Buffer, 'allocUnsafeSlow', allocUnsafeSlow)
+  for (let i = 0; i < 5_000; i += 1) {
+    cache.keepToken(`user-${i}` as UserKey, {
+      ...{ loginId: randomUUID(), generation: 1, accessToken: 't'.repeat(900), scope: '' },
+      ...{ fingerprint: fingerprintOf('t'), lifeSeconds: 600, expiresAtMs: 1, expiresAtEpochMs: 1 },
+    })
+  }
+  const slabs = made().filter(({ args: [sizeBytes] }) => sizeBytes >= 2 ** 20)
+  t.equal(slabs.length, 1)
 })
 
 t.test('what was known stays what it was, though others have its place since', async (t) => {

@@ -91,9 +91,10 @@ export function createGrantStore(
    * back its own, however late. First there is a time in which everybody who lives is seen: the heartbeat of one may be
    * among what is lost, and after an outage all are old. Whoever has been seen is waited for, as long as a pass over a spool
    * takes with ease: one that can never bring back what it holds must not keep the others until their tokens end,
-   * however often it starts.
+   * however often it starts. Who lived and does not come is waited for until what he may have presented is over, as with
+   * any attempt: he may have been cut off, and nobody else knows of it any more.
    */
-  const nothingIsMissing = (replica: string) => sql`exists (
+  const nothingIsMissing = (replica: string, leaseSeconds: number) => sql`exists (
     select 1 from deployment d
     where d.server_started_at = pg_postmaster_start_time()
       and (d.server_left_at is null
@@ -109,7 +110,8 @@ export function createGrantStore(
             and r.seen_at > ${now} - ${seconds(settings.heartbeatStaleSeconds)}
           else d.server_noticed_at >= ${now} - ${seconds(settings.zombieWaitSeconds)}
             and r.seen_at > ${seconds(-settings.heartbeatStaleSeconds)} + case
-              when d.server_noticed_at > ${now} - ${seconds(settings.heartbeatStaleSeconds)}
+              when d.server_noticed_at
+                > ${now} - ${seconds(Math.max(settings.heartbeatStaleSeconds, leaseSeconds))}
               then d.server_left_at else ${now} end
         end))`
 
@@ -180,7 +182,7 @@ export function createGrantStore(
               and (g.next_retry_at is null or g.next_retry_at <= ${now})
               and (g.phase = 'idle' or ${takeOverAllowed(request.replica, request.boot)})
               and ${nobodyElseMaySpeak(request.boot)}
-              and ${nothingIsMissing(request.replica)}
+              and ${nothingIsMissing(request.replica, request.leaseSeconds)}
             returning g.armed_at
           ), entry as (
             insert into refresh_attempts

@@ -129,7 +129,7 @@ export function createSimulatedDatabase(settings: GrantStoreSettings, nowMs: () 
         (row.nextRetryAt !== null && row.nextRetryAt.getTime() > now) ||
         (row.phase === 'armed' && !takeOverAllowed(row, request.replica, request.boot)) ||
         maySomebodyElseSpeak(row, request.boot) ||
-        isSomethingMissing(request.replica)
+        isSomethingMissing(request.replica, request.leaseSeconds)
       ) {
         return undefined
       }
@@ -487,13 +487,14 @@ export function createSimulatedDatabase(settings: GrantStoreSettings, nowMs: () 
     })
   }
 
-  function isSomethingMissing(replica: string): boolean {
+  function isSomethingMissing(replica: string, leaseSeconds: number): boolean {
     const now = nowMs()
     const staleMs = settings.heartbeatStaleSeconds * 1000
     if (server.startedAtMs !== database.startedAtMs) return true
     if (server.leftAtMs !== undefined && server.noticedAtMs >= now - staleMs / 2) return true
     if (replicas.get(replica)?.restoredOn !== server.startedAtMs) return true
-    const livedAtMs = server.noticedAtMs > now - staleMs ? (server.leftAtMs ?? Infinity) : now
+    const absentUntilMs = server.noticedAtMs + Math.max(staleMs, leaseSeconds * 1000)
+    const livedAtMs = now < absentUntilMs ? (server.leftAtMs ?? Infinity) : now
     return [...replicas.values()].some((one) => {
       if (one.restoredOn === server.startedAtMs) return false
       if (one.metOn === server.startedAtMs) {
