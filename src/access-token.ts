@@ -112,14 +112,13 @@ export function createAccessTokens(
   }
 
   function ready(user: UserKey): FreshToken | undefined {
-    const token = cache.trustedToken(user)
+    const token = cache.useTrusted(user)
     if (token === undefined) return undefined
     const leftSeconds = secondsLeft(token)
     // Within the window of refreshing ahead there is more to decide than fits here.
     if (leftSeconds <= settings.aheadSeconds || leftSeconds < settings.defaultMinTtlSeconds) {
       return undefined
     }
-    cache.noteUse(user)
     return answerOf(token, leftSeconds)
   }
 

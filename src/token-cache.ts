@@ -27,8 +27,8 @@ export interface KnownGrant {
 export interface TokenCache {
   /** What is known of the user's grant, if it was checked no longer ago than the trust allows. Costs a look-up. */
   trusted(user: UserKey): KnownGrant | undefined
-  /** Returns its token alone, which costs less. */
-  trustedToken(user: UserKey): ServedToken | undefined
+  /** Returns its token alone, which costs less, and leaves on record that it was used. */
+  useTrusted(user: UserKey): ServedToken | undefined
   /** Returns the same, however long ago it was checked: nothing to serve from. */
   known(user: UserKey): KnownGrant | undefined
   /**
@@ -236,14 +236,22 @@ export function createTokenCache(
     decoded.delete(place)
   }
 
+  function noteUseAt(place: Place, user: UserKey): void {
+    const noted: Noted = { useNotedAtMs: records.number(place, NUMBER.useNotedAtMs) }
+    noteUse(user, noted)
+    records.setNumber(place, NUMBER.useNotedAtMs, noted.useNotedAtMs ?? Number.NaN)
+  }
+
   const grantOf = (place: Place | undefined): KnownGrant | undefined =>
     place === undefined ? undefined : grantAt(place)
 
   return {
     trusted: (user) => grantOf(trustedPlace(user)),
-    trustedToken(user) {
+    useTrusted(user) {
       const place = trustedPlace(user)
-      return place === undefined ? undefined : tokenAt(place)
+      if (place === undefined) return undefined
+      noteUseAt(place, user)
+      return tokenAt(place)
     },
     known: (user) => grantOf(known.peek(user)),
     read,
@@ -267,10 +275,7 @@ export function createTokenCache(
     },
     noteUse(user) {
       const place = known.peek(user)
-      if (place === undefined) return
-      const noted: Noted = { useNotedAtMs: records.number(place, NUMBER.useNotedAtMs) }
-      noteUse(user, noted)
-      records.setNumber(place, NUMBER.useNotedAtMs, noted.useNotedAtMs ?? Number.NaN)
+      if (place !== undefined) noteUseAt(place, user)
     },
     beginAhead(user) {
       const place = known.peek(user)

@@ -191,17 +191,17 @@ t.test('what was known stays what it was, though others have its place since', a
   for (const user of [ALICE, BOB, CAROL]) await add(user, `token of ${user}`)
   const alice = await cache.read(ALICE)
   for (let use = 0; use < 3; use += 1) {
-    t.equal(cache.trustedToken(ALICE)?.accessToken, 'token of alice')
+    t.equal(cache.useTrusted(ALICE)?.accessToken, 'token of alice')
   }
   t.equal(await tokenOf(BOB), 'token of bob')
   t.equal(alice.token?.accessToken, 'token of alice')
   t.equal(cache.trusted(ALICE), undefined)
-  t.equal(cache.trustedToken(ALICE), undefined)
+  t.equal(cache.useTrusted(ALICE), undefined)
   cache.noteUse(ALICE)
-  t.equal(cache.trustedToken(BOB)?.accessToken, 'token of bob')
+  t.equal(cache.useTrusted(BOB)?.accessToken, 'token of bob')
   // Where Alice's was, whose token was in demand.
   t.equal(await tokenOf(CAROL), 'token of carol')
-  t.equal(cache.trustedToken(CAROL)?.accessToken, 'token of carol')
+  t.equal(cache.useTrusted(CAROL)?.accessToken, 'token of carol')
 })
 
 t.test('the least recently used grant is forgotten when there are too many', async (t) => {
