@@ -50,7 +50,7 @@ const GRANTS_FEW = 1_000
 const GRANTS_MANY = 1_000_000
 /** Users to refresh in one round, each once: more than a round can take. */
 const EXPIRED_PER_ROUND = 12_000
-/** It takes a while until all of the way through the code has been compiled, the longer the way is. */
+/** The longer the way through the code, the longer it takes until all of it has been compiled. */
 const WARMING_ROUNDS = 4
 const EXPIRED_USERS = EXPIRED_PER_ROUND * (WARMING_ROUNDS + ROUNDS)
 const PGBENCH_PER_CLIENT = 1_000

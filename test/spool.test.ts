@@ -86,10 +86,12 @@ t.test(
 const batchesIn = (directory: string): string[] =>
   readdirSync(directory).filter((name) => name.endsWith('.jsonl'))
 
-/** Writes an entry, and three more that wait for it and are written together. */
+/** Writes an entry, and three more that wait while it and another are written, and are then written together. */
 async function writeFour(spool: Spool): Promise<Successor[]> {
   const entries = [1, 2, 3, 4].map((generation) => successor({ generation }))
-  await Promise.all(entries.map((entry) => spool.write(entry)))
+  const other = successor()
+  await Promise.all([other, ...entries].map((entry) => spool.write(entry)))
+  await spool.remove(other.attemptId)
   return entries
 }
 
@@ -247,7 +249,7 @@ t.test('what is written while it is being listed is known', async (t) => {
     for (let round = 0; round < 40; round += 1) {
       let isWriting = true
       const listing = (async () => { while (isWriting) await spool.list() })()
-      // The last three wait for the first, do not fit into one file, and are written one by one.
+      // The last two wait for the others, do not fit into one file, and are written one by one.
       await Promise.allSettled([small, small, small, large].map(write))
       isWriting = false
       await listing
