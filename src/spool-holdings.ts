@@ -15,8 +15,10 @@ export interface Holdings {
   addUnread(file: string): void
   /** Entries stand in this file from now on. Returns the files that nothing is left in. */
   add(file: string, attemptIds: Iterable<string>): string[]
-  /** Nothing else stands in a file that is known. Returns whether anything does. */
-  keepOnly(file: string, attemptIds: { has(attemptId: string): boolean }): boolean
+  /** What stands in a file; undefined when that is not known. */
+  entriesOf(file: string): string[] | undefined
+  /** An entry no longer stands in this file, if it did. */
+  forget(attemptId: string, file: string): void
   /** Whether a file holds something besides that is no entry and must not go with them. */
   mark(file: string, holdsMore: boolean): void
   /** Tells whether the file may go with this entry, as nothing else stands in it. */
@@ -63,14 +65,14 @@ export function createHoldings(): Holdings {
       }
       return emptied
     },
-    keepOnly(file, attemptIds) {
+    entriesOf(file) {
       const entries = files.get(file)
-      for (const attemptId of entries ?? []) {
-        if (attemptIds.has(attemptId)) continue
-        entries?.delete(attemptId)
-        fileOf.delete(attemptId)
-      }
-      return entries !== undefined && entries.size > 0
+      return entries && [...entries]
+    },
+    forget(attemptId, file) {
+      if (fileOf.get(attemptId) !== file) return
+      fileOf.delete(attemptId)
+      files.get(file)?.delete(attemptId)
     },
     mark(file, holdsMore) {
       if (holdsMore) holdingMore.add(file)

@@ -201,7 +201,9 @@ export async function rotateUnderFire(
   const killing = killAtRandom(fleet.replicas, options, kills)
   const telling = setInterval(() => {
     const seconds = Math.round((performance.now() - startedAtMs) / 1000)
-    options.say?.(`${seconds} s: ${kills.length} kills, ${databaseStops} stops, ${calls} calls`)
+    options.say?.(
+      `${seconds} s: ${countAtRandom(kills)} kills, ${databaseStops} stops, ${calls} calls`,
+    )
   }, TELLING_MS)
   const stopping = (async () => {
     for (; databaseStops < options.databaseStops; databaseStops += 1) {
@@ -224,7 +226,7 @@ export async function rotateUnderFire(
     rotations: fleet.refreshes().filter(({ spent }) => spent !== undefined).length,
     calls,
     unserved,
-    kills: kills.length,
+    kills: countAtRandom(kills),
     databaseStops,
     overlaps: findOverlaps(fleet.refreshes()).length,
     presentedAgain: calledTokens.length - new Set(calledTokens).size,
@@ -355,6 +357,8 @@ type Refresh = ReturnType<Fleet['refreshes']>[number]
 interface Kill {
   replica: string
   atMs: number
+  /** It did not become ready, and was killed to be started again. */
+  isRestart?: true
 }
 
 /** What callers were told of logins that are said to be dead, by login; `isDead` when the server refuses its token too. */
@@ -369,7 +373,7 @@ async function killAtRandom(
   const lanes = replicas.map(async (replica) => {
     for (;;) {
       await delay(options.aliveMs * Math.random())
-      if (kills.length >= options.kills) return
+      if (countAtRandom(kills) >= options.kills) return
       kills.push({ replica: replica.name, atMs: performance.now() })
       await replica.kill('SIGKILL')
       // It may start while the database is away; then it is started again.
@@ -378,11 +382,17 @@ async function killAtRandom(
           () => true,
           () => false,
         ))
-      )
+      ) {
+        kills.push({ replica: replica.name, atMs: performance.now(), isRestart: true })
         await replica.kill('SIGKILL')
+      }
     }
   })
   await Promise.all(lanes)
+}
+
+function countAtRandom(kills: readonly Kill[]): number {
+  return kills.filter(({ isRestart }) => !isRestart).length
 }
 
 /** Notes what was told of a dead login, and logs the user in again, as its person would. */
