@@ -205,17 +205,18 @@ async function measureReads(setting: Setting): Promise<Row[]> {
     coldFirst += result.answered
     return taken
   }
-  for (let warming = 0; warming < WARMING_ROUNDS; warming += 1) await readCold()
-  const cold = await interleave(ROUNDS, {
-    select: async () => {
-      const query = `seconds=${SECONDS}&first=${selectFirst}&count=${COLD_USERS}`
-      const response = await fetch(`http://127.0.0.1:${selectPort}/?${query}`)
-      const result = (await response.json()) as LoadResult
-      selectFirst += result.answered
-      return { perSecond: result.answered / result.seconds }
-    },
-    broker: readCold,
-  })
+  const select = async () => {
+    const query = `seconds=${SECONDS}&first=${selectFirst}&count=${COLD_USERS}`
+    const response = await fetch(`http://127.0.0.1:${selectPort}/?${query}`)
+    const result = (await response.json()) as LoadResult
+    selectFirst += result.answered
+    return { perSecond: result.answered / result.seconds }
+  }
+  for (let warming = 0; warming < WARMING_ROUNDS; warming += 1) {
+    await select()
+    await readCold()
+  }
+  const cold = await interleave(ROUNDS, { select, broker: readCold })
   say('cold: measured')
 
   while (coldFirst < COLD_USERS) await readCold()
