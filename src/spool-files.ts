@@ -42,6 +42,8 @@ export interface SpoolFile {
   readonly name: string
   /** How many were added. */
   lines(): number
+  /** Since the first of them. */
+  ageMs(): number
   /**
    * Adds entries, which are durable when it resolves with true. With false another process has taken the file over, or
    * somebody has removed it, and they may not be in it.
@@ -73,9 +75,11 @@ export async function openFile(root: string, name: string): Promise<SpoolFile> {
   }
   let lines = 0
   let lengthBytes = 0
+  let firstAtMs: number | undefined
   return {
     name,
     lines: () => lines,
+    ageMs: () => performance.now() - (firstAtMs ?? performance.now()),
     async append(texts) {
       const bytes = Buffer.from(texts.map((text) => `${text}\n`).join(''))
       try {
@@ -89,6 +93,7 @@ export async function openFile(root: string, name: string): Promise<SpoolFile> {
       if (!(await exists(path))) return false
       lengthBytes += bytes.length
       lines += texts.length
+      firstAtMs ??= performance.now()
       return true
     },
     close,

@@ -29,8 +29,10 @@ const ENTRIES_MAX = 100_000
 const NEARLY_FULL = 0.95
 /** Entries that are written together at most. */
 const BATCH_MAX = 100
-/** Entries in a file, about: those that are done with go with the last, and a restart reads them once more. */
+/** Entries in a file, about. What is done with stays until the last of them is, and a restart finds it once more. */
 const FILE_ENTRIES_MAX = 1_000
+/** So long a file is written to, from its first entry on: what was done with an hour ago shall not come back. */
+const FILE_AGE_MAX_MS = 600_000
 
 interface Pending {
   attemptId: string
@@ -49,7 +51,7 @@ interface Pending {
 export async function createSpool(
   directory: string,
   log: Log,
-  entriesMax = ENTRIES_MAX,
+  { entriesMax = ENTRIES_MAX, fileAgeMaxMs = FILE_AGE_MAX_MS } = {},
 ): Promise<Spool> {
   const root = resolve(directory)
   await makeDirectory(root, log)
@@ -139,7 +141,7 @@ export async function createSpool(
     for (const entry of batch) entry.resolve()
     // What was in them stands in another file now.
     for (const one of emptied) await rm(join(root, one)).catch(() => undefined)
-    if (file.lines() < FILE_ENTRIES_MAX) return
+    if (file.lines() < FILE_ENTRIES_MAX && file.ageMs() < fileAgeMaxMs) return
     await leave(file)
     void openAhead()
   }

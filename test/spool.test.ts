@@ -132,7 +132,7 @@ t.test('a spool that was opened anew removes from files as the one that wrote th
   const directory = t.testdir()
   const entries = await writeFour(await createSpool(directory, unread))
   const [first, ...others] = entries
-  const spool = await createSpool(directory, unread, 4)
+  const spool = await createSpool(directory, unread, { entriesMax: 4 })
   t.equal(spool.isEmpty(), false)
   await spool.remove(first?.attemptId as string)
   t.strictSame(await entriesIn(spool), entries, 'what has not been read cannot be removed')
@@ -158,6 +158,32 @@ t.test('after a thousand entries another file is begun', async (t) => {
   for (const { attemptId } of entries.slice(0, Math.max(...counts))) await spool.remove(attemptId)
   t.equal(await readFile(fileIn(directory), 'utf8'), textOf(...entries.slice(Math.max(...counts))))
 })
+
+t.test(
+  'a file that has been written to for long is ended, and goes when it is done with',
+  async (t) => {
+    const directory = t.testdir()
+    const spool = await createSpool(directory, unread, { fileAgeMaxMs: 50 })
+    const [first, second, third] = [1, 2, 3].map((generation) => successor({ generation }))
+    await setTimeout(60)
+    await spool.write(first as Successor)
+    await spool.write(second as Successor)
+    t.equal(
+      await readFile(fileIn(directory), 'utf8'),
+      textOf(first as Successor, second as Successor),
+      'it counts from the first',
+    )
+    await setTimeout(60)
+    await spool.write(third as Successor)
+    const file = fileIn(directory)
+    const fourth = successor({ generation: 4 })
+    await spool.write(fourth)
+    t.equal(filesIn(directory).length, 2)
+    for (const entry of [first, second, third]) await spool.remove(entry?.attemptId as string)
+    t.equal(existsSync(file), false)
+    t.strictSame(await entriesIn(spool), [fourth])
+  },
+)
 
 t.test('an entry written again stands in the newer file alone', async (t) => {
   const directory = t.testdir()
@@ -428,7 +454,7 @@ t.test('what is written while it is being listed is known', async (t) => {
     }
     process.stdout.write(refused + ' ' + spool.isEmpty() + ' ' + filled())
     process.exit()`,
-    { limits: 'ulimit -f 64', open: OPEN.replace('unread', 'unread, 3') },
+    { limits: 'ulimit -f 64', open: OPEN.replace('unread', 'unread, { entriesMax: 3 }') },
   )
   t.equal(await outputOf(child), '40 true ')
 })
@@ -629,7 +655,7 @@ t.test(
 t.test(
   'a full spool refuses, says so before it is full, and takes entries again when it drains',
   async (t) => {
-    const spool = await createSpool(t.testdir(), unread, 20)
+    const spool = await createSpool(t.testdir(), unread, { entriesMax: 20 })
     const entries = Array.from({ length: 20 }, () => successor())
     for (const entry of entries.slice(0, 18)) await spool.write(entry)
     await t.resolves(spool.checkWritable())
@@ -666,7 +692,7 @@ t.test(
 
 t.test('an entry that was set aside makes room', async (t) => {
   const directory = t.testdir()
-  const spool = await createSpool(directory, unread, 1)
+  const spool = await createSpool(directory, unread, { entriesMax: 1 })
   const entry = successor()
   await spool.write(entry)
   await t.rejects(spool.write(successor()), { code: 'SPOOL_FULL' })
