@@ -122,19 +122,18 @@ export function isNamedOpen(name: string): boolean {
 }
 
 /**
- * Takes over a file that another process has opened. Returns its name from now on, under which nothing is added to it;
- * undefined when it has gone.
+ * Takes over a file that another process has opened. Returns its name from now on, under which nothing is added to it.
  * @throws the file system's error
  */
-export async function takeOver(root: string, name: string): Promise<string | undefined> {
+export async function takeOver(root: string, name: string): Promise<string> {
   const closed = name.slice(0, -OPEN_SUFFIX.length) + CLOSED_SUFFIX
   try {
     await rename(join(root, name), join(root, closed))
-    return closed
   } catch (error) {
-    if ((error as NodeJS.ErrnoException).code === 'ENOENT') return undefined
-    throw error
+    // Somebody else may have done so a moment ago; if it has gone, reading it will tell.
+    if ((error as NodeJS.ErrnoException).code !== 'ENOENT') throw error
   }
+  return closed
 }
 
 /** The names of the files that hold entries. */

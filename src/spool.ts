@@ -200,8 +200,7 @@ export async function createSpool(
     if (!isNamedOpen(found) || held.isKnown(found)) return found
     const name = await takeOver(root, found)
     held.removeFile(found)
-    if (name === undefined) return found
-    held.addUnread(name)
+    if (!held.isKnown(name)) held.addUnread(name)
     return name
   }
 

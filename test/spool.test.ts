@@ -278,6 +278,23 @@ t.test('no entry goes down between one who writes and one who reads and removes'
   t.equal(seen.size, 450)
 })
 
+t.test(
+  'a file that somebody else takes over at the same moment is read all the same',
+  async (t) => {
+    const directory = t.testdir()
+    const entry = successor()
+    await (await createSpool(directory, unread)).write(entry)
+    const spools = await Promise.all(
+      Array.from({ length: 8 }, () => createSpool(directory, unread)),
+    )
+    const listed = await Promise.all(spools.map(entriesIn))
+    t.strictSame(
+      listed,
+      spools.map(() => [entry]),
+    )
+  },
+)
+
 t.test('an empty file that a process left is removed by the next', async (t) => {
   const directory = t.testdir()
   await createSpool(directory, unread)
