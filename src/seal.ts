@@ -206,13 +206,14 @@ function associatedData(keyId: string, deploymentId: string, context: SealContex
 
 /** Each part behind its length, so that no two lists of parts give the same bytes. */
 function lengthPrefixed(parts: readonly string[]): Buffer {
-  const lengths = parts.map((part) => Buffer.byteLength(part, 'utf8'))
-  // Written to the last byte.
-  const bytes = Buffer.allocUnsafe(lengths.reduce((sum, length) => sum + 4 + length, 0))
+  const lengthBytes = parts.reduce((sum, part) => sum + 4 + Buffer.byteLength(part, 'utf8'), 0)
+  // Written to the last byte below.
+  const bytes = Buffer.allocUnsafe(lengthBytes)
   let at = 0
-  for (const [i, part] of parts.entries()) {
-    at = bytes.writeUInt32BE(lengths[i] as number, at)
-    at += bytes.write(part, at, 'utf8')
+  for (const part of parts) {
+    const partBytes = bytes.write(part, at + 4, 'utf8')
+    bytes.writeUInt32BE(partBytes, at)
+    at += 4 + partBytes
   }
   return bytes
 }

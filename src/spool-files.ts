@@ -1,28 +1,29 @@
-// The files of the spool, and how one is written. A line is an entry in JSON. Lines are added to a file for as long as it is
-// named as open; whoever finds one that another process has opened closes it by giving it another name, and then it
-// holds what it holds: the process that opened it, should it still live, takes to a new one. So none writes where another
-// reads, and no lock is needed that a process could die with.
+// The files of the spool. An entry is a line of JSON. One that is written alone has a file of its own, with the name of its
+// attempt; those that come together have one together. A name ends with what its file holds, and nothing else is looked at.
 
 import { randomUUID } from 'node:crypto'
+import { constants } from 'node:fs'
 import {
-  close as closeWithCallback,
-  constants,
-  fsync,
-  ftruncate,
-  open as openWithCallback,
-  write,
-} from 'node:fs'
-import { chmod, mkdir, readdir, rename, rm, stat } from 'node:fs/promises'
+  chmod,
+  type FileHandle,
+  link,
+  mkdir,
+  open,
+  readdir,
+  readFile,
+  rename,
+  rm,
+  stat,
+} from 'node:fs/promises'
 import { dirname, join } from 'node:path'
-import { promisify } from 'node:util'
+import type { Successor } from './grant-stores.ts'
 import type { Log } from './ports.ts'
-import { isAttemptId } from './spool-entry.ts'
+import { isAttemptId, parseEntry } from './spool-entry.ts'
 
-const OPEN_SUFFIX = '.open.jsonl'
-const CLOSED_SUFFIX = '.jsonl'
-/** Of a file with one entry, as releases before wrote them. */
-const SINGLE_SUFFIX = '.json'
+export const ENTRY_SUFFIX = '.json'
+const ENTRIES_SUFFIX = '.jsonl'
 const TEMPORARY_SUFFIX = '.tmp'
+const UNREADABLE_SUFFIX = '.unreadable'
 
 /** A temporary file lives for milliseconds; one this old was left by a process that died. */
 const LEFTOVER_AGE_MS = 60_000
@@ -30,119 +31,57 @@ const LEFTOVER_AGE_MS = 60_000
 /** A new file, whose content is on the disk when a write returns, as after fdatasync; that would be one more call. */
 const WRITE_DURABLY = constants.O_WRONLY | constants.O_CREAT | constants.O_EXCL | constants.O_DSYNC
 
-// Descriptors and no handles, which Node would close for us when it collects them, and complain.
-const openDescriptor = promisify(openWithCallback)
-const closeDescriptor = promisify(closeWithCallback)
-const syncDescriptor = promisify(fsync)
-const truncateDescriptor = promisify(ftruncate)
-const writeDescriptor = promisify(write)
-
-/** A file that entries are added to, one call at a time. */
-export interface SpoolFile {
-  readonly name: string
-  /** How many were added. */
-  lines(): number
-  /** Since the first of them. */
-  ageMs(): number
-  /**
-   * Adds entries, which are durable when it resolves with true. With false another process has taken the file over, or
-   * somebody has removed it, and they may not be in it.
-   * @throws the file system's error; the file is then to be closed
-   */
-  append(texts: readonly string[]): Promise<boolean>
-  close(): Promise<void>
-}
-
-/** A name for `openFile`: known before the file is there, so that who made it can tell it from another's. */
-export function newFileName(): string {
-  return randomUUID() + OPEN_SUFFIX
+/** An entry as it is written. */
+export interface SpoolLine {
+  attemptId: string
+  text: string
 }
 
 /**
- * Begins a file. Its name is durable when it resolves, so that each entry need only wait for one write.
- * @throws the file system's error; nothing is left of it then
+ * Puts entries in their place. Returns the file, and what makes its name durable too: they are kept when that has ended.
+ * Each call waits for its turn on a busy machine, so there are no more in a row than there must be.
  */
-export async function openFile(root: string, name: string): Promise<SpoolFile> {
-  const path = join(root, name)
-  const descriptor = await openDescriptor(path, WRITE_DURABLY | constants.O_APPEND, 0o600)
-  const close = (): Promise<void> => closeDescriptor(descriptor)
+export async function place(
+  root: string,
+  batch: readonly SpoolLine[],
+): Promise<{ file: string; syncDirectory: () => Promise<void> }> {
+  const [first] = batch
+  const file =
+    batch.length === 1 ? `${first?.attemptId}${ENTRY_SUFFIX}` : randomUUID() + ENTRIES_SUFFIX
+  const opening = open(root, 'r')
+  // It is awaited below, unless something else fails first.
+  opening.catch(() => undefined)
+  const temporary = join(root, temporaryName())
   try {
-    await syncDirectory(root)
+    const handle = await open(temporary, WRITE_DURABLY, 0o600)
+    try {
+      await handle.writeFile(batch.map(({ text }) => text).join('\n'))
+    } catch (error) {
+      await handle.close()
+      throw error
+    }
+    await Promise.all([handle.close(), rename(temporary, join(root, file))])
   } catch (error) {
-    await close()
-    await rm(path, { force: true })
+    await rm(temporary).catch(() => undefined)
+    close(await opening.catch(() => undefined))
     throw error
   }
-  let lines = 0
-  let lengthBytes = 0
-  let firstAtMs: number | undefined
   return {
-    name,
-    lines: () => lines,
-    ageMs: () => performance.now() - (firstAtMs ?? performance.now()),
-    async append(texts) {
-      const bytes = Buffer.from(texts.map((text) => `${text}\n`).join(''))
+    file,
+    async syncDirectory() {
+      const directory = await opening
       try {
-        await writeAll(descriptor, bytes)
-      } catch (error) {
-        // What stands there of them was confirmed to nobody, and must not be taken for damage.
-        await truncateDescriptor(descriptor, lengthBytes).catch(() => undefined)
-        throw error
+        await directory.sync()
+      } finally {
+        close(directory)
       }
-      // Whoever takes it over gives it another name before he reads it: if this one is still there, he reads them too.
-      if (!(await exists(path))) return false
-      lengthBytes += bytes.length
-      lines += texts.length
-      firstAtMs ??= performance.now()
-      return true
     },
-    close,
   }
 }
 
-async function writeAll(descriptor: number, bytes: Buffer): Promise<void> {
-  for (let written = 0; written < bytes.length;) {
-    written += (await writeDescriptor(descriptor, bytes, written)).bytesWritten
-  }
-}
-
-async function exists(path: string): Promise<boolean> {
-  try {
-    await stat(path)
-    return true
-  } catch (error) {
-    if ((error as NodeJS.ErrnoException).code === 'ENOENT') return false
-    throw error
-  }
-}
-
-/** Whether somebody adds to the file, or died before he closed it. */
-export function isNamedOpen(name: string): boolean {
-  return name.endsWith(OPEN_SUFFIX)
-}
-
-/**
- * Takes over a file that another process has opened. Returns its name from now on, under which nothing is added to it.
- * @throws the file system's error
- */
-export async function takeOver(root: string, name: string): Promise<string> {
-  const closed = name.slice(0, -OPEN_SUFFIX.length) + CLOSED_SUFFIX
-  try {
-    await rename(join(root, name), join(root, closed))
-  } catch (error) {
-    // Somebody else may have done so a moment ago; if it has gone, reading it will tell.
-    if ((error as NodeJS.ErrnoException).code !== 'ENOENT') throw error
-  }
-  return closed
-}
-
-/** The names of the files that hold entries. */
-export async function entryFiles(root: string): Promise<string[]> {
-  return (await readdir(root)).filter((name) =>
-    [OPEN_SUFFIX, CLOSED_SUFFIX, SINGLE_SUFFIX].some(
-      (suffix) => name.endsWith(suffix) && isAttemptId(name.slice(0, -suffix.length)),
-    ),
-  )
+/** Nobody waits for it: what was to become durable is so by now, or has failed. */
+function close(handle: FileHandle | undefined): void {
+  handle?.close().catch(() => undefined)
 }
 
 /**
@@ -178,35 +117,121 @@ export async function removeLeftovers(root: string): Promise<void> {
   }
 }
 
+/** The names of the files that hold entries. */
+export async function entryFiles(root: string): Promise<string[]> {
+  return (await readdir(root)).filter((name) =>
+    [ENTRY_SUFFIX, ENTRIES_SUFFIX].some(
+      (suffix) => name.endsWith(suffix) && isAttemptId(name.slice(0, -suffix.length)),
+    ),
+  )
+}
+
 /** @throws the file system's error when nothing can be written */
 export async function probe(root: string): Promise<void> {
-  await rm(await writeTemporary(root, 'probe'), { force: true })
+  const path = join(root, temporaryName())
+  try {
+    await writeDurably(path, 'probe')
+  } finally {
+    await rm(path, { force: true })
+  }
+}
+
+/** Creates the file, and resolves when its content is on the disk. */
+async function writeDurably(path: string, text: string): Promise<void> {
+  const file = await open(path, WRITE_DURABLY, 0o600)
+  try {
+    await file.writeFile(text)
+  } finally {
+    await file.close()
+  }
+}
+
+/** Makes a rename in the directory durable. */
+async function syncDirectory(path: string): Promise<void> {
+  const directory = await open(path, 'r')
+  try {
+    await directory.sync()
+  } finally {
+    await directory.close()
+  }
+}
+
+export interface EntryFile {
+  /** By attempt id. */
+  entries: ReadonlyMap<string, Successor>
+  /** Something stands there besides that is no entry, and could not be set aside. */
+  holdsMore: boolean
 }
 
 /**
- * Creates a file that is nothing yet, and resolves with its path when its content is on the disk.
- * @throws the file system's error; nothing is left of it then
+ * Reads a file; undefined when there are no entries in it. What is no entry is set aside, so that it stands in nobody's way
+ * and is not lost either.
+ * @throws the file system's error when it cannot be read just now, and may be sound
  */
-export async function writeTemporary(root: string, text: string): Promise<string> {
-  const path = join(root, `.${randomUUID()}${TEMPORARY_SUFFIX}`)
-  const descriptor = await openDescriptor(path, WRITE_DURABLY, 0o600)
+export async function readEntries(
+  root: string,
+  file: string,
+  log: Log,
+): Promise<EntryFile | undefined> {
+  const entries = new Map<string, Successor>()
+  const sound: string[] = []
+  let fault: unknown
   try {
-    await writeAll(descriptor, Buffer.from(text))
-    return path
+    const text = await readFile(join(root, file), 'utf8')
+    for (const line of file.endsWith(ENTRIES_SUFFIX) ? text.split('\n') : [text]) {
+      try {
+        const entry = parseEntry(line)
+        if (file.endsWith(ENTRY_SUFFIX) && file !== entry.attemptId + ENTRY_SUFFIX) {
+          throw new TypeError('The entry has the name of another.')
+        }
+        entries.set(entry.attemptId, entry)
+        sound.push(line)
+      } catch (error) {
+        fault ??= error
+      }
+    }
+    if (fault === undefined) return { entries, holdsMore: false }
   } catch (error) {
-    await rm(path, { force: true })
+    // Node's errors of the file system have a code.
+    const { code } = error as NodeJS.ErrnoException
+    if (code === 'ENOENT') return undefined
+    // The machine is short of something, the disk is at fault, the file is another user's: it may hold the only token there
+    // is, so it stays where it is.
+    if (code !== 'EISDIR') throw error
+    fault = error
+  }
+  const aside = sound.length === 0 ? file : `${file}.${randomUUID()}`
+  const path = join(root, aside + UNREADABLE_SUFFIX)
+  log.error('spool_entry_unreadable', { path, error: fault })
+  try {
+    await setAside(root, file, { path, sound })
+  } catch {
+    // It is reported again the next time; what is sound is still listed.
+    return sound.length === 0 ? undefined : { entries, holdsMore: true }
+  }
+  return sound.length === 0 ? undefined : { entries, holdsMore: false }
+}
+
+/** Gives a file another name, having written what is sound in it anew. It needs no room for that but for what is sound. */
+async function setAside(
+  root: string,
+  file: string,
+  { path, sound }: { path: string; sound: readonly string[] },
+): Promise<void> {
+  if (sound.length === 0) return rename(join(root, file), path)
+  const temporary = join(root, temporaryName())
+  try {
+    await writeDurably(temporary, sound.join('\n'))
+    await link(join(root, file), path)
+    await syncDirectory(root)
+    await rename(temporary, join(root, file))
+    await syncDirectory(root)
+  } catch (error) {
+    await rm(temporary).catch(() => undefined)
     throw error
-  } finally {
-    await closeDescriptor(descriptor)
   }
 }
 
-/** Makes what was named anew in the directory durable under its name. */
-export async function syncDirectory(path: string): Promise<void> {
-  const descriptor = await openDescriptor(path, constants.O_RDONLY)
-  try {
-    await syncDescriptor(descriptor)
-  } finally {
-    await closeDescriptor(descriptor)
-  }
+function temporaryName(): string {
+  return `.${randomUUID()}${TEMPORARY_SUFFIX}`
 }

@@ -15,10 +15,8 @@ export interface Holdings {
   addUnread(file: string): void
   /** Entries stand in this file from now on. Returns the files that nothing is left in. */
   add(file: string, attemptIds: Iterable<string>): string[]
-  /** What stands in a file; undefined when that is not known. */
-  entriesOf(file: string): string[] | undefined
-  /** An entry no longer stands in this file, if it did. */
-  forget(attemptId: string, file: string): void
+  /** Nothing else stands in a file that is known. Returns whether anything does. */
+  keepOnly(file: string, attemptIds: { has(attemptId: string): boolean }): boolean
   /** Whether a file holds something besides that is no entry and must not go with them. */
   mark(file: string, holdsMore: boolean): void
   /** Tells whether the file may go with this entry, as nothing else stands in it. */
@@ -65,14 +63,14 @@ export function createHoldings(): Holdings {
       }
       return emptied
     },
-    entriesOf(file) {
+    keepOnly(file, attemptIds) {
       const entries = files.get(file)
-      return entries && [...entries]
-    },
-    forget(attemptId, file) {
-      if (fileOf.get(attemptId) !== file) return
-      fileOf.delete(attemptId)
-      files.get(file)?.delete(attemptId)
+      for (const attemptId of entries ?? []) {
+        if (attemptIds.has(attemptId)) continue
+        entries?.delete(attemptId)
+        fileOf.delete(attemptId)
+      }
+      return entries !== undefined && entries.size > 0
     },
     mark(file, holdsMore) {
       if (holdsMore) holdingMore.add(file)

@@ -3,9 +3,8 @@
 import { spawn } from 'node:child_process'
 import { randomBytes, randomUUID } from 'node:crypto'
 import { once } from 'node:events'
-import { existsSync, readdirSync, readFileSync, statSync } from 'node:fs'
+import { existsSync, readdirSync } from 'node:fs'
 import {
-  appendFile,
   chmod,
   copyFile,
   mkdir,
@@ -20,7 +19,6 @@ import {
 } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { setTimeout } from 'node:timers/promises'
 import t from 'tap'
 import { createSpool } from '../src/spool.ts'
 import { entryText } from '../src/spool-entry.ts'
@@ -84,244 +82,74 @@ t.test(
   },
 )
 
-/** The names of the files that something was written to. */
-const filesIn = (directory: string): string[] =>
-  readdirSync(directory).filter((name) => statSync(join(directory, name)).size > 0)
+/** The names of the files with several entries. */
+const batchesIn = (directory: string): string[] =>
+  readdirSync(directory).filter((name) => name.endsWith('.jsonl'))
 
-/** The only one of them. */
-function fileIn(directory: string): string {
-  const [name, ...others] = filesIn(directory)
-  if (name === undefined || others.length > 0)
-    throw new Error(`not one file: ${[name, ...others].join()}`)
-  return join(directory, name)
-}
-
-/** Writes four entries, together. */
+/** Writes an entry, and three more that wait while it and another are written, and are then written together. */
 async function writeFour(spool: Spool): Promise<Successor[]> {
   const entries = [1, 2, 3, 4].map((generation) => successor({ generation }))
-  await Promise.all(entries.map((entry) => spool.write(entry)))
+  const other = successor()
+  await Promise.all([other, ...entries].map((entry) => spool.write(entry)))
+  await spool.remove(other.attemptId)
   return entries
 }
 
-const textOf = (...entries: Successor[]): string =>
-  entries.map((entry) => `${entryText(entry)}\n`).join('')
-
-t.test('entries stand in one file, which goes with the last of them', async (t) => {
+t.test('entries that come together share a file, which goes with the last of them', async (t) => {
   const directory = t.testdir()
   const spool = await createSpool(directory, unread)
   const entries = await writeFour(spool)
-  const later = successor({ generation: 5 })
-  await spool.write(later)
-  const file = fileIn(directory)
-  t.equal((await stat(file)).mode & 0o777, 0o600)
-  t.equal(await readFile(file, 'utf8'), textOf(...entries, later))
-  t.strictSame(await entriesIn(spool), [...entries, later])
+  const [alone, first, second, third] = entries.map(({ attemptId }) => attemptId)
+  const [batch = ''] = batchesIn(directory)
+  t.strictSame((await readdir(directory)).toSorted(), [`${alone}.json`, batch].toSorted())
+  t.equal((await stat(join(directory, batch))).mode & 0o777, 0o600)
+  t.strictSame(await entriesIn(spool), entries)
+  t.strictSame(await entriesIn(await createSpool(directory, unread)), entries)
 
-  for (const { attemptId } of entries) await spool.remove(attemptId)
-  t.strictSame(await entriesIn(spool), [later])
-  t.equal(fileIn(directory), file)
-  await spool.remove(later.attemptId)
-  t.strictSame(filesIn(directory), [])
+  for (const attemptId of [third, first]) await spool.remove(attemptId as string)
+  t.strictSame(await entriesIn(spool), [entries[0], entries[2]])
+  t.strictSame(await entriesIn(await createSpool(directory, unread)), entries, 'until it is gone')
+  await spool.remove(second as string)
+  t.strictSame(await readdir(directory), [`${alone}.json`])
+  await spool.remove(alone as string)
   t.equal(spool.isEmpty(), true)
-  await spool.write(later)
-  t.not(fileIn(directory), file)
-  t.strictSame(await entriesIn(spool), [later])
 })
 
 t.test('a spool that was opened anew removes from files as the one that wrote them', async (t) => {
   const directory = t.testdir()
   const entries = await writeFour(await createSpool(directory, unread))
-  const [first, ...others] = entries
-  const spool = await createSpool(directory, unread, { entriesMax: 4 })
+  const spool = await createSpool(directory, unread, 4)
   t.equal(spool.isEmpty(), false)
-  await spool.remove(first?.attemptId as string)
-  t.strictSame(await entriesIn(spool), entries, 'what has not been read cannot be removed')
+  await entriesIn(spool)
   await t.rejects(spool.write(successor()), { code: 'SPOOL_FULL' })
-  await spool.remove(first?.attemptId as string)
-  t.strictSame(await entriesIn(spool), others)
-  t.strictSame(await entriesIn(await createSpool(directory, unread)), entries, 'until all is gone')
-  for (const { attemptId } of others) await spool.remove(attemptId)
+  for (const { attemptId } of entries) await spool.remove(attemptId)
   t.equal(spool.isEmpty(), true)
-  t.strictSame(filesIn(directory), [])
+  t.strictSame(await readdir(directory), [])
 })
-
-t.test('after a thousand entries another file is begun', async (t) => {
-  const directory = t.testdir()
-  const spool = await createSpool(directory, unread)
-  const entries = Array.from({ length: 1_050 }, () => successor())
-  await Promise.all(entries.map((entry) => spool.write(entry)))
-  const texts = filesIn(directory).map((name) => readFileSync(join(directory, name), 'utf8'))
-  t.equal(texts.length, 2)
-  const counts = texts.map((text) => text.split('\n').length - 1)
-  t.ok(Math.max(...counts) < 1_010)
-  t.equal((await entriesIn(spool)).length, 1_050)
-  for (const { attemptId } of entries.slice(0, Math.max(...counts))) await spool.remove(attemptId)
-  t.equal(await readFile(fileIn(directory), 'utf8'), textOf(...entries.slice(Math.max(...counts))))
-})
-
-t.test(
-  'a file that has been written to for long is ended, and goes when it is done with',
-  async (t) => {
-    const directory = t.testdir()
-    const spool = await createSpool(directory, unread, { fileAgeMaxMs: 50 })
-    const [first, second, third] = [1, 2, 3].map((generation) => successor({ generation }))
-    await setTimeout(60)
-    await spool.write(first as Successor)
-    await spool.write(second as Successor)
-    t.equal(
-      await readFile(fileIn(directory), 'utf8'),
-      textOf(first as Successor, second as Successor),
-      'it counts from the first',
-    )
-    await setTimeout(60)
-    await spool.write(third as Successor)
-    const file = fileIn(directory)
-    const fourth = successor({ generation: 4 })
-    await spool.write(fourth)
-    t.equal(filesIn(directory).length, 2)
-    for (const entry of [first, second, third]) await spool.remove(entry?.attemptId as string)
-    t.equal(existsSync(file), false)
-    t.strictSame(await entriesIn(spool), [fourth])
-  },
-)
 
 t.test('an entry written again stands in the newer file alone', async (t) => {
   const directory = t.testdir()
-  const entries = await writeFour(await createSpool(directory, unread))
-  const before = fileIn(directory)
   const spool = await createSpool(directory, unread)
-  await entriesIn(spool)
-  const again = entries.map((entry) => ({ ...entry, httpStatus: 201 }))
-  for (const entry of again.slice(0, 3)) await spool.write(entry)
-  t.strictSame(await entriesIn(spool), [...again.slice(0, 3), entries[3]])
-  t.equal(filesIn(directory).length, 2)
-  await spool.write(again[3] as Successor)
-  t.strictSame(await entriesIn(spool), again)
-  t.not(fileIn(directory), before)
-})
+  const entries = await writeFour(spool)
+  const again = entries.slice(1).map((entry) => ({ ...entry, httpStatus: 201 }))
+  for (const entry of again) await spool.write(entry)
+  t.strictSame(await entriesIn(spool), [entries[0], ...again])
+  t.strictSame(batchesIn(directory), [], 'nothing was left in it')
+  t.equal((await readdir(directory)).length, 4)
 
-t.test('a file with one entry, as a release before wrote it, is read and removed', async (t) => {
-  const directory = t.testdir()
-  const entry = successor()
-  await writeFile(join(directory, `${entry.attemptId}.json`), entryText(entry))
-  const spool = await createSpool(directory, unread)
-  t.equal(spool.isEmpty(), false)
-  t.strictSame(await entriesIn(spool), [entry])
-  await spool.remove(entry.attemptId)
-  t.strictSame(filesIn(directory), [])
-})
-
-// ── Two processes with one directory: a new one, and one that was thought to be dead ─────────────
-
-t.test(
-  'who finds a file of another takes it over, and the other goes on in a new one',
-  async (t) => {
-    const directory = t.testdir()
-    const old = await createSpool(directory, unread)
-    const [first, second, third, fourth] = [1, 2, 3, 4].map((generation) =>
-      successor({ generation }),
-    )
-    await old.write(first as Successor)
-    const young = await createSpool(directory, unread)
-    t.strictSame(await entriesIn(young), [first])
-    await old.write(second as Successor)
-    await old.write(third as Successor)
-    t.equal(filesIn(directory).length, 2)
-    t.strictSame(await entriesIn(young), [first, second, third])
-    t.strictSame(await entriesIn(old), [first, second, third])
-
-    for (const { attemptId } of await entriesIn(young)) await young.remove(attemptId)
-    t.equal(young.isEmpty(), true)
-    await old.write(fourth as Successor)
-    t.strictSame(await entriesIn(young), [fourth])
-    t.strictSame(await entriesIn(old), [fourth])
-    t.equal(await readFile(fileIn(directory), 'utf8'), textOf(fourth as Successor))
-  },
-)
-
-t.test('no entry goes down between one who writes and one who reads and removes', async (t) => {
-  const directory = t.testdir()
-  const old = await createSpool(directory, unread)
-  const young = await createSpool(directory, unread)
-  const written: string[] = []
-  let isWriting = true
-  const writing = Promise.all(
-    Array.from({ length: 3 }, async () => {
-      for (let i = 0; i < 150; i += 1) {
-        const entry = successor()
-        await old.write(entry)
-        written.push(entry.attemptId)
-      }
-    }),
-  ).finally(() => (isWriting = false))
-  const seen = new Set<string>()
-  const read = async () => {
-    for (const { attemptId } of await entriesIn(young)) {
-      seen.add(attemptId)
-      await young.remove(attemptId)
-    }
-  }
-  let passes = 0
-  while (isWriting) {
-    await read()
-    passes += 1
-    // Or nothing would ever be written to the end before it is taken over.
-    await setTimeout(3)
-  }
-  await writing
-  await read()
-  t.ok(passes > 5, 'they did so at the same time')
-  t.strictSame(
-    written.filter((attemptId) => !seen.has(attemptId)),
-    [],
-  )
-  t.equal(seen.size, 450)
-})
-
-t.test(
-  'a file that somebody else takes over at the same moment is read all the same',
-  async (t) => {
-    const directory = t.testdir()
-    const entry = successor()
-    await (await createSpool(directory, unread)).write(entry)
-    const spools = await Promise.all(
-      Array.from({ length: 8 }, () => createSpool(directory, unread)),
-    )
-    const listed = await Promise.all(spools.map(entriesIn))
-    t.strictSame(
-      listed,
-      spools.map(() => [entry]),
-    )
-  },
-)
-
-t.test('an empty file that a process left is removed by the next', async (t) => {
-  const directory = t.testdir()
-  await createSpool(directory, unread)
-  const [left = ''] = await readdir(directory)
-  const spool = await createSpool(directory, unread)
-  t.strictSame(await entriesIn(spool), [])
-  t.equal(spool.isEmpty(), true)
-  const names = await readdir(directory)
-  t.equal(names.length, 1)
-  t.notOk(names.includes(left))
-})
-
-t.test('a file that was removed under the hands of who writes to it is begun anew', async (t) => {
-  const directory = t.testdir()
-  const spool = await createSpool(directory, unread)
-  const [lost, kept] = [successor(), successor()]
-  await spool.write(lost)
-  await rm(fileIn(directory))
-  await spool.write(kept)
-  t.strictSame(await entriesIn(spool), [kept])
-  t.strictSame(await entriesIn(await createSpool(directory, unread)), [kept])
+  const together = again.map((entry) => ({ ...entry, httpStatus: 202 }))
+  await Promise.all([successor({ generation: 9 }), ...together].map((entry) => spool.write(entry)))
+  t.equal(batchesIn(directory).length, 1)
+  t.strictSame((await entriesIn(spool)).slice(1, 4), together)
 })
 
 t.test('an entry that stands in two files is one', async (t) => {
   const directory = t.testdir()
-  const entries = await writeFour(await createSpool(directory, unread))
-  await copyFile(fileIn(directory), join(directory, `${randomUUID()}.jsonl`))
+  const first = await createSpool(directory, unread)
+  const entries = await writeFour(first)
+  const [batch = ''] = batchesIn(directory)
+  const copy = `${randomUUID()}.jsonl`
+  await copyFile(join(directory, batch), join(directory, copy))
   const spool = await createSpool(directory, unread)
   t.strictSame(await entriesIn(spool), entries)
   t.strictSame(await entriesIn(spool), entries)
@@ -329,103 +157,61 @@ t.test('an entry that stands in two files is one', async (t) => {
   for (let round = 0; round < 2; round += 1) {
     for (const { attemptId } of await entriesIn(spool)) await spool.remove(attemptId)
   }
-  t.strictSame(filesIn(directory), [])
+  t.strictSame(await readdir(directory), [])
   t.equal(spool.isEmpty(), true)
 })
 
-t.test('what is damaged behind its back is not counted any more, and is set aside', async (t) => {
+t.test('what is damaged or deleted behind its back is not counted any more', async (t) => {
   const directory = t.testdir()
-  const { log, lines } = recordingLog()
-  const spool = await createSpool(directory, log)
-  const [first, ...others] = await writeFour(spool)
-  const file = fileIn(directory)
-  const damaged = `damaged\n${textOf(...others)}`
-  await writeFile(file, damaged)
-  t.strictSame(await entriesIn(spool), others)
-  t.strictSame(lines, [], 'somebody may be writing to it')
-  await spool.write(first as Successor)
-  t.strictSame(await entriesIn(spool), [first, ...others])
-  t.equal(lines.length, 1)
-  t.equal(filesIn(directory).length, 3)
-  t.strictSame(await entriesIn(spool), [first, ...others])
-  t.equal(lines.length, 1)
-
-  for (const { attemptId } of await entriesIn(spool)) await spool.remove(attemptId)
+  const spool = await createSpool(directory, unread)
+  const [alone, ...others] = await writeFour(spool)
+  const [batch = ''] = batchesIn(directory)
+  const lines = (await readFile(join(directory, batch), 'utf8')).split('\n')
+  await writeFile(join(directory, batch), ['damaged', ...lines.slice(1)].join('\n'))
+  await rm(join(directory, `${alone?.attemptId}.json`))
+  t.strictSame(await entriesIn(spool), others.slice(1))
+  for (const { attemptId } of others.slice(1)) await spool.remove(attemptId)
+  t.strictSame(batchesIn(directory), [])
   t.equal(spool.isEmpty(), true)
-  const aside = fileIn(directory)
-  t.match(aside, /\.unreadable$/)
-  t.equal(await readFile(aside, 'utf8'), damaged)
-})
-
-t.test(
-  'where all that stands in the file it writes to is damaged, it is still set aside',
-  async (t) => {
-    const directory = t.testdir()
-    const spool = await createSpool(directory, unread)
-    const entry = successor()
-    await spool.write(entry)
-    await writeFile(fileIn(directory), 'damaged\n')
-    t.strictSame(await entriesIn(spool), [])
-    await spool.remove(entry.attemptId)
-    t.strictSame(await entriesIn(spool), [])
-    t.equal(spool.isEmpty(), true)
-    t.match(fileIn(directory), /\.unreadable$/)
-  },
-)
-
-t.test('a line that is only half there is left alone while somebody writes it', async (t) => {
-  const directory = t.testdir()
-  const { log, lines } = recordingLog()
-  const spool = await createSpool(directory, log)
-  const entries = await writeFour(spool)
-  const half = textOf(successor()).slice(0, 100)
-  await appendFile(fileIn(directory), half)
-  t.strictSame(await entriesIn(spool), entries)
-  t.strictSame(await entriesIn(spool), entries)
-  t.strictSame(lines, [])
-
-  t.strictSame(await entriesIn(await createSpool(directory, log)), entries, 'it has died')
-  t.strictSame(
-    lines.map(({ event }) => event),
-    ['spool_entry_unreadable'],
-  )
 })
 
 t.test('of a file with several entries those that do not parse are set aside', async (t) => {
   const directory = t.testdir()
   const { log, lines } = recordingLog()
-  const entries = [1, 2, 3, 4].map((generation) => successor({ generation }))
-  const file = join(directory, `${randomUUID()}.jsonl`)
-  const damaged = `${textOf(entries[0] as Successor).slice(0, -20)}\n${textOf(...entries.slice(1))}`
-  await writeFile(file, damaged)
+  const entries = await writeFour(await createSpool(directory, unread))
+  const [batch = ''] = batchesIn(directory)
+  const text = await readFile(join(directory, batch), 'utf8')
+  const [first = '', ...others] = text.split('\n')
+  const damaged = [first.slice(0, -20), ...others].join('\n')
+  await writeFile(join(directory, batch), damaged)
 
   const spool = await createSpool(directory, log)
-  const sound = entries.slice(1)
+  const sound = [entries[0], ...entries.slice(2)]
   t.strictSame(await entriesIn(spool), sound)
   t.strictSame(await entriesIn(spool), sound)
   t.equal(lines.length, 1)
-  const [aside = '', ...more] = filesIn(directory).filter((name) => name.endsWith('.unreadable'))
+  const [aside = '', ...more] = readdirSync(directory).filter((name) =>
+    name.endsWith('.unreadable'),
+  )
   t.strictSame(more, [])
-  t.match(join(directory, aside), file)
+  t.match(aside, batch)
   t.equal(await readFile(join(directory, aside), 'utf8'), damaged)
-  t.equal(await readFile(file, 'utf8'), textOf(...sound))
-  t.equal((await stat(file)).mode & 0o777, 0o600)
+  t.equal(await readFile(join(directory, batch), 'utf8'), others.join('\n'))
   t.strictSame(await entriesIn(await createSpool(directory, log)), sound)
 
-  await writeFile(file, 'nothing\nof it')
-  t.strictSame(await entriesIn(spool), [])
-  t.equal(existsSync(file), false)
-  t.equal(spool.isEmpty(), true)
+  await writeFile(join(directory, batch), 'nothing\nof it')
+  t.strictSame(await entriesIn(spool), [entries[0]])
+  t.strictSame(batchesIn(directory), [])
   t.equal(lines.length, 2)
 })
 
 t.test('what could not be set aside does not go with the entries beside it', async (t) => {
   const directory = t.testdir()
-  const [first, ...others] = [1, 2, 3].map((generation) => successor({ generation }))
-  const file = join(directory, `${randomUUID()}.jsonl`)
-  const damaged =
-    textOf(first as Successor).replace('"version":1', '"version":2') + textOf(...others)
-  await writeFile(file, damaged)
+  const entries = await writeFour(await createSpool(directory, unread))
+  const [batch = ''] = batchesIn(directory)
+  const [first = '', ...others] = (await readFile(join(directory, batch), 'utf8')).split('\n')
+  const damaged = [first.replace('"version":1', '"version":2'), ...others].join('\n')
+  await writeFile(join(directory, batch), damaged)
   const child = startProcess(
     directory,
     successor(),
@@ -434,18 +220,19 @@ t.test('what could not be set aside does not go with the entries beside it', asy
     for (let pass = 0; pass < 3; pass += 1) {
       for (const { attemptId } of (await spool.list()).entries) await spool.remove(attemptId)
     }
-    process.stdout.write(spool.isEmpty() + ' ' + reported.length)
+    process.stdout.write(spool.isEmpty() + ' ' + reported.length + ' ' + fs.readdirSync(directory))
     process.exit()`,
     { limits: 'ulimit -f 1' },
   )
-  t.equal(await outputOf(child), 'false 6', 'two words about it in each pass')
-  t.equal(fileIn(directory), file)
-  t.equal(await readFile(file, 'utf8'), damaged)
+  t.equal(await outputOf(child), `false 6 ${batch}`, 'two words about it in each pass')
+  t.equal(await readFile(join(directory, batch), 'utf8'), damaged)
 
   const spool = await createSpool(directory, unread)
-  t.strictSame(await entriesIn(spool), others, 'not known to have been removed')
-  for (const { attemptId } of others) await spool.remove(attemptId)
-  t.equal(await readFile(fileIn(directory), 'utf8'), damaged)
+  t.strictSame(await entriesIn(spool), entries.slice(2), 'not known to have been removed')
+  for (const { attemptId } of entries.slice(2)) await spool.remove(attemptId)
+  const left = await readdir(directory)
+  t.equal(left.length, 1)
+  t.equal(await readFile(join(directory, left[0] ?? ''), 'utf8'), damaged)
   t.equal(spool.isEmpty(), true)
 })
 
@@ -462,16 +249,16 @@ t.test('what is written while it is being listed is known', async (t) => {
     for (let round = 0; round < 40; round += 1) {
       let isWriting = true
       const listing = (async () => { while (isWriting) await spool.list() })()
-      // The last three wait for the first, do not fit into one file, and are written one by one.
+      // The last two wait for the others, do not fit into one file, and are written one by one.
       await Promise.allSettled([small, small, small, large].map(write))
       isWriting = false
       await listing
       await write(small).catch(({ code }) => (refused += code === 'SPOOL_FULL' ? 1 : 0))
       for (const { attemptId } of (await spool.list()).entries) await spool.remove(attemptId)
     }
-    process.stdout.write(refused + ' ' + spool.isEmpty() + ' ' + filled())
+    process.stdout.write(refused + ' ' + spool.isEmpty() + ' ' + fs.readdirSync(directory))
     process.exit()`,
-    { limits: 'ulimit -f 64', open: OPEN.replace('unread', 'unread, { entriesMax: 3 }') },
+    { limits: 'ulimit -f 64', open: OPEN.replace('unread', 'unread, 3') },
   )
   t.equal(await outputOf(child), '40 true ')
 })
@@ -491,11 +278,11 @@ t.test('of entries that are written together one that fails takes no other with 
     const ends = await Promise.allSettled([first, second, { ...large, attemptId: ids[2] }, fourth].map((entry) => spool.write(entry)))
     const { entries } = await spool.list()
     const found = ids.map((id) => entries.some((entry) => entry.attemptId === id))
-    process.stdout.write(ends.map((end) => end.reason?.code ?? end.status) + ' ' + found + ' ' + reported.length)
+    process.stdout.write(ends.map((end) => end.reason?.code ?? end.status) + ' ' + found)
     process.exit()`,
     { limits: 'ulimit -f 64' },
   )
-  t.equal(await outputOf(child), 'fulfilled,fulfilled,EFBIG,fulfilled true,true,false,true 0')
+  t.equal(await outputOf(child), 'fulfilled,fulfilled,EFBIG,fulfilled true,true,false,true')
 })
 
 t.test('a spool that has written comes to rest', async (t) => {
@@ -511,8 +298,8 @@ t.test('files are for their owner alone and hold no temporary remains', async (t
   const entry = successor()
   await spool.write(entry)
   await spool.checkWritable()
-  t.equal((await readdir(directory)).length, 1)
-  t.equal((await stat(fileIn(directory))).mode & 0o777, 0o600)
+  t.strictSame(await readdir(directory), [`${entry.attemptId}.json`])
+  t.equal((await stat(join(directory, `${entry.attemptId}.json`))).mode & 0o777, 0o600)
   t.equal((await stat(directory)).mode & 0o777, 0o700)
 })
 
@@ -525,10 +312,10 @@ t.test('a directory that is open to others is closed', async (t) => {
 
 t.test('a directory that is private already is left alone', async (t) => {
   const directory = t.testdir()
-  await chmod(directory, 0o500)
-  await createSpool(directory, unread)
-  t.equal((await stat(directory)).mode & 0o777, 0o500)
   await chmod(directory, 0o700)
+  const { ctimeMs } = await stat(directory)
+  await createSpool(directory, unread)
+  t.equal((await stat(directory)).ctimeMs, ctimeMs)
 })
 
 t.test('whether it is empty is known without asking the disk', async (t) => {
@@ -567,11 +354,12 @@ t.test('what does not parse is set aside, reported once, and hides no other entr
   const spool = await createSpool(directory, log)
   const good = successor()
   await spool.write(good)
-  const text = entryText(good)
+  const text = await readFile(join(directory, `${good.attemptId}.json`), 'utf8')
   const whole = JSON.parse(text) as Record<string, unknown>
   const accessToken = whole['accessToken'] as Record<string, unknown>
   const broken: Record<string, string> = {
     'cut off': text.slice(0, -20),
+    empty: '',
     'not an object': '[]',
     null: 'null',
     'another version': JSON.stringify({ ...whole, version: 2 }),
@@ -596,19 +384,25 @@ t.test('what does not parse is set aside, reported once, and hides no other entr
   }
   const names: string[] = []
   for (const content of Object.values(broken)) {
-    const name = `${randomUUID()}.jsonl`
-    await writeFile(join(directory, name), content)
-    names.push(`${name}.unreadable`)
+    const attemptId = randomUUID()
+    // The entry's own id is made to fit, so that each file has just the one fault.
+    const fitting = content.replaceAll(good.attemptId, attemptId)
+    await writeFile(join(directory, `${attemptId}.json`), fitting)
+    names.push(`${attemptId}.json.unreadable`)
   }
-  const asDirectory = `${randomUUID()}.jsonl`
-  await mkdir(join(directory, asDirectory))
-  names.push(`${asDirectory}.unreadable`)
-  await writeFile(join(directory, `${randomUUID()}.jsonl`), '')
+  const misnamed = randomUUID()
+  await writeFile(join(directory, `${misnamed}.json`), text)
+  names.push(`${misnamed}.json.unreadable`)
+  const asDirectory = randomUUID()
+  await mkdir(join(directory, `${asDirectory}.json`))
+  names.push(`${asDirectory}.json.unreadable`)
 
   t.strictSame(await entriesIn(spool), [good])
   t.strictSame(await entriesIn(spool), [good])
-  const others = filesIn(directory).filter((name) => !name.endsWith('.open.jsonl'))
-  t.strictSame(others.toSorted(), names.toSorted(), 'what is empty is removed')
+  t.strictSame(
+    (await readdir(directory)).toSorted(),
+    [`${good.attemptId}.json`, ...names].toSorted(),
+  )
   t.equal(lines.length, names.length)
   t.ok(lines.every(({ event }) => event === 'spool_entry_unreadable'))
 })
@@ -616,10 +410,13 @@ t.test('what does not parse is set aside, reported once, and hides no other entr
 t.test('files of other names are left alone', async (t) => {
   const directory = t.testdir({ 'README.json': '{}', 'notes.txt': 'x' })
   const { log, lines } = recordingLog()
-  const backups = ['.jsom', '.jsonl.old', '.opened.jsonl', ''].map((end) => randomUUID() + end)
-  for (const name of backups) await writeFile(join(directory, name), '{}')
+  const backup = `${randomUUID()}.jsom`
+  await writeFile(join(directory, backup), '{}')
   t.strictSame(await entriesIn(await createSpool(directory, log)), [])
-  t.strictSame(filesIn(directory).toSorted(), [...backups, 'README.json', 'notes.txt'].toSorted())
+  t.strictSame(
+    (await readdir(directory)).toSorted(),
+    [backup, 'README.json', 'notes.txt'].toSorted(),
+  )
   t.equal(lines.length, 0)
 })
 
@@ -627,12 +424,12 @@ t.test('temporary files are cleared at the start once they are old', async (t) =
   const directory = t.testdir({ '.old.tmp': 'x', '.young.tmp': 'x' })
   const longAgo = new Date(Date.now() - 120_000)
   await utimes(join(directory, '.old.tmp'), longAgo, longAgo)
-  await (await createSpool(directory, unread)).write(successor())
-  const [young, file = ''] = filesIn(directory)
-  t.equal(young, '.young.tmp')
+  const entry = successor()
+  await (await createSpool(directory, unread)).write(entry)
+  const file = `${entry.attemptId}.json`
   await utimes(join(directory, file), longAgo, longAgo)
   await createSpool(directory, unread)
-  t.strictSame(filesIn(directory), ['.young.tmp', file], 'entries never are')
+  t.strictSame(await readdir(directory), ['.young.tmp', file], 'entries never are')
 })
 
 t.test('an attempt id that is no UUID never becomes a path', async (t) => {
@@ -643,7 +440,7 @@ t.test('an attempt id that is no UUID never becomes a path', async (t) => {
     await t.rejects(spool.remove(attemptId), TypeError)
   }
   t.ok(await stat(join(directory, '..', 'victim.json')))
-  t.strictSame(filesIn(directory), [])
+  t.strictSame(await readdir(directory), [])
 })
 
 t.test('an entry that could not be read back is not written', async (t) => {
@@ -651,7 +448,7 @@ t.test('an entry that could not be read back is not written', async (t) => {
   const spool = await createSpool(directory, unread)
   await t.rejects(spool.write(successor({ durationMs: Number.NaN })), TypeError)
   await t.rejects(spool.write(successor({ loginId: 'x' })), TypeError)
-  t.strictSame(filesIn(directory), [])
+  t.strictSame(await readdir(directory), [])
 })
 
 t.test(
@@ -672,7 +469,7 @@ t.test(
 t.test(
   'a full spool refuses, says so before it is full, and takes entries again when it drains',
   async (t) => {
-    const spool = await createSpool(t.testdir(), unread, { entriesMax: 20 })
+    const spool = await createSpool(t.testdir(), unread, 20)
     const entries = Array.from({ length: 20 }, () => successor())
     for (const entry of entries.slice(0, 18)) await spool.write(entry)
     await t.resolves(spool.checkWritable())
@@ -709,11 +506,11 @@ t.test(
 
 t.test('an entry that was set aside makes room', async (t) => {
   const directory = t.testdir()
-  const spool = await createSpool(directory, unread, { entriesMax: 1 })
+  const spool = await createSpool(directory, unread, 1)
   const entry = successor()
   await spool.write(entry)
   await t.rejects(spool.write(successor()), { code: 'SPOOL_FULL' })
-  await writeFile(fileIn(directory), 'unreadable')
+  await writeFile(join(directory, `${entry.attemptId}.json`), 'unreadable')
   t.strictSame(await entriesIn(spool), [])
   await t.resolves(spool.write(successor()))
 })
@@ -722,12 +519,12 @@ t.test('an entry that was set aside makes room', async (t) => {
 
 const IMPORTS = `
   import fs from 'node:fs'
+  import { syncBuiltinESMExports } from 'node:module'
   import { createSpool } from ${JSON.stringify(new URL('../src/spool.ts', import.meta.url).href)}
   import { parseEntry } from ${JSON.stringify(new URL('../src/spool-entry.ts', import.meta.url).href)}
   const { DIRECTORY: directory, ENTRY: text } = process.env
   const reported = []
   const unread = { error: (event, { error }) => reported.push(event, error.code), warn() {} }
-  const filled = () => fs.readdirSync(directory).filter((name) => fs.statSync(directory + '/' + name).size > 0)
   const becomeNobody = () => process.getuid() === 0 && process.seteuid(65534)
 `
 const OPEN = 'const spool = await createSpool(directory, unread)\n'
@@ -803,6 +600,7 @@ t.test('an entry that cannot be read for want of descriptors is left where it is
     { limits: 'ulimit -n 64' },
   )
   t.equal(await outputOf(child), '{"entries":[],"isWhole":false} spool_entries_not_read,EMFILE')
+  t.strictSame(await readdir(directory), [`${entry.attemptId}.json`])
   t.strictSame(await entriesIn(await createSpool(directory, unread)), [entry])
 })
 
@@ -813,8 +611,7 @@ t.test('an entry that may not be read is left where it is, and hides no other', 
   const directory = join(parent, 'spool')
   const [hidden, seen] = [successor(), successor()]
   await (await createSpool(directory, unread)).write(hidden)
-  const before = fileIn(directory)
-  await chmod(before, 0)
+  await chmod(join(directory, `${hidden.attemptId}.json`), 0)
   const child = startProcess(
     directory,
     seen,
@@ -830,12 +627,9 @@ t.test('an entry that may not be read is left where it is, and hides no other', 
     process.exit()`,
   )
   t.equal(await outputOf(child), `${seen.attemptId} false spool_entries_not_read,EACCES`)
-  t.equal(filesIn(directory).length, 2)
-  await chmod(before.replace('.open.jsonl', '.jsonl'), 0o600)
-  const { entries } = await (await createSpool(directory, unread)).list()
   t.strictSame(
-    entries.map(({ attemptId }) => attemptId).toSorted(),
-    [hidden, seen].map(({ attemptId }) => attemptId).toSorted(),
+    (await readdir(directory)).toSorted(),
+    [`${hidden.attemptId}.json`, `${seen.attemptId}.json`].toSorted(),
   )
 })
 
@@ -848,7 +642,7 @@ t.test('an entry that is removed while it is being listed is nothing to report',
     await spool.write(entry)
     const listed = spool.list()
     // Between the reading of the directory and that of the entry.
-    fs.unlink(directory + '/' + filled()[0], () => {})
+    fs.unlink(directory + '/' + entry.attemptId + '.json', () => {})
     process.stdout.write((await listed).entries.length + ' listed, ' + reported.length + ' reported')
     process.exit()`,
   )
@@ -864,18 +658,40 @@ t.test('a write is not confirmed while its place in the directory is not durable
     join(parent, 'spool'),
     successor(),
     `
-    const entry = parseEntry(text)
-    await spool.write(entry)
-    // The next one needs a new file.
-    fs.unlinkSync(directory + '/' + filled()[0])
     fs.chmodSync(directory, 0o300)
     if (process.getuid() === 0) fs.chownSync(directory, 65534, 65534)
     becomeNobody()
-    const written = spool.write(entry)
+    const written = spool.write(parseEntry(text))
     process.stdout.write(await written.then(() => 'written', ({ code }) => code))
     process.exit()`,
   )
   t.equal(await outputOf(child), 'EACCES')
+})
+
+t.test('what write confirms was made durable, and its name after it', async (t) => {
+  // Whether a disk has been asked to keep something shows nowhere but in the calls.
+  const open = `
+    const done = []
+    const { open, rename } = fs.promises
+    fs.promises.open = async (path, flags, mode) => {
+      const handle = await open(path, flags, mode)
+      const { sync, writeFile } = handle
+      handle.sync = async () => { await sync.call(handle); done.push(path === directory ? 'directory synced' : 'file synced') }
+      handle.writeFile = async (text) => {
+        await writeFile.call(handle, text)
+        done.push('written ' + ((flags & fs.constants.O_DSYNC) === fs.constants.O_DSYNC ? 'durably' : 'to memory'))
+      }
+      return handle
+    }
+    fs.promises.rename = async (...names) => { await rename(...names); done.push('named') }
+    syncBuiltinESMExports()
+    const spool = await createSpool(directory, unread)
+    done.length = 0
+    await spool.write(parseEntry(text))
+    process.stdout.write(done.join())
+    process.exit()`
+  const child = startProcess(t.testdir(), successor(), '', { open })
+  t.equal(await outputOf(child), 'written durably,named,directory synced')
 })
 
 t.test(

@@ -242,7 +242,7 @@ export async function setFleet(
       // One that has gone meanwhile holds nothing.
       const read = (file: string) => readFile(join(spool, file), 'utf8').catch(() => undefined)
       const texts = await Promise.all(files.map(read))
-      return texts.flatMap((text) => text?.split('\n').filter(Boolean) ?? []).length
+      return texts.flatMap((text) => text?.split('\n') ?? []).length
     },
     async lost(users) {
       const lost: string[] = []

@@ -17,7 +17,6 @@ const TESTS: Readonly<Record<string, readonly string[]>> = {
   'spool-entry': ['test/spool-entry.test.ts'],
   spool: ['test/spool.test.ts'],
   'spool-files': ['test/spool.test.ts'],
-  'spool-reading': ['test/spool.test.ts'],
   'spool-holdings': ['test/spool.test.ts'],
   verdict: ['test/verdict.test.ts'],
   breaker: ['test/breaker.test.ts'],
