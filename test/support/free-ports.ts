@@ -1,19 +1,34 @@
-// Ports for programs that must be told theirs before they start.
+// Ports for programs that must be told theirs before they start, and that keep them through a death and a restart.
 
-import { createServer, type AddressInfo } from 'node:net'
+import { createServer } from 'node:net'
 
-/** Returns ports that are free now, all of them different. */
+/**
+ * Below those that a system gives to whoever asks for any: what a program leaves for a while, nobody takes by chance. Ports
+ * of Linux begin at 32,768, those of macOS at 49,152.
+ */
+const FIRST_PORT = 10_000
+const LAST_PORT = 32_000
+/** Of two processes that were started one after the other. */
+const PORTS_APART = 97
+
+let next = FIRST_PORT + ((process.pid * PORTS_APART) % (LAST_PORT - FIRST_PORT))
+
+/** Returns ports that are free now, and that no later call in this process returns. */
 export async function freePorts(count: number): Promise<number[]> {
-  const servers = Array.from({ length: count }, () => createServer())
-  const ports = await Promise.all(
-    servers.map(
-      (server) =>
-        new Promise<number>((resolve, reject) => {
-          server.once('error', reject)
-          server.listen(0, '127.0.0.1', () => resolve((server.address() as AddressInfo).port))
-        }),
-    ),
-  )
-  await Promise.all(servers.map((server) => new Promise((resolve) => server.close(resolve))))
+  const ports: number[] = []
+  for (let tried = 0; ports.length < count; tried += 1) {
+    if (tried > LAST_PORT - FIRST_PORT) throw new Error('no port is free')
+    const port = next
+    next = port < LAST_PORT ? port + 1 : FIRST_PORT
+    if (await isFree(port)) ports.push(port)
+  }
   return ports
+}
+
+function isFree(port: number): Promise<boolean> {
+  const server = createServer()
+  return new Promise((resolve) => {
+    server.once('error', () => resolve(false))
+    server.listen({ port, host: '127.0.0.1' }, () => server.close(() => resolve(true)))
+  })
 }

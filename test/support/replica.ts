@@ -170,8 +170,10 @@ export function createReplica(settings: {
       const mine = child
       const startedAtMs = performance.now()
       while ((await call('GET', '/readyz', undefined, 2_000)).status !== 200) {
-        if (child !== mine || performance.now() - startedAtMs > READY_LIMIT_MS) {
-          throw new Error(`${settings.name} is not ready:\n${log.slice(-20).map(show).join('\n')}`)
+        if (child !== mine)
+          throw new Error(`${settings.name} ended with ${await end}:\n${shown(log)}`)
+        if (performance.now() - startedAtMs > READY_LIMIT_MS) {
+          throw new Error(`${settings.name} is not ready:\n${shown(log)}`)
         }
         await delay(50)
       }
@@ -212,6 +214,8 @@ function readLine(line: string): LogLine {
   }
 }
 
-function show(line: LogLine): string {
-  return JSON.stringify(line)
+/** The last lines, the very last first: a report may be cut. */
+function shown(log: readonly LogLine[]): string {
+  const lines = log.slice(-20).toReversed()
+  return lines.map((line) => JSON.stringify(line).slice(0, 300)).join('\n')
 }
