@@ -123,7 +123,7 @@ async function underFire(
   graceSeconds: number,
   aliveMs: number,
 ): Promise<void> {
-  const figures = await rotateUnderFire(fleet, postgres, {
+  const { unexplained, ...figures } = await rotateUnderFire(fleet, postgres, {
     users: numbered(values['grants-under-fire']),
     kills: Number(values.kills),
     databaseStops: Number(values.stops),
@@ -144,6 +144,7 @@ async function underFire(
     'nobody is told of a loss that is none': figures.reportedAlive === 0,
     'no two calls of one login overlap': figures.overlaps === 0,
   })
+  for (const story of unexplained) process.stdout.write(`${story}\n`)
 }
 
 async function throughRestarts({ fleet }: Stage): Promise<void> {

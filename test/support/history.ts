@@ -61,6 +61,86 @@ export async function expectIntact(t: Test, fleet: Fleet): Promise<void> {
   t.equal(history.increments, history.spent, 'and is one generation of a grant')
 }
 
+/** What is told before the last attempt of a login, and after it. */
+const TOLD_BEFORE_MS = 60_000
+const TOLD_AFTER_MS = 3_000
+
+/**
+ * The last minute of a login, a line for each thing that happened: its attempts, what came to the server with its tokens,
+ * what the replicas logged of its user, and `events` of the test's own.
+ */
+export async function storyOf(
+  fleet: Fleet,
+  loginId: string,
+  events: ReadonlyArray<{ atMs: number; text: string }>,
+): Promise<string> {
+  const { rows: attempts } = await fleet.database.pool.query<{
+    user: string
+    attemptId: string
+    loginId: string
+    generation: number
+    replica: string
+    boot: string
+    cause: string
+    outcome: string | null
+    armedAt: Date
+    finishedAt: Date | null
+  }>(
+    `select user_id as "user", attempt_id as "attemptId", login_id as "loginId", generation, replica,
+       boot, cause, outcome, armed_at as "armedAt", finished_at as "finishedAt"
+     from refresh_attempts
+     where user_id = (select user_id from refresh_attempts where login_id = $1 limit 1)
+     order by armed_at`,
+    [loginId],
+  )
+  const last = attempts.findLast((attempt) => attempt.loginId === loginId)
+  if (last === undefined) return `${loginId}: no attempt`
+  const originMs = Date.now() - performance.now()
+  const { user } = last
+  const told = [...events]
+  for (const { armedAt, finishedAt, attemptId, replica, boot, outcome, ...rest } of attempts) {
+    const name = `attempt ${short(attemptId)}`
+    told.push({
+      atMs: armedAt.getTime() - originMs,
+      text: `${name} armed by ${replica} ${short(boot)}: ${rest.cause}, login ${short(rest.loginId)}@${rest.generation}`,
+    })
+    if (finishedAt === null) continue
+    told.push({ atMs: finishedAt.getTime() - originMs, text: `${name} finished: ${outcome}` })
+  }
+  const { record } = fleet.lookAlike
+  const tokenOf = ({ form }: Calls[number]) => form['refresh_token'] ?? form['token'] ?? ''
+  const tokens = new Set(record.filter((call) => call.presented?.subject === user).map(tokenOf))
+  for (const call of record) {
+    if (!tokens.has(tokenOf(call))) continue
+    const { at, endedAt, endpoint, presented, spent, status, answered, remotePort } = call
+    const whose = presented && `${short(presented.grantId)}@${presented.generation}`
+    const end = `${spent === undefined ? 'nothing spent' : 'spent'}, ${status}${answered ? '' : ', not answered'}`
+    told.push({
+      atMs: at,
+      text: `${endpoint} from port ${remotePort} with ${short(tokenOf(call))} of ${whose ?? 'a dead login'}: ${end} at ${Math.round(endedAt ?? NaN)}`,
+    })
+  }
+  for (const { name, log } of fleet.replicas) {
+    for (const { time, event, level: _level, replica: _replica, ...rest } of log) {
+      if (rest['user'] !== user && event !== 'broker_started' && event !== 'spool_drained') continue
+      told.push({
+        atMs: Date.parse(String(time)) - originMs,
+        text: `${name} logs ${event} ${JSON.stringify(rest)}`,
+      })
+    }
+  }
+  const lastMs = last.armedAt.getTime() - originMs
+  const lines = told
+    .filter(({ atMs }) => atMs > lastMs - TOLD_BEFORE_MS && atMs < lastMs + TOLD_AFTER_MS)
+    .toSorted((a, b) => a.atMs - b.atMs)
+    .map(({ atMs, text }) => `  ${Math.round(atMs)} ${text}`)
+  return [`login ${loginId} of ${user}`, ...lines].join('\n')
+}
+
+function short(id: string): string {
+  return id.slice(0, 8)
+}
+
 type Calls = ReturnType<Fleet['refreshes']>
 
 function nameOf({ presented }: Calls[number]): string {

@@ -4,7 +4,7 @@
 import { setTimeout as delay } from 'node:timers/promises'
 import { startBalancer } from './balancer.ts'
 import { type Fleet, holdAnswers, inParallel, until } from './fleet.ts'
-import { findOverlaps, readHistory } from './history.ts'
+import { findOverlaps, readHistory, storyOf } from './history.ts'
 import type { OwnPostgres } from './own-postgres.ts'
 import type { Answer, Replica } from './replica.ts'
 
@@ -42,6 +42,8 @@ export interface FireFigures {
   irreducible: number
   /** Those of them whose token nobody that lived to keep the answer presented again within the server's grace. */
   beyondGrace: number
+  /** The last minute of each lost login that is in neither of these, for a person to read. */
+  unexplained: string[]
   /** Lost logins that were not reported as `rotation_lost`. */
   unreported: number
   /** Logins reported as dead that the server would still accept. */
@@ -221,6 +223,9 @@ export async function rotateUnderFire(
   await settle(fleet, options.users, reports)
   const onTheWay = await findLostOnTheWay(fleet, kills, graceMs)
   const lost = [...reports].filter(([, { isDead }]) => isDead)
+  const unexplained = lost.filter(([loginId]) =>
+    graceMs === 0 ? !onTheWay.has(loginId) : onTheWay.get(loginId)?.isKeptAgain !== false,
+  )
   const calledTokens = fleet.refreshes().map(({ form }) => form['refresh_token'])
   return {
     rotations: fleet.refreshes().filter(({ spent }) => spent !== undefined).length,
@@ -233,6 +238,9 @@ export async function rotateUnderFire(
     lost: lost.length,
     irreducible: lost.filter(([loginId]) => onTheWay.has(loginId)).length,
     beyondGrace: lost.filter(([loginId]) => onTheWay.get(loginId)?.isKeptAgain === false).length,
+    unexplained: await Promise.all(
+      unexplained.map(([loginId]) => storyOf(fleet, loginId, eventsOf(kills))),
+    ),
     unreported: lost.filter(([, { cause }]) => cause !== 'rotation_lost').length,
     reportedAlive: reports.size - lost.length,
     tookMs: Math.round(performance.now() - startedAtMs),
@@ -389,6 +397,13 @@ async function killAtRandom(
     }
   })
   await Promise.all(lanes)
+}
+
+function eventsOf(kills: readonly Kill[]) {
+  return kills.map(({ atMs, replica, isRestart }) => ({
+    atMs,
+    text: `${replica} is killed${isRestart ? ', not yet ready' : ''}`,
+  }))
 }
 
 function countAtRandom(kills: readonly Kill[]): number {
