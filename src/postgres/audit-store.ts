@@ -5,29 +5,35 @@ import { type Kysely, sql } from 'kysely'
 import type { AuditRow } from '../audit-event.ts'
 import type { AuditPlace, AuditSnapshot, AuditStore, ChainHead } from '../record-stores.ts'
 import { type Database, type Tables, throughDatabase } from './database.ts'
-import { prepared } from './prepared.ts'
-import { now, readNow } from './time.ts'
+import { prepare } from './prepared.ts'
+import { createNow, now } from './time.ts'
 import { likePatternOf } from './user-patterns.ts'
 
 /** Makes the store of audit events. */
 export function createAuditStore({ db }: Pick<Database, 'db'>): AuditStore {
-  return {
-    now: () => readNow(db),
+  // As one JSON text: a parameter for each value of 500 rows would be 8,000 of them.
+  const append = prepare<{ rows: string }>(
+    db,
+    'audit_append',
+    (value) => sql`
+      insert into audit_events (chain_id, sequence, at, replica, actor_kind, actor_name, action, user_id, outcome,
+        request_id, fingerprint, count, details, key_id, previous_hash, hash)
+      select chain_id, sequence, at, replica, actor_kind, actor_name, action, user_id, outcome,
+        request_id, fingerprint, count, details, key_id, decode(previous_hash, 'hex'), decode(hash, 'hex')
+      from jsonb_to_recordset(${value('rows')}::jsonb) as r (
+        chain_id uuid, sequence bigint, at timestamptz, replica text, actor_kind text, actor_name text,
+        action text, user_id text, outcome text, request_id text, fingerprint text, count integer,
+        details jsonb, key_id text, previous_hash text, hash text)
+      order by sequence
+      on conflict (chain_id, sequence) do nothing`,
+  )
 
-    // As one JSON text: a parameter for each value of 500 rows would be 8,000 of them.
+  return {
+    now: createNow(db),
+
     append: (rows) =>
       throughDatabase(async () => {
-        await sql`${prepared('audit_append')}
-          insert into audit_events (chain_id, sequence, at, replica, actor_kind, actor_name, action, user_id, outcome,
-            request_id, fingerprint, count, details, key_id, previous_hash, hash)
-          select chain_id, sequence, at, replica, actor_kind, actor_name, action, user_id, outcome,
-            request_id, fingerprint, count, details, key_id, decode(previous_hash, 'hex'), decode(hash, 'hex')
-          from jsonb_to_recordset(${JSON.stringify(rows.map(recordOf))}::jsonb) as r (
-            chain_id uuid, sequence bigint, at timestamptz, replica text, actor_kind text, actor_name text,
-            action text, user_id text, outcome text, request_id text, fingerprint text, count integer,
-            details jsonb, key_id text, previous_hash text, hash text)
-          order by sequence
-          on conflict (chain_id, sequence) do nothing`.execute(db)
+        await append({ rows: JSON.stringify(rows.map(recordOf)) })
       }),
 
     // The recursion makes one look-up in the primary key for each chain, however many rows there are.

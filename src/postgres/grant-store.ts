@@ -3,7 +3,7 @@
 
 import { type RawBuilder, sql } from 'kysely'
 import { RECOVERED, type UserKey } from '../grant.ts'
-import type { Evidence, GrantStore } from '../grant-stores.ts'
+import type { ArmRequest, Evidence, GrantStore, Successor } from '../grant-stores.ts'
 import { type Database, throughDatabase } from './database.ts'
 import { createGrantPlacing } from './grant-placing.ts'
 import {
@@ -15,7 +15,7 @@ import {
 } from './grant-rows.ts'
 import { createGrantUpkeep } from './grant-upkeep.ts'
 import { EVENT_COLUMNS, writeEvents } from './outbox-events.ts'
-import { prepared } from './prepared.ts'
+import { prepare } from './prepared.ts'
 import { lifetimeFrom, now, seconds } from './time.ts'
 
 /**
@@ -37,6 +37,20 @@ export interface GrantStoreSettings {
   databaseSettleSeconds: number
 }
 
+/** The process that asks, as values of a statement. */
+interface Identity {
+  replica: RawBuilder<string>
+  boot: RawBuilder<string>
+}
+
+/** A successor as it is written into its row. */
+type StoredValues = Omit<Successor, 'accessToken'> & {
+  accessTokenSealed: Buffer | null
+  accessTokenRequestedAt: Date | null
+  accessTokenExpiresAt: Date | null
+  accessTokenFingerprint: string | null
+}
+
 /** Makes the store of grants. All of its methods may be called at once, by any number of replicas. */
 export function createGrantStore(
   database: Pick<Database, 'db'>,
@@ -51,14 +65,14 @@ export function createGrantStore(
       and (r.boot = g.owner_boot or g.armed_at > ${now} - ${seconds(settings.zombieWaitSeconds)}))`
 
   /** After an outage all heartbeats are old, those of the living too: they are given time to be seen again. */
-  const isSteady = (replica: string, boot: string) => sql`exists (
+  const isSteady = ({ replica, boot }: Identity) => sql`exists (
     select 1 from replicas r
     where r.name = ${replica} and r.boot = ${boot}
       and r.seen_at > ${now} - ${seconds(settings.heartbeatStaleSeconds / 2)}
       and r.steady_since < ${now} - ${seconds(settings.databaseSettleSeconds)})`
 
   /** Who may arm a row that is armed already: nobody while its owner may still hold the successor. */
-  const takeOverAllowed = (replica: string, boot: string) => sql`(
+  const takeOverAllowed = ({ replica, boot }: Identity) => sql`(
     (g.owner = ${replica} and g.owner_boot = ${boot} and (g.lease_until < ${now} or exists (
       select 1 from refresh_attempts a
       where a.attempt_id = g.attempt_id and a.outcome in ('in_doubt', 'refused'))))
@@ -66,7 +80,7 @@ export function createGrantStore(
       exists (
         select 1 from replicas r
         where r.name = g.owner and r.boot <> g.owner_boot and r.spool_drained_at > g.armed_at)
-      or (g.lease_until < ${now} and ${ownerIsGone} and ${isSteady(replica, boot)})))
+      or (g.lease_until < ${now} and ${ownerIsGone} and ${isSteady({ replica, boot })})))
   )`
 
   /**
@@ -74,7 +88,7 @@ export function createGrantStore(
    * was never sent, and its owner be back since: what it has in its spool is waited for as if nothing had come between. The
    * first bound is for the index: it cannot be sought by an instant that changes within the statement.
    */
-  const nobodyElseMaySpeak = (boot: string) => sql`not exists (
+  const nobodyElseMaySpeak = ({ boot }: Identity) => sql`not exists (
     select 1 from refresh_attempts a
     join replicas r on r.name = a.replica
     where a.user_id = g.user_id
@@ -94,7 +108,10 @@ export function createGrantStore(
    * however often it starts. Who lived and does not come is waited for until what he may have presented is over, as with
    * any attempt: he may have been cut off, and nobody else knows of it any more.
    */
-  const nothingIsMissing = (replica: string, leaseSeconds: number) => sql`exists (
+  const nothingIsMissing = (
+    { replica }: Identity,
+    noticeSeconds: RawBuilder<number>,
+  ) => sql`exists (
     select 1 from deployment d
     where d.server_started_at = pg_postmaster_start_time()
       and (d.server_left_at is null
@@ -111,7 +128,7 @@ export function createGrantStore(
           else d.server_noticed_at >= ${now} - ${seconds(settings.zombieWaitSeconds)}
             and r.seen_at > ${seconds(-settings.heartbeatStaleSeconds)} + case
               when d.server_noticed_at
-                > ${now} - ${seconds(Math.max(settings.heartbeatStaleSeconds, leaseSeconds))}
+                > ${now} - ${seconds(noticeSeconds)}
               then d.server_left_at else ${now} end
         end))`
 
@@ -144,56 +161,106 @@ export function createGrantStore(
           >= last.armed_at
     ))`
 
+  const find = prepare<{ user: UserKey }, GrantRow>(
+    db,
+    'find',
+    (value) => sql`
+      select ${GRANT_COLUMNS}, ${now} as read_at from grants where user_id = ${value('user')}`,
+  )
+
+  // Column by column: what is not read need not be written as text here and parsed there.
+  const findMany = prepare<{ users: readonly UserKey[] }, ServableRow>(
+    db,
+    'find_many',
+    (value) => sql`
+      select user_id, login_id, state, state_reason, generation, access_token_sealed,
+        access_token_requested_at, access_token_expires_at, access_token_fingerprint, scope,
+        ${now} as read_at
+      from grants where user_id = any(${value('users')})`,
+  )
+
+  const arm = prepare<ArmRequest & { noticeSeconds: number }, { armed_at: Date }>(
+    db,
+    'arm',
+    (value) => {
+      const identity = { replica: value('replica'), boot: value('boot') }
+      return sql`
+        with armed as (
+          update grants g set
+            phase = 'armed', attempt_id = ${value('attemptId')}, owner = ${value('replica')},
+            owner_boot = ${value('boot')}, armed_at = ${now},
+            lease_until = ${now} + ${seconds(value('leaseSeconds'))}
+          where g.user_id = ${value('user')} and g.login_id = ${value('loginId')}
+            and g.generation = ${value('generation')} and g.state = 'active'
+            and (g.next_retry_at is null or g.next_retry_at <= ${now})
+            and (g.phase = 'idle' or ${takeOverAllowed(identity)})
+            and ${nobodyElseMaySpeak(identity)}
+            and ${nothingIsMissing(identity, value('noticeSeconds'))}
+          returning g.armed_at
+        ), entry as (
+          insert into refresh_attempts
+            (attempt_id, user_id, login_id, generation, token_digest, replica, boot, cause, armed_at)
+          select ${value('attemptId')}::uuid, ${value('user')}, ${value('loginId')}::uuid,
+            ${value('generation')}::bigint, ${value('tokenDigest')}::bytea, ${value('replica')},
+            ${value('boot')}::uuid, ${value('cause')}, armed_at
+          from armed
+        )
+        select armed_at from armed`
+    },
+  )
+
+  const store = prepare<StoredValues>(
+    db,
+    'store',
+    (value) => sql`
+      with stored as (
+        update grants set
+          generation = ${value('generation')},
+          refresh_token_sealed = ${value('refreshTokenSealed')}, key_id = ${value('keyId')},
+          access_token_sealed = ${value('accessTokenSealed')},
+          access_token_requested_at = ${value('accessTokenRequestedAt')},
+          access_token_expires_at = ${value('accessTokenExpiresAt')},
+          access_token_fingerprint = ${value('accessTokenFingerprint')},
+          scope = ${value('scope')}, state = 'active',
+          state_reason = case when state = 'reauthentication_required' then ${RECOVERED} end,
+          condemned_at = null, phase = 'idle',
+          next_retry_at = null, failure_count = 0, rotated_at = ${now},
+          rolling_expires_at = ${lifetimeFrom(now, settings.refreshTokenLifetime)}
+        where user_id = ${value('user')} and login_id = ${value('loginId')}
+          and generation < ${value('generation')} and state <> 'revoked'
+        returning ${EVENT_COLUMNS}
+      ), recovered as (
+        select * from stored where state_reason = ${RECOVERED}
+      ), told as (${writeEvents(events, { changed: 'recovered', type: sql`'grant.recovered'` })}), entry as (
+        update refresh_attempts set
+          finished_at = ${now}, outcome = 'granted', http_status = ${value('httpStatus')},
+          duration_ms = ${value('durationMs')}
+        where attempt_id = ${value('attemptId')} and outcome is distinct from 'granted'
+          and exists (select 1 from stored)
+      )
+      select 1 from stored`,
+  )
+
   return {
     ...createGrantPlacing(database, settings),
     ...createGrantUpkeep(database, settings),
 
     find: (user) =>
       throughDatabase(async () => {
-        const { rows } = await sql<GrantRow>`${prepared('find')}
-          select ${GRANT_COLUMNS}, ${now} as read_at from grants where user_id = ${user}`.execute(
-          db,
-        )
-        const [row] = rows
+        const [row] = await find({ user })
         return row === undefined ? undefined : grantOf(row)
       }),
 
     findMany: (users) =>
       throughDatabase(async () => {
-        // Column by column: what is not read need not be written as text here and parsed there.
-        const { rows } = await sql<ServableRow>`${prepared('find_many')}
-          select user_id, login_id, state, state_reason, generation, access_token_sealed,
-            access_token_requested_at, access_token_expires_at, access_token_fingerprint, scope,
-            ${now} as read_at
-          from grants where user_id = any(${users})`.execute(db)
+        const rows = await findMany({ users })
         return rows.map(servableGrantOf)
       }),
 
     arm: (request) =>
       throughDatabase(async () => {
-        const { rows } = await sql<{ armed_at: Date }>`${prepared('arm')}
-          with armed as (
-            update grants g set
-              phase = 'armed', attempt_id = ${request.attemptId}, owner = ${request.replica},
-              owner_boot = ${request.boot}, armed_at = ${now},
-              lease_until = ${now} + ${seconds(request.leaseSeconds)}
-            where g.user_id = ${request.user} and g.login_id = ${request.loginId}
-              and g.generation = ${request.generation} and g.state = 'active'
-              and (g.next_retry_at is null or g.next_retry_at <= ${now})
-              and (g.phase = 'idle' or ${takeOverAllowed(request.replica, request.boot)})
-              and ${nobodyElseMaySpeak(request.boot)}
-              and ${nothingIsMissing(request.replica, request.leaseSeconds)}
-            returning g.armed_at
-          ), entry as (
-            insert into refresh_attempts
-              (attempt_id, user_id, login_id, generation, token_digest, replica, boot, cause, armed_at)
-            select ${request.attemptId}::uuid, ${request.user}, ${request.loginId}::uuid,
-              ${request.generation}::bigint, ${request.tokenDigest}::bytea, ${request.replica},
-              ${request.boot}::uuid, ${request.cause}, armed_at
-            from armed
-          )
-          select armed_at from armed`.execute(db)
-        const [row] = rows
+        const noticeSeconds = Math.max(settings.heartbeatStaleSeconds, request.leaseSeconds)
+        const [row] = await arm({ ...request, noticeSeconds })
         return row === undefined ? undefined : { armedAt: row.armed_at }
       }),
 
@@ -249,34 +316,15 @@ export function createGrantStore(
 
     store: (successor) =>
       throughDatabase(async () => {
-        const access = successor.accessToken
-        const { rows } = await sql`${prepared('store')}
-          with stored as (
-            update grants set
-              generation = ${successor.generation},
-              refresh_token_sealed = ${successor.refreshTokenSealed}, key_id = ${successor.keyId},
-              access_token_sealed = ${access?.sealed ?? null},
-              access_token_requested_at = ${access?.requestedAt ?? null},
-              access_token_expires_at = ${access?.expiresAt ?? null},
-              access_token_fingerprint = ${access?.fingerprint ?? null},
-              scope = ${successor.scope}, state = 'active',
-              state_reason = case when state = 'reauthentication_required' then ${RECOVERED} end,
-              condemned_at = null, phase = 'idle',
-              next_retry_at = null, failure_count = 0, rotated_at = ${now},
-              rolling_expires_at = ${lifetimeFrom(now, settings.refreshTokenLifetime)}
-            where user_id = ${successor.user} and login_id = ${successor.loginId}
-              and generation < ${successor.generation} and state <> 'revoked'
-            returning ${EVENT_COLUMNS}
-          ), recovered as (
-            select * from stored where state_reason = ${RECOVERED}
-          ), told as (${writeEvents(events, { changed: 'recovered', type: sql`'grant.recovered'` })}), entry as (
-            update refresh_attempts set
-              finished_at = ${now}, outcome = 'granted', http_status = ${successor.httpStatus},
-              duration_ms = ${Math.round(successor.durationMs)}
-            where attempt_id = ${successor.attemptId} and outcome is distinct from 'granted'
-              and exists (select 1 from stored)
-          )
-          select 1 from stored`.execute(db)
+        const { accessToken } = successor
+        const rows = await store({
+          ...successor,
+          durationMs: Math.round(successor.durationMs),
+          accessTokenSealed: accessToken?.sealed ?? null,
+          accessTokenRequestedAt: accessToken?.requestedAt ?? null,
+          accessTokenExpiresAt: accessToken?.expiresAt ?? null,
+          accessTokenFingerprint: accessToken?.fingerprint ?? null,
+        })
         if (rows.length > 0) return 'stored'
         // In a statement of its own, which sees what the first one may have waited for: the same successor, stored
         // from the spool at the same moment.

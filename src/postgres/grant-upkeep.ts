@@ -2,12 +2,12 @@
 // dropping what is of no more use.
 
 import { sql } from 'kysely'
-import { IMPORT_USERS } from '../grant.ts'
+import { IMPORT_USERS, type UserKey } from '../grant.ts'
 import type { ExpiryWarning, GrantStore } from '../grant-stores.ts'
 import { type Database, SWEEP_ROWS_MAX, throughDatabase } from './database.ts'
 import { GRANT_COLUMNS, type GrantRow, grantOf } from './grant-rows.ts'
 import { EVENT_COLUMNS, writeEvents } from './outbox-events.ts'
-import { prepared } from './prepared.ts'
+import { prepare } from './prepared.ts'
 import { now } from './time.ts'
 import { likePatternOf } from './user-patterns.ts'
 
@@ -19,15 +19,21 @@ export function createGrantUpkeep(
   GrantStore,
   'touch' | 'findUndecided' | 'findKeepAliveDue' | 'takeExpiryWarnings' | 'sweep' | 'list'
 > {
+  // In the order of the keys and past what is locked: no two of these, and no refresh, wait for each other.
+  const touch = prepare<{ users: readonly UserKey[] }>(
+    db,
+    'touch',
+    (value) => sql`
+      update grants set last_used_at = ${now}
+      where user_id in (
+        select user_id from grants where user_id = any(${value('users')})
+        order by user_id for update skip locked)`,
+  )
+
   return {
     touch: (users) =>
       throughDatabase(async () => {
-        // In the order of the keys and past what is locked: no two of these, and no refresh, wait for each other.
-        await sql`${prepared('touch')}
-          update grants set last_used_at = ${now}
-          where user_id in (
-            select user_id from grants where user_id = any(${users})
-            order by user_id for update skip locked)`.execute(db)
+        await touch({ users })
       }),
 
     findUndecided: ({ replica, after, limit }) =>

@@ -3,18 +3,48 @@
 // somebody else after each transaction may not know of them; then they are sent like any other, from its first refusal on.
 
 import { hash } from 'node:crypto'
-import { type RawBuilder, sql } from 'kysely'
+import { CompiledQuery, type Kysely, type RawBuilder, sql } from 'kysely'
 import { DatabaseError } from 'pg'
+import type { Tables } from './tables.ts'
 
 const MARK = /^\/\* prepared: (\w+) \*\//
 const HASH_CHARACTERS = 22
 
+/** Where a value stands that differs from one execution to the next. */
+class Place {
+  readonly name: string
+
+  constructor(name: string) {
+    this.name = name
+  }
+}
+
+/** A statement to be executed with its values. Errors are those of the driver. */
+export type Prepared<Values, Row> = (values: Values) => Promise<Row[]>
+
 /**
- * Stands first in a statement that is to be prepared, and gives it a name for whoever watches the server. Neither its text may
- * vary, nor, with a migration, what it returns; and no transaction may have begun before it.
+ * Makes a statement that is prepared. `name` is for whoever watches the server. `build` is called once: what it puts in
+ * by itself stays as it is, and `value` is the place of a value that is given with each execution. What it returns must not vary
+ * with a migration, and no transaction may have begun before it.
  */
-export function prepared(name: string): RawBuilder<unknown> {
-  return sql.raw(`/* prepared: ${name} */`)
+export function prepare<Values extends object, Row = unknown>(
+  db: Kysely<Tables>,
+  name: string,
+  build: (
+    value: <Name extends keyof Values & string>(name: Name) => RawBuilder<Values[Name]>,
+  ) => RawBuilder<Row>,
+): Prepared<Values, Row> {
+  const statement = build((placeName) => sql.val(new Place(placeName)) as RawBuilder<never>)
+  const { sql: text, parameters } = sql`${sql.raw(`/* prepared: ${name} */`)} ${statement}`.compile(
+    db,
+  )
+  return async (values) => {
+    const given = parameters.map((parameter) =>
+      parameter instanceof Place ? values[parameter.name as keyof Values] : parameter,
+    )
+    const { rows } = await db.executeQuery(CompiledQuery.raw(text, given) as CompiledQuery<Row>)
+    return rows
+  }
 }
 
 /** Of a handful of statements: their texts do not vary. */

@@ -6,7 +6,7 @@ import type { Kysely } from 'kysely'
 
 import type { ReplicaStore } from '../grant-stores.ts'
 import { throughDatabase } from './database.ts'
-import { now, readNow } from './time.ts'
+import { createNow, now } from './time.ts'
 import type { Tables } from './database.ts'
 
 /** A server is told by its start: one that was promoted began at another instant than the one it follows. */
@@ -73,7 +73,7 @@ export function createReplicaStore(
   return {
     heartbeat: (replica, boot, holds = false) =>
       announce(replica, boot, { drainedAsOf: null, holds }),
-    now: () => readNow(db),
+    now: createNow(db),
     spoolDrained: async (replica, boot, asOf) =>
       void (await announce(replica, boot, { drainedAsOf: asOf, holds: false })),
     restored: (replica, boot, seen) =>

@@ -8,13 +8,42 @@ import type { UserKey } from '../grant.ts'
 import type { Session, SessionStore } from '../login-stores.ts'
 import { SWEEP_ROWS_MAX, throughDatabase } from './database.ts'
 import type { Tables } from './database.ts'
-import { prepared } from './prepared.ts'
+import { prepare } from './prepared.ts'
 
 /** Use of a session is written this often at most: a page that makes fifty calls costs one write. */
 const SLIDE_INTERVAL_SECONDS_MAX = 30
 
 /** Makes the store of sessions. Every method may be called at once, on any number of replicas. */
 export function createSessionStore(db: Kysely<Tables>): SessionStore {
+  const resolve = prepare<
+    { tokenHash: Buffer; idleSeconds: number; slideIntervalSeconds: number },
+    SessionRow
+  >(
+    db,
+    'session',
+    (value) => sql`
+      with moment as materialized (select clock_timestamp() as now),
+      live as (
+        select s.* from sessions s, moment
+        where s.token_hash = ${value('tokenHash')}
+          and least(s.idle_expires_at, s.absolute_expires_at) > moment.now
+      ),
+      slid as (
+        update sessions s set
+          last_seen_at = moment.now,
+          idle_expires_at = least(
+            moment.now + make_interval(secs => ${value('idleSeconds')}), s.absolute_expires_at)
+        from live, moment
+        where s.token_hash = live.token_hash
+          and s.last_seen_at <= moment.now - make_interval(secs => ${value('slideIntervalSeconds')})
+        returning s.idle_expires_at
+      )
+      select live.user_id, live.created_at, live.absolute_expires_at,
+        coalesce((select idle_expires_at from slid), live.idle_expires_at) as idle_expires_at,
+        moment.now as read_at
+      from live, moment`,
+  )
+
   return {
     create: (tokenHash, user, lifetimes, { replaces, perUserMax }) =>
       throughDatabase(async () => {
@@ -55,29 +84,8 @@ export function createSessionStore(db: Kysely<Tables>): SessionStore {
       throughDatabase(async () => {
         // An idle life of a few seconds still slides: the interval is a quarter of it at most.
         const slideIntervalSeconds = Math.min(SLIDE_INTERVAL_SECONDS_MAX, lifetimes.idleSeconds / 4)
-        const { rows } = await sql<SessionRow>`${prepared('session')}
-          with moment as materialized (select clock_timestamp() as now),
-          live as (
-            select s.* from sessions s, moment
-            where s.token_hash = ${tokenHash}
-              and least(s.idle_expires_at, s.absolute_expires_at) > moment.now
-          ),
-          slid as (
-            update sessions s set
-              last_seen_at = moment.now,
-              idle_expires_at = least(
-                moment.now + make_interval(secs => ${lifetimes.idleSeconds}), s.absolute_expires_at)
-            from live, moment
-            where s.token_hash = live.token_hash
-              and s.last_seen_at <= moment.now - make_interval(secs => ${slideIntervalSeconds})
-            returning s.idle_expires_at
-          )
-          select live.user_id, live.created_at, live.absolute_expires_at,
-            coalesce((select idle_expires_at from slid), live.idle_expires_at) as idle_expires_at,
-            moment.now as read_at
-          from live, moment
-        `.execute(db)
-        const [row] = rows
+        const { idleSeconds } = lifetimes
+        const [row] = await resolve({ tokenHash, idleSeconds, slideIntervalSeconds })
         return row === undefined ? undefined : sessionOf(row)
       }),
 

@@ -2,21 +2,23 @@
 
 import { type Kysely, type RawBuilder, sql } from 'kysely'
 import { type Tables, throughDatabase } from './database.ts'
-import { prepared } from './prepared.ts'
+import { prepare } from './prepared.ts'
 
 /** The instant at which the expression is evaluated, not that of the transaction's start. */
 export const now = sql<Date>`clock_timestamp()`
 
-/** Asks the database for that instant. */
-export function readNow(db: Kysely<Tables>): Promise<Date> {
-  return throughDatabase(async () => {
-    const { rows } = await sql<{ now: Date }>`${prepared('now')} select ${now} as now`.execute(db)
-    return (rows[0] as { now: Date }).now
-  })
+/** Makes the question to the database for that instant. */
+export function createNow(db: Kysely<Tables>): () => Promise<Date> {
+  const read = prepare<object, { now: Date }>(db, 'now', () => sql`select ${now} as now`)
+  return () =>
+    throughDatabase(async () => {
+      const [row] = await read({})
+      return (row as { now: Date }).now
+    })
 }
 
 /** A span of so many seconds; fractions count. */
-export function seconds(value: number): RawBuilder<unknown> {
+export function seconds(value: number | RawBuilder<number>): RawBuilder<unknown> {
   return sql`make_interval(secs => ${value})`
 }
 
