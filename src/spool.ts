@@ -28,7 +28,9 @@ const ENTRIES_MAX = 100_000
 const NEARLY_FULL = 0.95
 /** Entries that are written together at most. */
 const BATCH_MAX = 100
-/** Batches at a time: what comes while one is written need not wait for its end, and there is still something to gather. */
+/** A batch that takes longer is not waited for any more: what comes meanwhile is written beside it. */
+const BATCH_PATIENCE_MS = 25
+/** Batches at a time. */
 const BATCHES_MAX = 2
 
 interface Pending extends SpoolLine {
@@ -60,6 +62,8 @@ export async function createSpool(
   /** Entries that wait for a batch to end. */
   let waiting: Pending[] = []
   let batches = 0
+  /** Of these, those that take long. */
+  let slow = 0
 
   const hasRoom = (): boolean => held.size() < entriesMax * NEARLY_FULL
 
@@ -78,9 +82,21 @@ export async function createSpool(
     while (waiting.length > 0) {
       const batch = waiting.slice(0, BATCH_MAX)
       waiting = waiting.slice(BATCH_MAX)
+      let isSlow = false
+      const patience = setTimeout(() => {
+        isSlow = true
+        slow += 1
+        beginBatches()
+      }, BATCH_PATIENCE_MS)
       await writeBatch(batch)
+      clearTimeout(patience)
+      if (isSlow) slow -= 1
     }
     batches -= 1
+  }
+
+  function beginBatches(): void {
+    if (waiting.length > 0 && batches === slow && batches < BATCHES_MAX) void writeBatches()
   }
 
   async function writeBatch(batch: readonly Pending[]): Promise<void> {
@@ -125,7 +141,7 @@ export async function createSpool(
       assertRoom(held.has(attemptId) || held.size() < entriesMax)
       await new Promise<void>((resolve, reject) => {
         waiting.push({ attemptId, text, resolve, reject })
-        if (batches < BATCHES_MAX) void writeBatches()
+        beginBatches()
       })
     },
 

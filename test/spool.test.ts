@@ -3,7 +3,7 @@
 import { spawn } from 'node:child_process'
 import { randomBytes, randomUUID } from 'node:crypto'
 import { once } from 'node:events'
-import { existsSync, readdirSync } from 'node:fs'
+import { existsSync, readdirSync, readFileSync } from 'node:fs'
 import {
   chmod,
   copyFile,
@@ -86,12 +86,10 @@ t.test(
 const batchesIn = (directory: string): string[] =>
   readdirSync(directory).filter((name) => name.endsWith('.jsonl'))
 
-/** Writes an entry, and three more that wait while it and another are written, and are then written together. */
+/** Writes an entry, and three more that wait while it is written, and are then written together. */
 async function writeFour(spool: Spool): Promise<Successor[]> {
   const entries = [1, 2, 3, 4].map((generation) => successor({ generation }))
-  const other = successor()
-  await Promise.all([other, ...entries].map((entry) => spool.write(entry)))
-  await spool.remove(other.attemptId)
+  await Promise.all(entries.map((entry) => spool.write(entry)))
   return entries
 }
 
@@ -692,6 +690,40 @@ t.test('what write confirms was made durable, and its name after it', async (t) 
     process.exit()`
   const child = startProcess(t.testdir(), successor(), '', { open })
   t.equal(await outputOf(child), 'written durably,named,directory synced')
+})
+
+t.test('entries do not wait for others that the disk keeps waiting', async (t) => {
+  const directory = t.testdir()
+  const open = `
+    const { rename } = fs.promises
+    const gate = Promise.withResolvers()
+    let renames = 0
+    fs.promises.rename = async (...names) => {
+      renames += 1
+      if (renames === 1) await gate.promise
+      await rename(...names)
+    }
+    syncBuiltinESMExports()
+    const spool = await createSpool(directory, unread)
+    const done = []
+    const write = async (name) => {
+      await spool.write({ ...parseEntry(text), attemptId: crypto.randomUUID() })
+      done.push(name)
+    }
+    const first = write('first')
+    await Promise.all([write('second'), write('third')])
+    gate.resolve()
+    await first
+    await Promise.all([write('fourth'), write('fifth'), write('sixth')])
+    process.stdout.write(done.join())
+    process.exit()`
+  const child = startProcess(directory, successor(), '', { open })
+  t.equal(await outputOf(child), 'second,third,first,fourth,fifth,sixth')
+  const together = batchesIn(directory).map((name) => readFileSync(join(directory, name), 'utf8'))
+  t.strictSame(
+    together.map((file) => file.split('\n').length),
+    [2, 2],
+  )
 })
 
 t.test(
