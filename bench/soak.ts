@@ -202,7 +202,8 @@ async function fromTheSpool({ fleet, postgres }: Stage): Promise<void> {
 const count = Number(values.replicas)
 const underFireOf = numbered(values['grants-under-fire'])
 const fire = (graceSeconds: number, aliveMs: number) =>
-  withReplicas(count, { users: underFireOf, graceSeconds }, (stage) =>
+  // What a story of a lost login is told from.
+  withReplicas(count, { users: underFireOf, graceSeconds, env: { LOG_LEVEL: 'info' } }, (stage) =>
     underFire(stage, graceSeconds, aliveMs),
   )
 const parts: Record<string, () => Promise<void>> = {

@@ -28,7 +28,10 @@ const ENTRIES_MAX = 100_000
 const NEARLY_FULL = 0.95
 /** Entries that are written together at most. */
 const BATCH_MAX = 100
-/** A batch that takes longer is not waited for any more: what comes meanwhile is written beside it. */
+/**
+ * What waits for a batch to end is lost with the process: so it waits this long at most while a second batch may be begun. A
+ * sound disk is quicker, and what gathers meanwhile takes one file of several.
+ */
 const BATCH_PATIENCE_MS = 25
 /** Batches at a time. */
 const BATCHES_MAX = 2
@@ -74,8 +77,7 @@ export async function createSpool(
 
   /**
    * Entries that come while others are written are written together after them, into one file: what makes them durable
-   * costs as much for many as for one, and the process wakes once for all. Until then an answer is lost with the process, so
-   * nothing is waited for that need not be.
+   * costs as much for many as for one, and the process wakes once for all.
    */
   async function writeBatches(): Promise<void> {
     batches += 1

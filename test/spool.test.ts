@@ -247,7 +247,7 @@ t.test('what is written while it is being listed is known', async (t) => {
     for (let round = 0; round < 40; round += 1) {
       let isWriting = true
       const listing = (async () => { while (isWriting) await spool.list() })()
-      // The last two wait for the others, do not fit into one file, and are written one by one.
+      // The last three wait for the first, do not fit into one file, and are written one by one.
       await Promise.allSettled([small, small, small, large].map(write))
       isWriting = false
       await listing

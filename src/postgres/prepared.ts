@@ -24,8 +24,8 @@ export type Prepared<Values, Row> = (values: Values) => Promise<Row[]>
 
 /**
  * Makes a statement that is prepared. `name` is for whoever watches the server. `build` is called once: what it puts in
- * by itself stays as it is, and `value` is the place of a value that is given with each execution. What it returns must not vary
- * with a migration, and no transaction may have begun before it.
+ * by itself stays as it is, and `value` is the place of a value that is given with each execution. What the statement
+ * returns must not vary with a migration, and no transaction may have begun before it.
  */
 export function prepare<Values extends object, Row = unknown>(
   db: Kysely<Tables>,

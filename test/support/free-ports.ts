@@ -3,12 +3,12 @@
 import { createServer } from 'node:net'
 
 /**
- * Below those that a system gives to whoever asks for any: what a program leaves for a while, nobody takes by chance. Ports
- * of Linux begin at 32,768, those of macOS at 49,152.
+ * Below those that a system gives to whoever asks for any, which begin at 32,768 on Linux and at 49,152 on macOS: what a
+ * program leaves for a while, nobody takes who needs not this one. Above 10,080, which `fetch` refuses.
  */
-const FIRST_PORT = 10_000
+const FIRST_PORT = 10_100
 const LAST_PORT = 32_000
-/** Of two processes that were started one after the other. */
+/** Of two processes that were started one after the other; those of two test files seldom meet. */
 const PORTS_APART = 97
 
 let next = FIRST_PORT + ((process.pid * PORTS_APART) % (LAST_PORT - FIRST_PORT))

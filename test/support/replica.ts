@@ -167,11 +167,11 @@ export function createReplica(settings: {
     processId: () => child?.pid,
     async start(env = {}) {
       spawnProcess(env)
-      const mine = child
+      const [mine, ended] = [child, end]
       const startedAtMs = performance.now()
       while ((await call('GET', '/readyz', undefined, 2_000)).status !== 200) {
         if (child !== mine)
-          throw new Error(`${settings.name} ended with ${await end}:\n${shown(log)}`)
+          throw new Error(`${settings.name} ended with ${await ended}:\n${shown(log)}`)
         if (performance.now() - startedAtMs > READY_LIMIT_MS) {
           throw new Error(`${settings.name} is not ready:\n${shown(log)}`)
         }

@@ -42,7 +42,7 @@ export interface FireFigures {
   irreducible: number
   /** Those of them whose token nobody that lived to keep the answer presented again within the server's grace. */
   beyondGrace: number
-  /** The last minute of each lost login that is in neither of these, for a person to read. */
+  /** The last minute of each lost login that is not `beyondGrace`, for a person to read. */
   unexplained: string[]
   /** Lost logins that were not reported as `rotation_lost`. */
   unreported: number
@@ -223,9 +223,7 @@ export async function rotateUnderFire(
   await settle(fleet, options.users, reports)
   const onTheWay = await findLostOnTheWay(fleet, kills, graceMs)
   const lost = [...reports].filter(([, { isDead }]) => isDead)
-  const unexplained = lost.filter(([loginId]) =>
-    graceMs === 0 ? !onTheWay.has(loginId) : onTheWay.get(loginId)?.isKeptAgain !== false,
-  )
+  const unexplained = lost.filter(([loginId]) => onTheWay.get(loginId)?.isKeptAgain !== false)
   const calledTokens = fleet.refreshes().map(({ form }) => form['refresh_token'])
   return {
     rotations: fleet.refreshes().filter(({ spent }) => spent !== undefined).length,
