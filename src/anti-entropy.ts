@@ -5,7 +5,7 @@
 
 import { BrokerError } from './errors.ts'
 import type { Ports } from './ports.ts'
-import type { ReplicaStore, StoreResult, Successor } from './grant-stores.ts'
+import type { ReplicaStore, StoreResult, Successor, SuccessorId } from './grant-stores.ts'
 import { revokeSuperseded } from './revocation.ts'
 
 export interface AntiEntropy {
@@ -25,6 +25,12 @@ const RETRY_MS = 1_000
 /** Entries that one statement asks about. */
 const CHUNK = 500
 
+/** An entry that is applied. */
+interface Applied extends SuccessorId {
+  /** Monotonic; where the ledger does not tell when it was applied, its retention counts from here. */
+  foundAtMs: number
+}
+
 /** Makes the one loop of a process over its own spool. */
 export function createAntiEntropy(
   ports: Pick<Ports, 'clock' | 'log' | 'sealer' | 'grants' | 'revocations' | 'spool'> & {
@@ -34,8 +40,8 @@ export function createAntiEntropy(
   identity: { replica: string; boot: string },
 ): AntiEntropy {
   const { clock, log, grants, spool } = ports
-  /** When this process first found an entry applied; where the ledger does not tell, its retention counts from there. */
-  const appliedAtMs = new Map<string, number>()
+  /** Entries that were found applied, so that each pass need not read them from the disk again. */
+  const applied = new Map<string, Applied>()
   const stopping = new AbortController()
   const firstPass = Promise.withResolvers<void>()
   let drained = false
@@ -47,32 +53,24 @@ export function createAntiEntropy(
     // Before the look: a word of this boot that the database hears late, after its death, says nothing of what the boots
     // after it have armed.
     const asOf = await ports.replicas.now()
-    const { entries, isWhole } = await spool.list()
-    /** Seconds since an entry was applied, by the database's clock. */
-    const applied = new Map<string, number>()
+    /** Seconds since each entry was applied, by the database's clock; of those that are. */
+    const ageSeconds = await findAgeSeconds([...applied.values()])
+    // What a failover has taken back is read again, like any other that is not applied.
+    const { entries, isWhole } = await spool.list(ageSeconds)
     let isApplied = true
     for (let from = 0; from < entries.length; from += CHUNK) {
-      const chunk = entries.slice(from, from + CHUNK)
-      const stored = await grants.findStored(chunk)
+      const chunk = entries
+        .slice(from, from + CHUNK)
+        .filter(({ attemptId }) => !ageSeconds.has(attemptId))
+      for (const [attemptId, secondsAgo] of await findAgeSeconds(chunk))
+        ageSeconds.set(attemptId, secondsAgo)
       for (const entry of chunk) {
-        const secondsAgo = stored.get(entry.attemptId)
-        if (secondsAgo !== undefined) {
-          applied.set(entry.attemptId, secondsAgo)
-          continue
-        }
-        try {
-          const result = await apply(entry)
-          // What a failover took back is put back with all its time before it.
-          if (result === 'stored') appliedAtMs.set(entry.attemptId, clock.monotonicMs())
-          if (result !== 'superseded') applied.set(entry.attemptId, 0)
-        } catch (error) {
-          isApplied = false
-          log.warn('spool_entry_not_applied', {
-            user: entry.user,
-            attemptId: entry.attemptId,
-            error,
-          })
-        }
+        if (ageSeconds.has(entry.attemptId)) continue
+        const result = await applyFromSpool(entry)
+        if (result === 'failed') isApplied = false
+        // What a failover took back is put back with all its time before it.
+        if (result === 'stored') applied.delete(entry.attemptId)
+        if (result === 'stored' || result === 'already_stored') ageSeconds.set(entry.attemptId, 0)
       }
     }
     // What could not be read may hold a successor: nobody may take that for applied.
@@ -84,10 +82,33 @@ export function createAntiEntropy(
       firstPass.resolve()
       log.info('spool_drained', { count: entries.length })
     }
-    await removeUnneeded(entries, applied)
+    noteApplied(entries, ageSeconds)
+    await removeUnneeded(ageSeconds)
     // What cannot be read will not be in a second either.
     if (isApplied) pauseMs = settings.antiEntropySeconds * 1000
     return complete
+  }
+
+  async function findAgeSeconds(entries: readonly SuccessorId[]): Promise<Map<string, number>> {
+    const ageSeconds = new Map<string, number>()
+    for (let from = 0; from < entries.length; from += CHUNK) {
+      const stored = await grants.findStored(entries.slice(from, from + CHUNK))
+      for (const [attemptId, secondsAgo] of stored) ageSeconds.set(attemptId, secondsAgo)
+    }
+    return ageSeconds
+  }
+
+  async function applyFromSpool({
+    user,
+    attemptId,
+  }: SuccessorId): Promise<StoreResult | 'gone' | 'failed'> {
+    try {
+      const entry = await spool.read(attemptId)
+      return entry === undefined ? 'gone' : await apply(entry)
+    } catch (error) {
+      log.warn('spool_entry_not_applied', { user, attemptId, error })
+      return 'failed'
+    }
   }
 
   /** Brings one entry to the row; when no grant takes it any more, the spool lets go of it. */
@@ -113,40 +134,47 @@ export function createAntiEntropy(
     }
   }
 
+  function noteApplied(
+    entries: readonly SuccessorId[],
+    ageSeconds: ReadonlyMap<string, number>,
+  ): void {
+    const foundAtMs = clock.monotonicMs()
+    for (const entry of entries) {
+      const { attemptId } = entry
+      if (ageSeconds.has(attemptId) && !applied.has(attemptId)) {
+        applied.set(attemptId, { ...entry, foundAtMs })
+      }
+    }
+  }
+
   /**
    * Removes the applied entries whose time is over, and those that a later applied one of their login follows: the later
    * one takes the row on from wherever a failover puts it. A process that is killed again and again thus keeps one entry
    * of a login, not one of each of its refreshes.
    */
-  async function removeUnneeded(
-    entries: readonly Successor[],
-    applied: ReadonlyMap<string, number>,
-  ): Promise<void> {
+  async function removeUnneeded(ageSeconds: ReadonlyMap<string, number>): Promise<void> {
+    // Where it comes back, it has all its time before it.
+    for (const attemptId of applied.keys()) if (!spool.has(attemptId)) applied.delete(attemptId)
     const nowMs = clock.monotonicMs()
     const newest = new Map<string, number>()
-    for (const { loginId, attemptId, generation } of entries) {
-      if (!applied.has(attemptId)) continue
+    for (const { loginId, attemptId, generation } of applied.values()) {
+      if (!ageSeconds.has(attemptId)) continue
       newest.set(loginId, Math.max(generation, newest.get(loginId) ?? 0))
     }
-    for (const { loginId, attemptId, generation } of entries) {
-      const secondsAgo = applied.get(attemptId)
+    for (const { loginId, attemptId, generation, foundAtMs } of applied.values()) {
+      const secondsAgo = ageSeconds.get(attemptId)
       if (secondsAgo === undefined) continue
-      const sinceMs = appliedAtMs.get(attemptId) ?? nowMs
-      appliedAtMs.set(attemptId, sinceMs)
-      const ageSeconds = secondsAgo > 0 ? secondsAgo : (nowMs - sinceMs) / 1000
+      const heldSeconds = secondsAgo > 0 ? secondsAgo : (nowMs - foundAtMs) / 1000
       const isFollowed = generation < (newest.get(loginId) ?? 0)
-      if (!isFollowed && ageSeconds < settings.spoolRetentionSeconds) continue
+      if (!isFollowed && heldSeconds < settings.spoolRetentionSeconds) continue
       try {
         await spool.remove(attemptId)
+        applied.delete(attemptId)
       } catch (error) {
         // The disk takes no changes; what must be applied has been, and the next pass tries again.
         log.warn('spool_entry_not_removed', { attemptId, error })
         break
       }
-    }
-    const present = new Set(entries.map(({ attemptId }) => attemptId))
-    for (const attemptId of appliedAtMs.keys()) {
-      if (!present.has(attemptId)) appliedAtMs.delete(attemptId)
     }
   }
 

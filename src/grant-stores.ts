@@ -40,6 +40,9 @@ export interface Successor {
   durationMs: number
 }
 
+/** Which successor it is, without its tokens. */
+export type SuccessorId = Pick<Successor, 'user' | 'loginId' | 'attemptId' | 'generation'>
+
 export type StoreResult =
   /** The row took it now. */
   | 'stored'
@@ -130,7 +133,7 @@ export interface GrantStore {
    * Those of the successors that {@link store} would call `already_stored`, by the ids of their attempts, with the seconds since
    * the ledger took each in; 0 where it does not tell. One statement, which a server that cannot be written refuses.
    */
-  findStored(successors: readonly Successor[]): Promise<ReadonlyMap<string, number>>
+  findStored(successors: readonly SuccessorId[]): Promise<ReadonlyMap<string, number>>
   /** Ends the ledger entry of a superseded successor, once its revocation is queued. */
   finishSuperseded(successor: Successor): Promise<void>
   /** Puts a grant in place of the row at `replaces`; false when that has moved on, or what it is taken from. */

@@ -4,6 +4,7 @@
 import type { TokenOutcome } from './grant.ts'
 import type {
   Successor,
+  SuccessorId,
   GrantStore,
   AttemptStore,
   ReplicaStore,
@@ -148,8 +149,17 @@ export interface Spool {
   /** Durable when it resolves: file and directory are synced. */
   write(successor: Successor): Promise<void>
   remove(attemptId: string): Promise<void>
-  /** What it holds, in the order of granting; not whole when something could not be read just now and stays where it is. */
-  list(): Promise<{ entries: Successor[]; isWhole: boolean }>
+  /**
+   * What it holds, in the order of granting; not whole when something could not be read just now and stays where it is.
+   * A file that holds nothing but what is `known` to the caller is not read, and what is in it not listed.
+   */
+  list(known?: {
+    has(attemptId: string): boolean
+  }): Promise<{ entries: SuccessorId[]; isWhole: boolean }>
+  /** Tells whether an entry was listed or written last, and not removed since. Costs nothing. */
+  has(attemptId: string): boolean
+  /** Reads an entry; undefined when it is gone, or is no entry any more. Throws when it cannot be read just now. */
+  read(attemptId: string): Promise<Successor | undefined>
   /** Tells whether there is no entry in it. Costs nothing. */
   isEmpty(): boolean
   /** Tells whether there is room for more than what is in flight already. Costs nothing. */

@@ -164,14 +164,15 @@ export interface EntryFile {
 }
 
 /**
- * Reads a file; undefined when there are no entries in it. What is no entry is set aside, so that it stands in nobody's way
- * and is not lost either.
+ * Reads a file, or `only` one entry of it; undefined when there are none. What is no entry is set aside, so that it stands in
+ * nobody's way and is not lost either.
  * @throws the file system's error when it cannot be read just now, and may be sound
  */
 export async function readEntries(
   root: string,
   file: string,
   log: Log,
+  only?: string,
 ): Promise<EntryFile | undefined> {
   const entries = new Map<string, Successor>()
   const sound: string[] = []
@@ -179,6 +180,10 @@ export async function readEntries(
   try {
     const text = await readFile(join(root, file), 'utf8')
     for (const line of file.endsWith(ENTRIES_SUFFIX) ? text.split('\n') : [text]) {
+      if (only !== undefined && !line.includes(only)) {
+        sound.push(line)
+        continue
+      }
       try {
         const entry = parseEntry(line)
         if (file.endsWith(ENTRY_SUFFIX) && file !== entry.attemptId + ENTRY_SUFFIX) {

@@ -9,6 +9,8 @@ export interface Holdings {
   fileOf(attemptId: string): string | undefined
   /** Tells whether it has been read, or written, what is in the file. */
   isKnown(file: string): boolean
+  /** Tells whether it is known what is in the file, and that nothing is but these. */
+  holdsOnly(file: string, attemptIds: { has(attemptId: string): boolean }): boolean
   /** The names of all files, read or not. */
   files(): string[]
   /** A file of which only the name is known. */
@@ -49,6 +51,12 @@ export function createHoldings(): Holdings {
     has: (attemptId) => fileOf.has(attemptId),
     fileOf: (attemptId) => fileOf.get(attemptId),
     isKnown: (file) => files.get(file) !== undefined,
+    holdsOnly(file, attemptIds) {
+      const entries = files.get(file)
+      if (entries === undefined || holdingMore.has(file)) return false
+      for (const attemptId of entries) if (!attemptIds.has(attemptId)) return false
+      return true
+    },
     files: () => [...files.keys()],
     addUnread: (file) => void files.set(file, undefined),
     add(file, attemptIds) {

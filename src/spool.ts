@@ -1,5 +1,5 @@
 // The spool: sealed token answers on their way into the database, durable in files of this replica.
-// What `write` has confirmed survives a kill and a power cut, and `list` brings it back. Nothing in clear is written.
+// What `write` has confirmed survives a kill and a power cut; `list` and `read` bring it back. Nothing in clear is written.
 // When an entry is applied, and when it may go, is decided by whoever writes and removes it, not here.
 // A file with several entries goes with the last of them; so those that went before it come back after a restart, and are
 // found applied again.
@@ -20,7 +20,7 @@ import {
 } from './spool-files.ts'
 import { createHoldings } from './spool-holdings.ts'
 import type { Log, Spool } from './ports.ts'
-import type { Successor } from './grant-stores.ts'
+import type { SuccessorId } from './grant-stores.ts'
 
 /** 20 refreshes at once, 0.2 s each, kept for 900 s: 90,000. More means that nothing drains any longer. */
 const ENTRIES_MAX = 100_000
@@ -35,6 +35,8 @@ const BATCH_MAX = 100
 const BATCH_PATIENCE_MS = 25
 /** Batches at a time. */
 const BATCHES_MAX = 2
+
+const NONE: ReadonlySet<string> = new Set()
 
 interface Pending extends SpoolLine {
   resolve: () => void
@@ -156,18 +158,21 @@ export async function createSpool(
       held.remove(attemptId)
     },
 
-    async list() {
-      const entries = new Map<string, Successor>()
+    async list(known = NONE) {
+      const entries = new Map<string, SuccessorId>()
       const failures: unknown[] = []
+      const present = new Set(await entryFiles(root))
       // Files that are known and have gone are forgotten as well.
-      for (const name of new Set([...held.files(), ...(await entryFiles(root))])) {
+      for (const name of new Set([...held.files(), ...present])) {
+        if (present.has(name) && held.holdsOnly(name, known)) continue
         const wasKnown = held.isKnown(name)
         try {
           const read = await readEntries(root, name, log)
           if (!noteRead(name, read, wasKnown)) held.removeFile(name)
           // What has been removed may still stand beside others, and what was written again in two files.
-          for (const [attemptId, entry] of read?.entries ?? []) {
-            if (held.fileOf(attemptId) === name) entries.set(attemptId, entry)
+          for (const { user, loginId, attemptId, generation } of read?.entries.values() ?? []) {
+            if (held.fileOf(attemptId) !== name) continue
+            entries.set(attemptId, { user, loginId, attemptId, generation })
           }
         } catch (error) {
           failures.push(error)
@@ -181,6 +186,14 @@ export async function createSpool(
         entries: [...entries.values()].toSorted((a, b) => a.generation - b.generation),
         isWhole: failures.length === 0,
       }
+    },
+
+    has: (attemptId) => held.has(attemptId),
+
+    async read(attemptId) {
+      const name = held.fileOf(attemptId)
+      const read = name === undefined ? undefined : await readEntries(root, name, log, attemptId)
+      return read?.entries.get(attemptId)
     },
 
     isEmpty: () => held.isEmpty(),

@@ -143,7 +143,84 @@ t.test('what is applied is asked for many at a time', async (t) => {
   t.equal(disk.size, 1)
   calls.length = 0
   await outcomeOf(antiEntropy.runOnce())
-  t.strictSame(calls, ['now', 'list', 'findStored', 'spoolDrained'])
+  t.strictSame(calls, ['now', 'findStored', 'list', 'spoolDrained'])
+})
+
+t.test('what is applied is not read again, until a failover has taken it back', async (t) => {
+  const { antiEntropy, keep, outcomeOf, calls, database, storedTokenOf, user } = setUp()
+  const putBack = database.snapshot()
+  keep('a')
+  await outcomeOf(antiEntropy.runOnce())
+  t.strictSame(calls, ['now', 'list', 'findStored', 'read', 'store', 'spoolDrained'])
+  calls.length = 0
+  await outcomeOf(antiEntropy.runOnce())
+  t.strictSame(calls, ['now', 'findStored', 'list', 'spoolDrained'])
+  putBack()
+  calls.length = 0
+  t.equal(await outcomeOf(antiEntropy.runOnce()), true)
+  const again = ['now', 'findStored', 'list', 'findStored', 'read', 'store', 'spoolDrained']
+  t.strictSame(calls, again)
+  t.equal(storedTokenOf(user), 'rt-of-a')
+})
+
+t.test('an entry that is gone when it is to be read keeps no pass from ending', async (t) => {
+  const { antiEntropy, keep, outcomeOf, calls, disk, ports, isDrained, events } = setUp()
+  keep('a')
+  const { list } = ports.spool
+  ports.spool.list = async () => {
+    const listed = await list()
+    disk.clear()
+    return listed
+  }
+  t.equal(await outcomeOf(antiEntropy.runOnce()), true)
+  t.ok(isDrained())
+  t.notOk(calls.includes('store'))
+  t.strictSame(events(), ['spool_drained'])
+})
+
+t.test('what is applied and listed beside others is not asked for twice', async (t) => {
+  const { antiEntropy, keep, outcomeOf, calls, ports } = setUp()
+  keep('a')
+  await outcomeOf(antiEntropy.runOnce())
+  const { list } = ports.spool
+  ports.spool.list = () => list()
+  calls.length = 0
+  await outcomeOf(antiEntropy.runOnce())
+  t.strictSame(calls, ['now', 'findStored', 'list', 'spoolDrained'])
+})
+
+t.test('what has left the spool is asked for no more', async (t) => {
+  const { antiEntropy, keep, outcomeOf, calls, database, user, disk } = setUp()
+  keep('a')
+  // The ledger knows nothing of it, as after a failover.
+  await outcomeOf(antiEntropy.runOnce())
+  database.close(user, 2, undefined)
+  t.equal(await outcomeOf(antiEntropy.runOnce()), true)
+  t.equal(disk.size, 0)
+  calls.length = 0
+  await outcomeOf(antiEntropy.runOnce())
+  t.strictSame(calls, ['now', 'list', 'spoolDrained'])
+})
+
+t.test('an entry that has gone takes no place of one before it', async (t) => {
+  const { antiEntropy, keep, outcomeOf, disk } = setUp()
+  keep('b', 3)
+  await outcomeOf(antiEntropy.runOnce())
+  disk.clear()
+  keep('a', 2)
+  await outcomeOf(antiEntropy.runOnce())
+  t.strictSame([...disk.keys()], ['a'])
+})
+
+t.test('an entry that cannot be read when it is to be applied is not done with', async (t) => {
+  const { antiEntropy, keep, faults, outcomeOf, isDrained, events, storedTokenOf, user } = setUp()
+  keep('a')
+  faults.set('read', ['lost'])
+  t.equal(await outcomeOf(antiEntropy.runOnce()), false)
+  t.notOk(isDrained())
+  t.strictSame(events(), ['spool_entry_not_applied'])
+  t.equal(await outcomeOf(antiEntropy.runOnce()), true)
+  t.equal(storedTokenOf(user), 'rt-of-a')
 })
 
 t.test('while the database is away a pass ends at its first question', async (t) => {
@@ -238,7 +315,7 @@ t.test('one that was applied before its grant was closed is kept for its time', 
   database.close(user, 2, undefined)
   calls.length = 0
   await outcomeOf(antiEntropy.runOnce())
-  t.strictSame(calls, ['now', 'list', 'findStored', 'spoolDrained'])
+  t.strictSame(calls, ['now', 'findStored', 'list', 'spoolDrained'])
   t.strictSame(events(), ['spool_entry_applied', 'spool_drained'])
   t.equal(database.revocations.size, 0)
   t.equal(disk.size, 1)

@@ -192,6 +192,8 @@ t.test('an answer that cannot be stored or spooled is not served until it is sto
     hasRoom: () => true,
     checkWritable: () => Promise.reject(new Error('no space')),
     list: () => Promise.resolve({ entries: [], isWhole: true }),
+    has: () => false,
+    read: () => Promise.resolve(undefined),
     remove: () => Promise.resolve(),
   }
   const engine = await scene.startEngine({

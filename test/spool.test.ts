@@ -14,6 +14,7 @@ import {
   rename,
   rm,
   stat,
+  symlink,
   utimes,
   writeFile,
 } from 'node:fs/promises'
@@ -65,7 +66,12 @@ function successor(changes: Partial<Successor> = {}): Successor {
 async function entriesIn(spool: Spool): Promise<Successor[]> {
   const { entries, isWhole } = await spool.list()
   if (!isWhole) throw new Error('Some entry could not be read.')
-  return entries
+  const found: Successor[] = []
+  for (const { attemptId } of entries) {
+    const entry = await spool.read(attemptId)
+    if (entry !== undefined) found.push(entry)
+  }
+  return found
 }
 
 t.test(
@@ -111,6 +117,69 @@ t.test('entries that come together share a file, which goes with the last of the
   t.strictSame(await readdir(directory), [`${alone}.json`])
   await spool.remove(alone as string)
   t.equal(spool.isEmpty(), true)
+})
+
+t.test('a file is read only while something in it is not known', async (t) => {
+  const directory = t.testdir()
+  const { log, lines } = recordingLog()
+  const spool = await createSpool(directory, log)
+  const entries = await writeFour(spool)
+  const [alone = '', ...others] = entries.map(({ attemptId }) => attemptId)
+  const listed = async (known: readonly string[]) =>
+    (await spool.list(new Set(known))).entries.map(({ attemptId }) => attemptId)
+  t.strictSame(await listed([]), [alone, ...others])
+  t.strictSame(await listed([alone]), others)
+  t.strictSame(await listed(others.slice(1)), [alone, ...others], 'with what stands beside it')
+
+  const paths = [`${alone}.json`, ...batchesIn(directory)].map((name) => join(directory, name))
+  for (const path of paths) await writeFile(path, 'damaged')
+  t.strictSame(await listed([alone, ...others]), [])
+  t.strictSame(lines, [], 'nor found damaged')
+  t.strictSame(await listed([]), [])
+  t.strictSame(
+    lines.map(({ event }) => event),
+    ['spool_entry_unreadable', 'spool_entry_unreadable'],
+  )
+  t.equal(spool.has(alone), false)
+})
+
+t.test('which entries stand together nobody knows who has not read it', async (t) => {
+  const directory = t.testdir()
+  const [alone, ...others] = await writeFour(await createSpool(directory, unread))
+  const known = new Set([alone, ...others].map((entry) => entry?.attemptId ?? ''))
+  t.strictSame(await (await createSpool(directory, unread)).list(known), {
+    entries: others.map(({ user, loginId, attemptId, generation }) => ({
+      user,
+      loginId,
+      attemptId,
+      generation,
+    })),
+    isWhole: true,
+  })
+})
+
+t.test('one entry is read, whatever stands beside it', async (t) => {
+  const directory = t.testdir()
+  const spool = await createSpool(directory, unread)
+  const [alone, first, ...others] = await writeFour(spool)
+  if (alone === undefined || first === undefined) throw new Error('four were written')
+  const [batch = ''] = batchesIn(directory)
+  const [text, , last] = (await readFile(join(directory, batch), 'utf8')).split('\n')
+  await writeFile(join(directory, batch), [text, 'damaged', last].join('\n'))
+  t.strictSame(await spool.read(first.attemptId), first)
+  t.strictSame(await spool.read(alone.attemptId), alone)
+  t.equal(await spool.read(randomUUID()), undefined)
+  await rm(join(directory, batch))
+  t.equal(spool.has(first.attemptId), true, 'for all that is known')
+  t.equal(await spool.read(first.attemptId), undefined)
+  await spool.list(new Set([alone, first, ...others].map(({ attemptId }) => attemptId)))
+  t.equal(spool.has(first.attemptId), false)
+  t.equal(spool.has(alone.attemptId), true)
+  await mkdir(join(directory, 'away'))
+  const path = join(directory, `${alone.attemptId}.json`)
+  await rename(path, join(directory, 'away', 'kept'))
+  await symlink(path, path)
+  await t.rejects(spool.read(alone.attemptId), { code: 'ELOOP' })
 })
 
 t.test('a spool that was opened anew removes from files as the one that wrote them', async (t) => {
@@ -580,6 +649,8 @@ t.test('an entry that cannot be read for want of descriptors is left where it is
     entry,
     `
     await spool.write(parseEntry(text))
+    // What the write had open is closed behind it, and before this.
+    await fs.promises.stat(directory)
     const taken = []
     try { for (;;) taken.push(fs.openSync('/dev/null')) } catch {}
     fs.closeSync(taken.pop())

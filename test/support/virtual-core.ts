@@ -123,7 +123,19 @@ export function setVirtualCore(identity = { replica: 'broker-0', boot: 'boot-0' 
     spool: {
       write: call('write', (successor: Successor) => void disk.set(successor.attemptId, successor)),
       remove: call('remove', (attemptId: string) => void disk.delete(attemptId)),
-      list: call('list', () => ({ entries: [...disk.values()], isWhole: server.spoolIsWhole })),
+      list: call('list', (known?: { has(attemptId: string): boolean }) => ({
+        entries: [...disk.values()]
+          .filter(({ attemptId }) => known?.has(attemptId) !== true)
+          .map(({ user, loginId, attemptId, generation }) => ({
+            user,
+            loginId,
+            attemptId,
+            generation,
+          })),
+        isWhole: server.spoolIsWhole,
+      })),
+      has: (attemptId) => disk.has(attemptId),
+      read: call('read', (attemptId: string) => disk.get(attemptId)),
       isEmpty: () => disk.size === 0,
       hasRoom: () => server.spoolHasRoom,
       checkWritable: call('checkWritable', () => {

@@ -12,6 +12,7 @@ import type {
   Revocation,
   StoreResult,
   Successor,
+  SuccessorId,
 } from '../../../src/grant-stores.ts'
 import type { GrantStoreSettings } from '../../../src/postgres/grant-store.ts'
 
@@ -215,7 +216,7 @@ export function createSimulatedDatabase(settings: GrantStoreSettings, nowMs: () 
       return 'stored'
     },
 
-    findStored(successors: readonly Successor[]): ReadonlyMap<string, number> {
+    findStored(successors: readonly SuccessorId[]): ReadonlyMap<string, number> {
       const stored = new Map<string, number>()
       for (const { user, loginId, generation, attemptId } of successors) {
         const row = grants.get(user)

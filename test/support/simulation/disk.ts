@@ -26,7 +26,10 @@ export function createSimulatedSpool(
         if (fault !== 'none') witness.spoolFailed(life, successor)
         scheduler.after(faults.diskMs(), () => {
           if (life.dead) return
-          if (fault !== 'lost') disk.set(successor.attemptId, successor)
+          if (fault !== 'lost') {
+            disk.set(successor.attemptId, successor)
+            witness.spooled(successor)
+          }
           if (fault === 'none') settle.resolve()
           else settle.reject(new Error('no space left on device'))
         })
@@ -36,10 +39,23 @@ export function createSimulatedSpool(
         disk.delete(attemptId)
         scheduler.after(faults.diskMs(), () => settle.resolve())
       }),
-    list: () =>
+    list: (known) =>
       life.call((settle) => {
-        const entries = [...disk.values()].toSorted((a, b) => a.generation - b.generation)
+        const entries = [...disk.values()]
+          .filter(({ attemptId }) => known?.has(attemptId) !== true)
+          .map(({ user, loginId, attemptId, generation }) => ({
+            user,
+            loginId,
+            attemptId,
+            generation,
+          }))
+          .toSorted((a, b) => a.generation - b.generation)
         scheduler.after(faults.diskMs(), () => settle.resolve({ entries, isWhole: true }))
+      }),
+    has: (attemptId) => disk.has(attemptId),
+    read: (attemptId) =>
+      life.call((settle) => {
+        scheduler.after(faults.diskMs(), () => settle.resolve(disk.get(attemptId)))
       }),
     isEmpty: () => disk.size === 0,
     hasRoom: () => true,

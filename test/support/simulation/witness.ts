@@ -3,7 +3,13 @@
 // What holds once everything has come to rest is judged in rest.ts.
 
 import { fingerprintOf, type TokenOutcome, type UserKey } from '../../../src/grant.ts'
-import type { ArmRequest, NewGrant, StoreResult, Successor } from '../../../src/grant-stores.ts'
+import type {
+  ArmRequest,
+  NewGrant,
+  StoreResult,
+  Successor,
+  SuccessorId,
+} from '../../../src/grant-stores.ts'
 import type { Family, SimulatedServer, TokenCall } from './authorization-server.ts'
 import type { GrantRow, SimulatedDatabase } from './database.ts'
 import { type Disk, secretOf } from './disk.ts'
@@ -64,6 +70,8 @@ export function createWitness(nowMs: () => number, trace: ((line: string) => voi
   const deliveredAtMs = new Map<TokenCall, number>()
   const stored = new Set<string>()
   const spoolFailed = new Set<string>()
+  /** Tokens that have come to a disk, by attempt. */
+  const spooled = new Map<string, string>()
   /** Tokens that no grant takes any more: the queue of revocations has them. */
   const superseded = new Set<string>()
   /** Tokens whose owner was absent when somebody else took over. */
@@ -323,8 +331,13 @@ export function createWitness(nowMs: () => number, trace: ((line: string) => voi
       count(result)
     },
 
-    foundStored(life: Life, successor: Successor) {
-      const token = secretOf(successor.refreshTokenSealed)
+    spooled({ attemptId, refreshTokenSealed }: Successor) {
+      spooled.set(attemptId, secretOf(refreshTokenSealed))
+    },
+
+    foundStored(life: Life, { attemptId }: SuccessorId) {
+      const token = spooled.get(attemptId)
+      if (token === undefined) throw new Error(`${attemptId} was never in a spool`)
       note(life, `finds ${token} stored`)
       stored.add(token)
       count('found stored')
