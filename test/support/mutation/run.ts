@@ -17,7 +17,7 @@ const TESTS: Readonly<Record<string, readonly string[]>> = {
   'spool-entry': ['test/spool-entry.test.ts'],
   spool: ['test/spool.test.ts'],
   'spool-files': ['test/spool.test.ts'],
-  'spool-holdings': ['test/spool.test.ts'],
+  'spool-holdings': ['test/spool-holdings.test.ts', 'test/spool.test.ts'],
   verdict: ['test/verdict.test.ts'],
   breaker: ['test/breaker.test.ts'],
   'token-answer': ['test/token-answer.test.ts'],
