@@ -182,6 +182,18 @@ t.test('one entry is read, whatever stands beside it', async (t) => {
   await t.rejects(spool.read(alone.attemptId), { code: 'ELOOP' })
 })
 
+t.test('those that stand beside one that is found damaged when it is read stay', async (t) => {
+  const directory = t.testdir()
+  const spool = await createSpool(directory, unread)
+  const [alone, first, ...others] = await writeFour(spool)
+  const [batch = ''] = batchesIn(directory)
+  const text = await readFile(join(directory, batch), 'utf8')
+  await writeFile(join(directory, batch), text.replace('"version":1', '"version":9'))
+  t.equal(await spool.read(first?.attemptId ?? ''), undefined)
+  t.strictSame(await entriesIn(spool), [alone, ...others])
+  t.strictSame(await entriesIn(await createSpool(directory, unread)), [alone, ...others])
+})
+
 t.test('a spool that was opened anew removes from files as the one that wrote them', async (t) => {
   const directory = t.testdir()
   const entries = await writeFour(await createSpool(directory, unread))
