@@ -57,21 +57,18 @@ export function createAntiEntropy(
     const ageSeconds = await findAgeSeconds([...applied.values()])
     // What a failover has taken back is read again, like any other that is not applied.
     const { entries, isWhole } = await spool.list(ageSeconds)
+    const unknown = entries.filter(({ attemptId }) => !ageSeconds.has(attemptId))
+    for (const [attemptId, seconds] of await findAgeSeconds(unknown)) {
+      ageSeconds.set(attemptId, seconds)
+    }
     let isApplied = true
-    for (let from = 0; from < entries.length; from += CHUNK) {
-      const chunk = entries
-        .slice(from, from + CHUNK)
-        .filter(({ attemptId }) => !ageSeconds.has(attemptId))
-      for (const [attemptId, secondsAgo] of await findAgeSeconds(chunk))
-        ageSeconds.set(attemptId, secondsAgo)
-      for (const entry of chunk) {
-        if (ageSeconds.has(entry.attemptId)) continue
-        const result = await applyFromSpool(entry)
-        if (result === 'failed') isApplied = false
-        // What a failover took back is put back with all its time before it.
-        if (result === 'stored') applied.delete(entry.attemptId)
-        if (result === 'stored' || result === 'already_stored') ageSeconds.set(entry.attemptId, 0)
-      }
+    for (const entry of unknown) {
+      if (ageSeconds.has(entry.attemptId)) continue
+      const result = await applyFromSpool(entry)
+      if (result === 'failed') isApplied = false
+      // What a failover took back is put back with all its time before it.
+      if (result === 'stored') applied.delete(entry.attemptId)
+      if (result === 'stored' || result === 'already_stored') ageSeconds.set(entry.attemptId, 0)
     }
     // What could not be read may hold a successor: nobody may take that for applied.
     const complete = isApplied && isWhole

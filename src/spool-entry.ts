@@ -2,7 +2,7 @@
 // Reading is strict: a file that was cut, edited or written by another version is no entry.
 
 import { parseUserKey, type SealedAccessToken } from './grant.ts'
-import type { Successor } from './grant-stores.ts'
+import type { Successor, SuccessorId } from './grant-stores.ts'
 
 /** Layout of an entry. A file of another version is set aside for the version that can read it. */
 const ENTRY_VERSION = 1
@@ -12,6 +12,11 @@ const UUID = /^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$/
 /** True for a UUID in lower case, as `randomUUID` and PostgreSQL write it. */
 export function isAttemptId(text: string): boolean {
   return UUID.test(text)
+}
+
+/** Returns which successor it is, and lets go of its tokens. */
+export function successorIdOf({ user, loginId, attemptId, generation }: Successor): SuccessorId {
+  return { user, loginId, attemptId, generation }
 }
 
 /**

@@ -6,7 +6,7 @@
 
 import { rm } from 'node:fs/promises'
 import { join, resolve } from 'node:path'
-import { entryText, isAttemptId } from './spool-entry.ts'
+import { entryText, isAttemptId, successorIdOf } from './spool-entry.ts'
 import {
   ENTRY_SUFFIX,
   type EntryFile,
@@ -170,9 +170,8 @@ export async function createSpool(
           const read = await readEntries(root, name, log)
           if (!noteRead(name, read, wasKnown)) held.removeFile(name)
           // What has been removed may still stand beside others, and what was written again in two files.
-          for (const { user, loginId, attemptId, generation } of read?.entries.values() ?? []) {
-            if (held.fileOf(attemptId) !== name) continue
-            entries.set(attemptId, { user, loginId, attemptId, generation })
+          for (const [attemptId, entry] of read?.entries ?? []) {
+            if (held.fileOf(attemptId) === name) entries.set(attemptId, successorIdOf(entry))
           }
         } catch (error) {
           failures.push(error)

@@ -1,6 +1,7 @@
 // The core of one replica in virtual time, for a test that says itself what goes wrong and when: the database, the disk
 // and the seal of the simulation, and an authorization server that answers as it is told.
 
+import { successorIdOf } from '../../src/spool-entry.ts'
 import type { RefreshSettings } from '../../src/config.ts'
 import { BrokerError } from '../../src/errors.ts'
 import {
@@ -126,12 +127,7 @@ export function setVirtualCore(identity = { replica: 'broker-0', boot: 'boot-0' 
       list: call('list', (known?: { has(attemptId: string): boolean }) => ({
         entries: [...disk.values()]
           .filter(({ attemptId }) => known?.has(attemptId) !== true)
-          .map(({ user, loginId, attemptId, generation }) => ({
-            user,
-            loginId,
-            attemptId,
-            generation,
-          })),
+          .map(successorIdOf),
         isWhole: server.spoolIsWhole,
       })),
       has: (attemptId) => disk.has(attemptId),

@@ -3,6 +3,7 @@
 
 import { BrokerError } from '../../../src/errors.ts'
 import type { SealContext, Sealer, Spool } from '../../../src/ports.ts'
+import { successorIdOf } from '../../../src/spool-entry.ts'
 import type { Successor } from '../../../src/grant-stores.ts'
 import type { Faults } from './faults.ts'
 import type { Life } from './life.ts'
@@ -43,12 +44,7 @@ export function createSimulatedSpool(
       life.call((settle) => {
         const entries = [...disk.values()]
           .filter(({ attemptId }) => known?.has(attemptId) !== true)
-          .map(({ user, loginId, attemptId, generation }) => ({
-            user,
-            loginId,
-            attemptId,
-            generation,
-          }))
+          .map(successorIdOf)
           .toSorted((a, b) => a.generation - b.generation)
         scheduler.after(faults.diskMs(), () => settle.resolve({ entries, isWhole: true }))
       }),
