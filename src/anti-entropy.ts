@@ -1,7 +1,7 @@
 // Brings what the spool holds into the database: at start, and every half minute. An entry that the row has not got is
 // applied, one that it has is kept for a while longer in case a failover takes the commit back, one that belongs to a
 // closed or replaced grant is revoked at Pagero. An applied entry goes when its time is over, or a later one of its login is
-// applied too. Nothing here presents a refresh token.
+// applied too, or others need its room. Nothing here presents a refresh token.
 
 import { BrokerError } from './errors.ts'
 import type { Ports } from './ports.ts'
@@ -24,6 +24,8 @@ export interface AntiEntropy {
 const RETRY_MS = 1_000
 /** Entries that one statement asks about. */
 const CHUNK = 500
+/** How long an applied entry is kept when the spool is crowded: a failover takes back seconds. */
+const CROWDED_RETENTION_SECONDS = 60
 
 /** An entry that is applied. */
 interface Applied extends SuccessorId {
@@ -50,6 +52,8 @@ export function createAntiEntropy(
   let loop: Promise<void> | undefined
 
   async function runOnce(): Promise<boolean> {
+    // As of then it is known what is applied: a process may stand still before it acts on that.
+    const askedAtMs = clock.monotonicMs()
     // Before the look: a word of this boot that the database hears late, after its death, says nothing of what the boots
     // after it have armed.
     const asOf = await ports.replicas.now()
@@ -80,7 +84,7 @@ export function createAntiEntropy(
       log.info('spool_drained', { count: entries.length })
     }
     noteApplied(entries, ageSeconds)
-    await removeUnneeded(ageSeconds)
+    await removeUnneeded(ageSeconds, askedAtMs)
     // What cannot be read will not be in a second either.
     if (isApplied) pauseMs = settings.antiEntropySeconds * 1000
     return complete
@@ -147,31 +151,49 @@ export function createAntiEntropy(
   /**
    * Removes the applied entries whose time is over, and those that a later applied one of their login follows: the later
    * one takes the row on from wherever a failover puts it. A process that is killed again and again thus keeps one entry
-   * of a login, not one of each of its refreshes.
+   * of a login, not one of each of its refreshes. When the spool is crowded, the oldest go before their time.
    */
-  async function removeUnneeded(ageSeconds: ReadonlyMap<string, number>): Promise<void> {
+  async function removeUnneeded(
+    ageSeconds: ReadonlyMap<string, number>,
+    askedAtMs: number,
+  ): Promise<void> {
     // Where it comes back, it has all its time before it.
     for (const attemptId of applied.keys()) if (!spool.has(attemptId)) applied.delete(attemptId)
-    const nowMs = clock.monotonicMs()
+    const confirmed: (Applied & { heldSeconds: number })[] = []
     const newest = new Map<string, number>()
-    for (const { loginId, attemptId, generation } of applied.values()) {
-      if (!ageSeconds.has(attemptId)) continue
-      newest.set(loginId, Math.max(generation, newest.get(loginId) ?? 0))
-    }
-    for (const { loginId, attemptId, generation, foundAtMs } of applied.values()) {
-      const secondsAgo = ageSeconds.get(attemptId)
+    for (const entry of applied.values()) {
+      const secondsAgo = ageSeconds.get(entry.attemptId)
       if (secondsAgo === undefined) continue
-      const heldSeconds = secondsAgo > 0 ? secondsAgo : (nowMs - foundAtMs) / 1000
-      const isFollowed = generation < (newest.get(loginId) ?? 0)
-      if (!isFollowed && heldSeconds < settings.spoolRetentionSeconds) continue
-      try {
-        await spool.remove(attemptId)
-        applied.delete(attemptId)
-      } catch (error) {
-        // The disk takes no changes; what must be applied has been, and the next pass tries again.
-        log.warn('spool_entry_not_removed', { attemptId, error })
-        break
-      }
+      const foundSecondsAgo = Math.max(0, askedAtMs - entry.foundAtMs) / 1000
+      const heldSeconds = secondsAgo > 0 ? secondsAgo : foundSecondsAgo
+      confirmed.push({ ...entry, heldSeconds })
+      newest.set(entry.loginId, Math.max(entry.generation, newest.get(entry.loginId) ?? 0))
+    }
+    const kept: typeof confirmed = []
+    for (const entry of confirmed) {
+      const isFollowed = entry.generation < (newest.get(entry.loginId) ?? 0)
+      if (!isFollowed && entry.heldSeconds < settings.spoolRetentionSeconds) kept.push(entry)
+      else if (!(await remove(entry.attemptId))) return
+    }
+    const surplus = spool.surplus()
+    if (surplus === 0) return
+    const early = kept
+      .filter(({ heldSeconds }) => heldSeconds >= CROWDED_RETENTION_SECONDS)
+      .toSorted((a, b) => b.heldSeconds - a.heldSeconds)
+      .slice(0, surplus)
+    for (const { attemptId } of early) if (!(await remove(attemptId))) return
+    log.warn('spool_crowded', { count: early.length })
+  }
+
+  /** False when the disk takes no changes: what must be applied has been, and the next pass tries again. */
+  async function remove(attemptId: string): Promise<boolean> {
+    try {
+      await spool.remove(attemptId)
+      applied.delete(attemptId)
+      return true
+    } catch (error) {
+      log.warn('spool_entry_not_removed', { attemptId, error })
+      return false
     }
   }
 

@@ -164,6 +164,8 @@ export interface Spool {
   isEmpty(): boolean
   /** Tells whether there is room for more than what is in flight already. Costs nothing. */
   hasRoom(): boolean
+  /** Entries more than leave ample room; that many applied ones may go before their time. Costs nothing. */
+  surplus(): number
   /** Throws when nothing could be written now, or there is no such room. */
   checkWritable(): Promise<void>
 }

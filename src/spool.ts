@@ -22,8 +22,10 @@ import { createHoldings } from './spool-holdings.ts'
 import type { Log, Spool } from './ports.ts'
 import type { SuccessorId } from './grant-stores.ts'
 
-/** 20 refreshes at once, 0.2 s each, kept for 900 s: 90,000. More means that nothing drains any longer. */
+/** An entry takes a block of 4 kB at most. Each login that was refreshed in the last 15 minutes has one, and what is not applied. */
 const ENTRIES_MAX = 100_000
+/** Above this part of it applied entries go before their time, so that it fills up only with what is not applied. */
+const CROWDED = 0.75
 /** Above this part of it the spool reports itself as not writable, so that what is in flight still finds room. */
 const NEARLY_FULL = 0.95
 /** Entries that are written together at most. */
@@ -197,6 +199,7 @@ export async function createSpool(
 
     isEmpty: () => held.isEmpty(),
     hasRoom,
+    surplus: () => Math.max(0, Math.ceil(held.size() - entriesMax * CROWDED)),
 
     async checkWritable() {
       assertRoom(hasRoom())

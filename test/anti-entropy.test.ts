@@ -68,8 +68,7 @@ t.test('an applied entry is kept for its time, from when it was first found so',
     // The ledger knows nothing of it.
     database.store(successorOf(user, 'a', 2))
     await outcomeOf(antiEntropy.runOnce())
-    // Both passes come to the entry equally late.
-    await scheduler.run({ untilMs: afterMs })
+    await scheduler.run({ untilMs: scheduler.nowMs() + afterMs })
     await outcomeOf(antiEntropy.runOnce())
     t.equal(disk.size, left, `${afterMs} ms`)
   }
@@ -123,6 +122,77 @@ t.test('of a login the newest applied entry is kept, and of another login too', 
   t.equal(database.grants.get(bob.user)?.generation, 2)
   t.equal(database.grants.get('alice' as typeof bob.user)?.generation, 4)
 })
+
+t.test(
+  'in a crowded spool the oldest applied entries go early, and none in a minute',
+  async (t) => {
+    const { antiEntropy, outcomeOf, disk, server, connect, successorOf, pass, log, faults } =
+      setUp()
+    const keepAnother = (attemptId: string) => {
+      const loginId = `00000000-0000-4000-8000-00000000000${attemptId}`
+      const { user } = connect(attemptId, { loginId })
+      disk.set(attemptId, { ...successorOf(user, attemptId, 2), loginId })
+    }
+    const holds = async () => {
+      await outcomeOf(antiEntropy.runOnce())
+      return [...disk.keys()].join('')
+    }
+    keepAnother('c')
+    t.equal(await holds(), 'c')
+    await pass(20)
+    for (const attemptId of ['a', 'b', 'd']) keepAnother(attemptId)
+    t.equal(await holds(), 'cabd')
+    server.entriesMax = 2
+    await pass(39)
+    t.equal(await holds(), 'cabd', 'none for a minute')
+    t.match(log.events.at(-1), { level: 'warn', event: 'spool_crowded', count: 0 })
+    await pass(2)
+    t.equal(await holds(), 'abd', 'nor one more than has had it')
+    t.match(log.events.at(-1), { event: 'spool_crowded', count: 1 })
+    faults.set('remove', ['lost'])
+    await pass(20)
+    t.equal(await holds(), 'abd')
+    t.match(log.events.at(-1), { event: 'spool_entry_not_removed' })
+    const told = log.events.length
+    t.equal(await holds(), 'bd', 'nor more than there are too many')
+    t.match(log.events.at(-1), { event: 'spool_crowded', count: 1 })
+    t.equal(await holds(), 'bd')
+    t.equal(log.events.length, told + 1)
+  },
+)
+
+t.test('what is not applied stays in a crowded spool for as long as it takes', async (t) => {
+  const { antiEntropy, keep, outcomeOf, disk, server, faults, pass } = setUp()
+  keep('a')
+  server.entriesMax = 0
+  for (let i = 0; i < 3; i += 1) {
+    faults.set('store', ['lost'])
+    t.equal(await outcomeOf(antiEntropy.runOnce()), false)
+    await pass(100)
+  }
+  t.equal(disk.size, 1)
+})
+
+t.test(
+  'the time of an entry does not pass while a process stands still within a pass',
+  async (t) => {
+    const { ports, antiEntropy, keep, outcomeOf, disk, database, successorOf, user } = setUp()
+    keep('a')
+    // The ledger knows nothing of it, so that its time counts from when it was found.
+    database.store(successorOf(user, 'a', 2))
+    await outcomeOf(antiEntropy.runOnce())
+    const { list } = ports.spool
+    ports.spool.list = async (known) => {
+      const listed = await list(known)
+      await ports.clock.sleep(200_000)
+      return listed
+    }
+    await outcomeOf(antiEntropy.runOnce())
+    t.equal(disk.size, 1)
+    await outcomeOf(antiEntropy.runOnce())
+    t.equal(disk.size, 0)
+  },
+)
 
 t.test('what is applied is asked for many at a time', async (t) => {
   const { ports, identity, keep, outcomeOf, calls, disk } = setUp()

@@ -190,6 +190,7 @@ t.test('an answer that cannot be stored or spooled is not served until it is sto
     write: () => Promise.reject(new Error('no space')),
     isEmpty: () => true,
     hasRoom: () => true,
+    surplus: () => 0,
     checkWritable: () => Promise.reject(new Error('no space')),
     list: () => Promise.resolve({ entries: [], isWhole: true }),
     has: () => false,

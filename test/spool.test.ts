@@ -568,6 +568,19 @@ t.test(
   },
 )
 
+t.test('a spool says how many entries it holds above three quarters', async (t) => {
+  const spool = await createSpool(t.testdir(), unread, 10)
+  const entries = Array.from({ length: 9 }, () => successor())
+  const surpluses: number[] = []
+  for (const entry of entries) {
+    await spool.write(entry)
+    surpluses.push(spool.surplus())
+  }
+  t.strictSame(surpluses, [0, 0, 0, 0, 0, 0, 0, 1, 2])
+  await spool.remove(entries[0]?.attemptId ?? '')
+  t.equal(spool.surplus(), 1)
+})
+
 t.test(
   'every file is closed again',
   { skip: existsSync('/proc/self/fd') ? false : 'there is no /proc here' },

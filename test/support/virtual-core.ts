@@ -68,7 +68,12 @@ export function setVirtualCore(identity = { replica: 'broker-0', boot: 'boot-0' 
   const ends: Array<Parameters<Ports['grants']['disarm']>[0]> = []
   /** What the server answers to the next presentations; when there is nothing, the successor. */
   const answers: Array<TokenOutcome & { afterMs?: number }> = []
-  const server = { confirmsRevocations: true, spoolHasRoom: true, spoolIsWhole: true }
+  const server = {
+    confirmsRevocations: true,
+    spoolHasRoom: true,
+    spoolIsWhole: true,
+    entriesMax: 100,
+  }
 
   database.heartbeat(identity.replica, identity.boot)
 
@@ -134,6 +139,7 @@ export function setVirtualCore(identity = { replica: 'broker-0', boot: 'boot-0' 
       read: call('read', (attemptId: string) => disk.get(attemptId)),
       isEmpty: () => disk.size === 0,
       hasRoom: () => server.spoolHasRoom,
+      surplus: () => Math.max(0, disk.size - server.entriesMax),
       checkWritable: call('checkWritable', () => {
         if (!server.spoolHasRoom) throw away()
       }),

@@ -55,6 +55,7 @@ export function createSimulatedSpool(
       }),
     isEmpty: () => disk.size === 0,
     hasRoom: () => true,
+    surplus: () => (faults.crowdedSpool ? disk.size : 0),
     checkWritable: () =>
       life.call((settle) => {
         const writable = faults.spoolWritable()

@@ -26,6 +26,8 @@ export interface Profile {
   /** A standby takes over that lacks the last commits. What is lost with them but rotations is not looked at. */
   failovers: number
   spoolFaults: number
+  /** Applied entries go as early as they may. */
+  crowdedSpool: boolean
   /** Logins again, disconnections, and revocations by the user at the authorization server. */
   logins: number
   disconnects: number
@@ -33,7 +35,7 @@ export interface Profile {
 }
 
 /** Draws the profile of a run. Half of the kinds of fault are absent from any one run, so that others come through. */
-export function drawProfile(random: Random): Profile {
+export function drawProfile(random: Random): Omit<Profile, 'crowdedSpool'> {
   const often = <T>(value: T, otherwise: T) => (random.chance(0.5) ? value : otherwise)
   const failovers = random.pick([0, 0, 0, 1])
   return {
@@ -129,6 +131,7 @@ export function createFaults(random: Random, profile: Profile) {
       spoolFailsUntilCalls = Math.floor(random.between(0, 4))
       return random.pick(['lost', 'lost', 'written'])
     },
+    crowdedSpool: profile.crowdedSpool,
     spoolWritable(): boolean {
       spoolFailsUntilCalls -= 1
       return ceased || spoolFailsUntilCalls < 0

@@ -48,7 +48,11 @@ export async function setOutage(
   )
   const calls: Array<{ user: string; atMs: number }> = []
   const faults = {
-    ...createFaults(random.fork(), { ...drawProfile(random), ...NO_FAULTS }),
+    ...createFaults(random.fork(), {
+      ...drawProfile(random),
+      ...NO_FAULTS,
+      crowdedSpool: false,
+    }),
     tokenCall(token: string): TokenCallFault {
       const { user } = server.familyOf(token)
       calls.push({ user, atMs: nowMs() })

@@ -68,7 +68,9 @@ export interface SimulationOptions {
 /** Runs one seed. The same seed and options give the same run, event for event. */
 export async function simulate(seed: number, options: SimulationOptions = {}): Promise<Run> {
   const random = createRandom(seed)
-  const profile = { ...drawProfile(random), ...options.profile }
+  // By itself, so that a seed gives the run that it gave before there was this.
+  const crowdedSpool = createRandom(-1 - seed).chance(0.25)
+  const profile = { ...drawProfile(random), crowdedSpool, ...options.profile }
   const settings = { ...SIMULATED_SETTINGS, ...options.settings }
   const scheduler = createScheduler()
   const { nowMs } = scheduler
