@@ -41,6 +41,7 @@ export const AUDIT_ACTIONS = {
   database_accepted: 'single',
   database_not_accepted: 'single',
   encryption_key_unusable: 'single',
+  keys_rotated: 'single',
   callers_loaded: 'single',
   callers_refused: 'single',
   caller_key_added: 'single',

@@ -309,3 +309,37 @@ export interface ImportStore {
   /** Forgets those that ended longer ago than any refresh token lives: the same token may be given again until then. */
   sweep(): Promise<number>
 }
+
+// ── Sealed values, to be sealed anew ─────────────────────────────────────────────────────────────
+
+/** What a row is found by: a user key, a hash, an id. */
+export type RowKey = string | Buffer
+
+/** Sealed values of one row, by column, and what they are bound to. */
+export type SealedRow = { key: RowKey; sealed: Readonly<Record<string, Buffer | null>> } & (
+  | { table: 'grants'; user: UserKey; loginId: string; generation: number }
+  | { table: 'pending_grants'; user: UserKey; confirmationHash: Buffer; revocationId: string }
+  | { table: 'revocations'; user: UserKey; revocationId: string }
+  | { table: 'login_transactions'; stateHash: Buffer }
+)
+export type SealedTable = SealedRow['table']
+
+/** A row as it was read, and its values as another key has sealed them. */
+export interface ResealedRow {
+  row: SealedRow
+  sealed: SealedRow['sealed']
+}
+
+export interface SealedValueStore {
+  /**
+   * Looks at the next `limit` rows in the order of their keys. Returns those with a value that does not begin like this,
+   * and the last key that was looked at; undefined at the end.
+   */
+  findSealedOtherwise(
+    table: SealedTable,
+    prefix: Buffer,
+    page: { after: RowKey | undefined; limit: number },
+  ): Promise<{ rows: SealedRow[]; last: RowKey | undefined }>
+  /** Replaces the values of those rows that hold them still, and says which key has sealed them. Returns how many do. */
+  replaceSealed(table: SealedTable, rows: readonly ResealedRow[], keyId: string): Promise<number>
+}

@@ -92,7 +92,7 @@ export function startLogin(
     codeVerifierSealed:
       codeVerifier === undefined
         ? null
-        : ports.sealer.seal(codeVerifierContext(stateHash), codeVerifier),
+        : ports.sealer.seal(codeVerifierSealContext(stateHash), codeVerifier),
     nonceHash: nonce === undefined ? null : hashOpaqueToken(nonce),
     replacesSessionHash: isOpaqueToken(request.sessionToken)
       ? hashOpaqueToken(request.sessionToken)
@@ -185,7 +185,7 @@ async function completeTransaction(
   const codeVerifier =
     transaction.codeVerifierSealed === null
       ? undefined
-      : ports.sealer.open(codeVerifierContext(stateHash), transaction.codeVerifierSealed)
+      : ports.sealer.open(codeVerifierSealContext(stateHash), transaction.codeVerifierSealed)
 
   const requestedAtMonotonicMs = ports.clock.monotonicMs()
   const tokens = tokensOf(await ports.authorizationServer.exchangeCode(response.code, codeVerifier))
@@ -333,7 +333,8 @@ async function identify(
   return { user, pagero }
 }
 
-function codeVerifierContext(stateHash: Buffer): SealContext {
+/** What a sealed PKCE verifier is bound to: its login transaction. */
+export function codeVerifierSealContext(stateHash: Buffer): SealContext {
   const row = stateHash.toString('hex')
   return {
     table: 'login_transactions',

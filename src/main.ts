@@ -18,14 +18,16 @@ import { type Config, ConfigError, readConfig } from './config.ts'
 import { CRASH_POINTS, withCrashPoint } from './crash-points.ts'
 import { describeUse, findToken } from './find-token.ts'
 import { renderOpenApi } from './http/render-openapi.ts'
-import { createLog } from './log.ts'
+import { rotateKeys, SEALED_TABLES } from './key-rotation.ts'
+import { createLog, printable } from './log.ts'
 import type { Credential } from './record-stores.ts'
 import { createCredentialUseStore } from './postgres/credential-use-store.ts'
 import { type Database, openDatabase } from './postgres/database.ts'
 import { createAuditStore } from './postgres/audit-store.ts'
 import { acceptDatabase, readDeploymentId } from './postgres/deployment.ts'
 import { migrate } from './postgres/migrate.ts'
-import { createChainKeys } from './seal.ts'
+import { createSealedValueStore } from './postgres/sealed-value-store.ts'
+import { createChainKeys, createSealer } from './seal.ts'
 import { readFile } from 'node:fs/promises'
 import { text as readText } from 'node:stream/consumers'
 
@@ -37,6 +39,7 @@ const USAGE = `broker <command>
   audit verify              check that the audit record is whole: no row changed, moved or missing
   tokens find               read an access token, or its SHA-256, from standard input, and print who had it
   keys generate [ID]        print a new entry for ENCRYPTION_KEYS
+  keys rotate               seal everything in the database with the first of ENCRYPTION_KEYS, beside running replicas
   callers add NAME          add a caller to CALLERS_FILE and print its API key, once
       --rights a,b          token:read, proxy:call, grant:read, grant:manage, ops:read
       --users a,b           user keys it may name; * stands for any run of characters
@@ -193,6 +196,37 @@ function generateKey([
     throw new Error('A key id is 1 to 32 characters of A-Z a-z 0-9 _ -.')
   }
   print(`${keyId}:${randomBytes(32).toString('base64')}`)
+}
+
+async function rotateKeysOnce(): Promise<void> {
+  await withDatabase(async (database, config) => {
+    const sealer = createSealer(config.encryptionKeys, await readDeploymentId(database))
+    const { counts, unreadableCount, unreadable, missedCount } = await rotateKeys({
+      clock: systemClock,
+      sealer,
+      sealedValues: createSealedValueStore(database.db),
+    })
+    const isWhole = unreadableCount === 0 && missedCount === 0
+    await recordAsOperator(database, config, {
+      action: 'keys_rotated',
+      actor: 'operator',
+      outcome: isWhole ? 'succeeded' : 'failed',
+      details: { keyId: sealer.primaryKeyId },
+    })
+    for (const table of SEALED_TABLES) print(`${table}: ${counts[table]} rows sealed anew`)
+    for (const { user, detail } of unreadable) {
+      print(`left as it is: ${user === undefined ? '' : `of user ${printable(user)}: `}${detail}`)
+    }
+    if (unreadableCount > unreadable.length)
+      print(`and ${unreadableCount - unreadable.length} more`)
+    if (missedCount > 0) {
+      print(
+        `left: ${missedCount} rows that changed meanwhile. Run it again when every replica has the new order of keys.`,
+      )
+    }
+    if (isWhole) print(`Everything in the database is sealed with ${sealer.primaryKeyId}.`)
+    else process.exitCode = 1
+  })
 }
 
 /** Options of each of the callers commands; one that belongs to another is refused. */
@@ -357,8 +391,9 @@ async function run([command, ...rest]: string[]): Promise<void> {
       if (rest.length !== 1 || rest[0] !== 'find') throw new UsageError()
       return findTokenUses()
     case 'keys':
-      if (rest[0] !== 'generate') throw new UsageError()
-      return generateKey(rest.slice(1))
+      if (rest[0] === 'generate') return generateKey(rest.slice(1))
+      if (rest.length !== 1 || rest[0] !== 'rotate') throw new UsageError()
+      return rotateKeysOnce()
     case 'callers':
       return callers(rest[0], rest.slice(1))
     case 'openapi':

@@ -33,7 +33,7 @@ export function sealRevocation(
   return {
     revocationId,
     user,
-    tokenSealed: ports.sealer.seal(sealContextOf(revocationId), refreshToken),
+    tokenSealed: ports.sealer.seal(revocationSealContext(revocationId), refreshToken),
     keyId: ports.sealer.primaryKeyId,
   }
 }
@@ -97,7 +97,7 @@ async function revokeOne(
   const { revocationId, user, tokenSealed, failureCount } = revocation
   let refreshToken: string
   try {
-    refreshToken = ports.sealer.open(sealContextOf(revocationId), tokenSealed)
+    refreshToken = ports.sealer.open(revocationSealContext(revocationId), tokenSealed)
   } catch (error) {
     // Kept: the key may come back.
     ports.log.error('revocation_unreadable', { user, error })
@@ -114,7 +114,8 @@ async function revokeOne(
   await ports.revocations.retryLater(revocationId, delaySeconds)
 }
 
-function sealContextOf(revocationId: string): SealContext {
+/** What a sealed token of the queue is bound to: its row. */
+export function revocationSealContext(revocationId: string): SealContext {
   return {
     table: 'revocations',
     column: 'token_sealed',

@@ -1,7 +1,7 @@
 // Secrets at rest: AES-256-GCM, each value bound to the place where it stands.
 // A sealed value is 0x01 || kid length (1 byte) || kid || nonce (12) || ciphertext || tag (16).
 // What does not open is an integrity failure and nothing else: no trial decryption, no fallback to plain text.
-// Which keys there are is config's business; re-sealing under a new key belongs to key rotation.
+// Which keys there are is config's business; sealing anew under another one that of `key-rotation.ts`.
 
 import {
   createCipheriv,
@@ -48,6 +48,7 @@ export function createSealer(keys: Config['encryptionKeys'], deploymentId: strin
   if (primaryKeyId === undefined) throw new TypeError('A sealer needs at least one key.')
   if (deploymentId === '') throw new TypeError('A sealer needs the id of its deployment.')
   const ring = keyRing(keys)
+  const prefix = sealedPrefix(primaryKeyId)
 
   function keyOf(keyId: string, context: SealContext): KeyObject {
     const key = ring.get(keyId)
@@ -71,14 +72,7 @@ export function createSealer(keys: Config['encryptionKeys'], deploymentId: strin
       const cipher = createCipheriv('aes-256-gcm', key, nonce, { authTagLength: TAG_BYTES })
       cipher.setAAD(associatedData(primaryKeyId, deploymentId, context))
       const ciphertext = Buffer.concat([cipher.update(secret, 'utf8'), cipher.final()])
-      const kid = Buffer.from(primaryKeyId, 'utf8')
-      return Buffer.concat([
-        Buffer.of(FORMAT_VERSION, kid.length),
-        kid,
-        nonce,
-        ciphertext,
-        cipher.getAuthTag(),
-      ])
+      return Buffer.concat([prefix, nonce, ciphertext, cipher.getAuthTag()])
     },
 
     open(context, sealed) {
@@ -149,6 +143,12 @@ export function createChainKeys(keys: Config['encryptionKeys'], deploymentId: st
 export function sealedKeyId(sealed: Buffer): string | undefined {
   const parts = readSealed(sealed)
   return typeof parts === 'string' ? undefined : parts.keyId
+}
+
+/** Returns what every value begins with that this key seals, in the present format. */
+export function sealedPrefix(keyId: string): Buffer {
+  const kid = Buffer.from(keyId, 'utf8')
+  return Buffer.concat([Buffer.of(FORMAT_VERSION, kid.length), kid])
 }
 
 function keyRing(keys: Config['encryptionKeys']): ReadonlyMap<string, KeyObject> {

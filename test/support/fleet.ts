@@ -13,6 +13,7 @@ import {
   startAuthorizationServer,
 } from '../../demo/look-alike/authorization-server.ts'
 import { systemClock } from '../../src/clock.ts'
+import type { Config } from '../../src/config.ts'
 import { connectGrant } from '../../src/connect.ts'
 import { grantSealContext, parseUserKey, type UserKey } from '../../src/grant.ts'
 import { createAuthorizationServer } from '../../src/pagero.ts'
@@ -60,7 +61,10 @@ export interface Fleet {
   lookAlike: LookAlike
   /** The test's own connections; no fault touches them. */
   database: Database
+  /** Seals with the key of the replicas, and opens with further keys too. */
   sealer: Sealer
+  /** The environment of a replica, but for what is its own. */
+  env: Readonly<Record<string, string>>
   /** Between the replicas and PostgreSQL. */
   toDatabase: FaultProxy
   /** Between the replicas and the token endpoint. */
@@ -109,6 +113,7 @@ export async function setFleet(
     test?: Test
     graceSeconds?: number
     env?: Readonly<Record<string, string>>
+    furtherKeys?: Config['encryptionKeys']
   } & Pick<AuthorizationServerOptions, 'accessTokenLifeSeconds'>,
 ): Promise<Fleet> {
   const lookAlike = await startAuthorizationServer({
@@ -137,7 +142,8 @@ export async function setFleet(
   const { rows } = await database.pool.query<{ id: string }>(
     'select deployment_id as id from deployment',
   )
-  const sealer = createSealer([{ keyId: KEY_ID, key }], rows[0]?.id ?? '')
+  const keys = [{ keyId: KEY_ID, key }, ...(options.furtherKeys ?? [])]
+  const sealer = createSealer(keys, rows[0]?.id ?? '')
   const caller = await writeCallersFile(directory)
   const replicas: Replica[] = []
   let named = 0
@@ -205,6 +211,7 @@ export async function setFleet(
     lookAlike,
     database,
     sealer,
+    env,
     toDatabase,
     toServer,
     replicas,

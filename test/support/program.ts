@@ -19,7 +19,7 @@ export interface Program {
   /** Resolves with how long it took until the output matched, counted from the start of the program. */
   said(pattern: RegExp, limitMs: number): Promise<{ match: RegExpExecArray; tookMs: number }>
   /** Sends a signal to the process group, as a terminal does. */
-  signal(name: 'SIGINT' | 'SIGTERM'): void
+  signal(name: 'SIGINT' | 'SIGTERM' | 'SIGKILL'): void
   /** The exit code, or the signal that ended it. */
   exited: Promise<number | NodeJS.Signals | null>
 }
