@@ -19,6 +19,7 @@ import { CRASH_POINTS, withCrashPoint } from './crash-points.ts'
 import { describeUse, findToken } from './find-token.ts'
 import { renderOpenApi } from './http/render-openapi.ts'
 import { rotateKeys, SEALED_TABLES } from './key-rotation.ts'
+import { examine, type Finding } from './doctor.ts'
 import { createLog, printable } from './log.ts'
 import type { Credential } from './record-stores.ts'
 import { createCredentialUseStore } from './postgres/credential-use-store.ts'
@@ -34,6 +35,7 @@ import { text as readText } from 'node:stream/consumers'
 const USAGE = `broker <command>
 
   serve                     run the broker (settings come from the environment; see README.md)
+  doctor                    look whether everything is there that the broker needs, and say what to do; changes nothing
   migrate                   bring the database's schema up to this version, and exit
   accept-database           after a restore, or in a copy: confirm that nothing else uses its tokens
   audit verify              check that the audit record is whole: no row changed, moved or missing
@@ -57,6 +59,10 @@ CALLERS_FILE may be given as --file for the callers commands.
 
 /** Beyond the longest refresh a broken shutdown is cut short; the spool has what matters by then. */
 const SHUTDOWN_MARGIN_SECONDS = 10
+
+/** Columns of what the doctor says. */
+const LEVEL_CHARACTERS = 5
+const ABOUT_CHARACTERS = 10
 
 /** Errors that are told of while the process is being ended. */
 const SHUTDOWN_ERRORS_MAX = 10
@@ -116,6 +122,27 @@ async function serve(): Promise<void> {
 function die(): never {
   process.kill(process.pid, 'SIGKILL')
   throw new Error('the process outlived SIGKILL')
+}
+
+/** Prints a line for each thing that it looks at; exit code 1 when one is wrong. */
+async function examineAll(): Promise<void> {
+  const tell = ({ level, about, text }: Finding): void => {
+    if (level === 'wrong') process.exitCode = 1
+    print(`${level.padEnd(LEVEL_CHARACTERS)}  ${about.padEnd(ABOUT_CHARACTERS)}  ${text}`)
+  }
+  let config: Config
+  try {
+    config = readConfig(process.env)
+  } catch (error) {
+    if (!(error instanceof ConfigError)) throw error
+    for (const text of error.problems) tell({ level: 'wrong', about: 'settings', text })
+    return
+  }
+  tell({ level: 'ok', about: 'settings', text: 'all of them can be used' })
+  // What it finds it says itself, in words for a person.
+  const destination = { write: () => undefined }
+  const log = createLog({ level: 'error', replica: config.replicaName, destination })
+  await examine({ clock: systemClock, log }, config, tell)
 }
 
 async function migrateOnce(): Promise<void> {
@@ -379,6 +406,9 @@ async function run([command, ...rest]: string[]): Promise<void> {
   switch (command) {
     case 'serve':
       return serve()
+    case 'doctor':
+      if (rest.length !== 0) throw new UsageError()
+      return examineAll()
     case 'migrate':
       return migrateOnce()
     case 'accept-database':

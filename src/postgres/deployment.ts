@@ -78,6 +78,41 @@ export function claimDatabase({ db }: Pick<Database, 'db'>): Promise<'ours' | 'a
   })
 }
 
+/** Says what `claimDatabase` would, and claims nothing. */
+export function readClaim({ db }: Pick<Database, 'db'>): Promise<'ours' | 'another' | 'unclaimed'> {
+  return throughDatabase(async () => {
+    const { rows } = await sql<{ ours: boolean | null }>`
+      select database_identity = ${identity} as ours from deployment`.execute(db)
+    const ours = rows[0]?.ours ?? null
+    if (ours === null) return 'unclaimed'
+    return ours ? 'ours' : 'another'
+  })
+}
+
+export interface DatabaseServer {
+  /** As PostgreSQL counts it: 170002. */
+  version: number
+  versionText: string
+  /** A standby, or one that was told to be. */
+  isReadOnly: boolean
+  now: Date
+}
+
+/** Says what server it is, and what time it has. Needs no schema. */
+export function readServer({ db }: Pick<Database, 'db'>): Promise<DatabaseServer> {
+  return throughDatabase(async () => {
+    const { rows } = await sql<DatabaseServer>`
+      select current_setting('server_version_num')::int as version,
+        current_setting('server_version') as "versionText",
+        (pg_is_in_recovery() or current_setting('default_transaction_read_only')::boolean)
+          as "isReadOnly",
+        clock_timestamp() as now`.execute(db)
+    const [server] = rows
+    if (server === undefined) throw new Error('PostgreSQL did not say what it is.')
+    return server
+  })
+}
+
 /** Names those settings of the server, role or database under which a commit may be forgotten. */
 export function findUnsafeSettings({ db }: Pick<Database, 'db'>): Promise<string[]> {
   return throughDatabase(async () => {
