@@ -68,10 +68,10 @@ export function createAntiEntropy(
     let isApplied = true
     for (const entry of unknown) {
       if (ageSeconds.has(entry.attemptId)) continue
+      // What a failover took back has all its time before it again, whoever puts it back and whatever is heard of that.
+      applied.delete(entry.attemptId)
       const result = await applyFromSpool(entry)
       if (result === 'failed') isApplied = false
-      // What a failover took back is put back with all its time before it.
-      if (result === 'stored') applied.delete(entry.attemptId)
       if (result === 'stored' || result === 'already_stored') ageSeconds.set(entry.attemptId, 0)
     }
     // What could not be read may hold a successor: nobody may take that for applied.
@@ -159,30 +159,32 @@ export function createAntiEntropy(
   ): Promise<void> {
     // Where it comes back, it has all its time before it.
     for (const attemptId of applied.keys()) if (!spool.has(attemptId)) applied.delete(attemptId)
-    const confirmed: (Applied & { heldSeconds: number })[] = []
     const newest = new Map<string, number>()
-    for (const entry of applied.values()) {
-      const secondsAgo = ageSeconds.get(entry.attemptId)
-      if (secondsAgo === undefined) continue
-      const foundSecondsAgo = Math.max(0, askedAtMs - entry.foundAtMs) / 1000
-      const heldSeconds = secondsAgo > 0 ? secondsAgo : foundSecondsAgo
-      confirmed.push({ ...entry, heldSeconds })
-      newest.set(entry.loginId, Math.max(entry.generation, newest.get(entry.loginId) ?? 0))
+    for (const { loginId, attemptId, generation } of applied.values()) {
+      if (!ageSeconds.has(attemptId)) continue
+      newest.set(loginId, Math.max(generation, newest.get(loginId) ?? 0))
     }
-    const kept: typeof confirmed = []
-    for (const entry of confirmed) {
+    /** Undefined where it is not known to be applied. */
+    const heldSecondsOf = ({ attemptId, foundAtMs }: Applied): number | undefined => {
+      const secondsAgo = ageSeconds.get(attemptId)
+      return secondsAgo === 0 ? Math.max(0, askedAtMs - foundAtMs) / 1000 : secondsAgo
+    }
+    for (const entry of applied.values()) {
+      const heldSeconds = heldSecondsOf(entry)
+      if (heldSeconds === undefined) continue
       const isFollowed = entry.generation < (newest.get(entry.loginId) ?? 0)
-      if (!isFollowed && entry.heldSeconds < settings.spoolRetentionSeconds) kept.push(entry)
-      else if (!(await remove(entry.attemptId))) return
+      if (!isFollowed && heldSeconds < settings.spoolRetentionSeconds) continue
+      if (!(await remove(entry.attemptId))) return
     }
     const surplus = spool.surplus()
     if (surplus === 0) return
-    const early = kept
+    const early = [...applied.values()]
+      .map((entry) => ({ attemptId: entry.attemptId, heldSeconds: heldSecondsOf(entry) ?? 0 }))
       .filter(({ heldSeconds }) => heldSeconds >= CROWDED_RETENTION_SECONDS)
       .toSorted((a, b) => b.heldSeconds - a.heldSeconds)
       .slice(0, surplus)
     for (const { attemptId } of early) if (!(await remove(attemptId))) return
-    log.warn('spool_crowded', { count: early.length })
+    if (early.length > 0) log.warn('spool_crowded', { count: early.length })
   }
 
   /** False when the disk takes no changes: what must be applied has been, and the next pass tries again. */

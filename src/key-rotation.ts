@@ -15,7 +15,7 @@ import { codeVerifierSealContext } from './login.ts'
 import { pendingSealContext } from './pending-grant.ts'
 import type { Clock, SealContext, Sealer } from './ports.ts'
 import { revocationSealContext } from './revocation.ts'
-import { sealedPrefix } from './seal.ts'
+import { sealedKeyId, sealedPrefix } from './seal.ts'
 
 /** Every table with a sealed column. */
 export const SEALED_TABLES: readonly SealedTable[] = [
@@ -27,9 +27,12 @@ export const SEALED_TABLES: readonly SealedTable[] = [
 
 /** Rows that a statement looks at, and locks for some milliseconds. */
 const BATCH = 200
-/** Rows that are locked, or written, in the same moment are left to the next pass. */
-const PASSES_MAX = 10
-const PAUSE_MS = 200
+/**
+ * What is written behind a pass, or written or locked while it comes by, is left to the next one. The last one must find
+ * nothing.
+ */
+const PASSES_MAX = 30
+const PAUSE_MS = 500
 
 /** Unreadable rows that are told of; they have one reason mostly. */
 const TOLD_MAX = 20
@@ -45,16 +48,17 @@ export interface UnreadableRow {
 export interface KeyRotation {
   /** Rows sealed anew, by table. */
   counts: Record<SealedTable, number>
-  /** Rows with a value that does not open: its key is missing, or it was changed. */
-  unreadableCount: number
+  /** Rows with a value that does not open, because its key is missing or it was changed: how many need which key. */
+  unreadableCounts: Record<string, number>
   /** The first of them. */
   unreadable: UnreadableRow[]
-  /** Rows that somebody wrote each time in between: a replica may still seal with another key. */
-  missedCount: number
+  /** Rows that the last pass still found: they are locked, or somebody seals with another key. */
+  leftCount: number
 }
 
 /**
- * Seals everything in the database with the first key. Any number of these, and of replicas, may run at once.
+ * Seals everything in the database with the first key. Any number of these, and of replicas, may run at once; they come to
+ * an end when all have the same first key.
  *
  * @throws BrokerError `temporarily_unavailable` when the database is away; what has been sealed by then stays so
  */
@@ -65,18 +69,24 @@ export async function rotateKeys(ports: {
 }): Promise<KeyRotation> {
   const rotation: KeyRotation = {
     counts: { grants: 0, pending_grants: 0, revocations: 0, login_transactions: 0 },
-    ...{ unreadableCount: 0, unreadable: [], missedCount: 0 },
+    ...{ unreadableCounts: {}, unreadable: [], leftCount: 0 },
   }
   for (let pass = 1; pass <= PASSES_MAX; pass += 1) {
-    Object.assign(rotation, { unreadableCount: 0, unreadable: [], missedCount: 0 })
+    Object.assign(rotation, { unreadableCounts: {}, unreadable: [], leftCount: 0 })
+    const before = sum(rotation.counts)
     for (const table of SEALED_TABLES) await rotateTable(ports, table, rotation)
-    if (rotation.missedCount === 0) break
-    await ports.clock.sleep(PAUSE_MS)
+    if (rotation.leftCount === 0) break
+    // Those that it found and could not write are in the hands of somebody for a while.
+    if (sum(rotation.counts) - before < rotation.leftCount) await ports.clock.sleep(PAUSE_MS)
   }
   return rotation
 }
 
-/** Goes through the table once, and adds to `rotation` what it has done. */
+function sum(counts: Readonly<Record<string, number>>): number {
+  return Object.values(counts).reduce((total, count) => total + count, 0)
+}
+
+/** Goes through the table once, and adds to `rotation` what it has found and done. */
 async function rotateTable(
   { sealer, sealedValues }: { sealer: Sealer; sealedValues: SealedValueStore },
   table: SealedTable,
@@ -95,19 +105,30 @@ async function rotateTable(
         readable.push({ row, sealed: sealAnew(sealer, row) })
       } catch (error) {
         if (!(error instanceof BrokerError && error.code === 'integrity_failure')) throw error
-        rotation.unreadableCount += 1
-        if (rotation.unreadable.length === TOLD_MAX) continue
-        const user = 'user' in row ? row.user : undefined
-        rotation.unreadable.push({ user, detail: error.detail })
+        noteUnreadable(rotation, row, error)
       }
     }
-    const replaced = await sealedValues.replaceSealed(table, readable, sealer.primaryKeyId)
-    rotation.counts[table] += replaced
-    rotation.missedCount += readable.length - replaced
+    rotation.leftCount += readable.length
+    rotation.counts[table] += await sealedValues.replaceSealed(table, readable, sealer.primaryKeyId)
   }
 }
 
-/** All values of a row, or none: its column `key_id` speaks for all of them. */
+function noteUnreadable(
+  { unreadable, unreadableCounts }: KeyRotation,
+  row: SealedRow,
+  { detail }: BrokerError,
+): void {
+  const values = Object.values(row.sealed).filter((value) => value !== null)
+  for (const keyId of new Set(
+    values.map((value) => sealedKeyId(value) ?? 'a key that is not told'),
+  )) {
+    unreadableCounts[keyId] = (unreadableCounts[keyId] ?? 0) + 1
+  }
+  if (unreadable.length === TOLD_MAX) return
+  unreadable.push({ user: 'user' in row ? row.user : undefined, detail })
+}
+
+/** All values of a row, or none: its column `key_id` names one key. */
 function sealAnew(sealer: Sealer, row: SealedRow): SealedRow['sealed'] {
   return Object.fromEntries(
     Object.entries(row.sealed).map(([column, value]) => {

@@ -26,7 +26,7 @@ import { createCredentialUseStore } from './postgres/credential-use-store.ts'
 import { type Database, openDatabase } from './postgres/database.ts'
 import { createAuditStore } from './postgres/audit-store.ts'
 import { acceptDatabase, readDeploymentId } from './postgres/deployment.ts'
-import { migrate } from './postgres/migrate.ts'
+import { migrate, readSchemaState } from './postgres/migrate.ts'
 import { createSealedValueStore } from './postgres/sealed-value-store.ts'
 import { createChainKeys, createSealer } from './seal.ts'
 import { readFile } from 'node:fs/promises'
@@ -41,7 +41,8 @@ const USAGE = `broker <command>
   audit verify              check that the audit record is whole: no row changed, moved or missing
   tokens find               read an access token, or its SHA-256, from standard input, and print who had it
   keys generate [ID]        print a new entry for ENCRYPTION_KEYS
-  keys rotate               seal everything in the database with the first of ENCRYPTION_KEYS, beside running replicas
+  keys rotate ID            seal everything in the database with this key, the first of ENCRYPTION_KEYS; beside running
+                            replicas
   callers add NAME          add a caller to CALLERS_FILE and print its API key, once
       --rights a,b          token:read, proxy:call, grant:read, grant:manage, ops:read
       --users a,b           user keys it may name; * stands for any run of characters
@@ -225,34 +226,40 @@ function generateKey([
   print(`${keyId}:${randomBytes(32).toString('base64')}`)
 }
 
-async function rotateKeysOnce(): Promise<void> {
+/** The key is named, so that nobody goes back to the old one with settings of the step before. */
+async function rotateKeysOnce(keyId: string): Promise<void> {
   await withDatabase(async (database, config) => {
+    if (config.encryptionKeys[0]?.keyId !== keyId) {
+      throw new Error('The key to seal with must be the first of ENCRYPTION_KEYS.')
+    }
+    if ((await readSchemaState(database)) !== 'current') {
+      throw new Error('The database has the schema of another version. Use that version.')
+    }
     const sealer = createSealer(config.encryptionKeys, await readDeploymentId(database))
-    const { counts, unreadableCount, unreadable, missedCount } = await rotateKeys({
-      clock: systemClock,
-      sealer,
-      sealedValues: createSealedValueStore(database.db),
-    })
-    const isWhole = unreadableCount === 0 && missedCount === 0
-    await recordAsOperator(database, config, {
-      action: 'keys_rotated',
-      actor: 'operator',
-      outcome: isWhole ? 'succeeded' : 'failed',
-      details: { keyId: sealer.primaryKeyId },
-    })
+    const sealedValues = createSealedValueStore(database.db)
+    const rotation = await rotateKeys({ clock: systemClock, sealer, sealedValues })
+    const { counts, unreadableCounts, unreadable, leftCount } = rotation
     for (const table of SEALED_TABLES) print(`${table}: ${counts[table]} rows sealed anew`)
     for (const { user, detail } of unreadable) {
       print(`left as it is: ${user === undefined ? '' : `of user ${printable(user)}: `}${detail}`)
     }
-    if (unreadableCount > unreadable.length)
-      print(`and ${unreadableCount - unreadable.length} more`)
-    if (missedCount > 0) {
-      print(
-        `left: ${missedCount} rows that changed meanwhile. Run it again when every replica has the new order of keys.`,
-      )
+    for (const [needed, count] of Object.entries(unreadableCounts)) {
+      print(`left as they are: ${count} rows that need ${printable(needed)}`)
     }
-    if (isWhole) print(`Everything in the database is sealed with ${sealer.primaryKeyId}.`)
+    if (leftCount > 0) {
+      print(`left: ${leftCount} rows that are locked, or that somebody seals with another key.`)
+    }
+    const isWhole = unreadable.length === 0 && leftCount === 0
+    if (isWhole) print(`Everything in the database is sealed with ${keyId}.`)
     else process.exitCode = 1
+    // What has changed nothing is no event, and may have none of the keys that the record knows.
+    if (Object.values(counts).every((count) => count === 0)) return
+    await recordAsOperator(database, config, {
+      action: 'keys_rotated',
+      actor: 'operator',
+      outcome: isWhole ? 'succeeded' : 'failed',
+      details: { keyId },
+    })
   })
 }
 
@@ -422,8 +429,8 @@ async function run([command, ...rest]: string[]): Promise<void> {
       return findTokenUses()
     case 'keys':
       if (rest[0] === 'generate') return generateKey(rest.slice(1))
-      if (rest.length !== 1 || rest[0] !== 'rotate') throw new UsageError()
-      return rotateKeysOnce()
+      if (rest.length !== 2 || rest[0] !== 'rotate') throw new UsageError()
+      return rotateKeysOnce(rest[1] ?? '')
     case 'callers':
       return callers(rest[0], rest.slice(1))
     case 'openapi':

@@ -298,7 +298,7 @@ export const SETTINGS = [
     name: 'SPOOL_RETENTION_SECONDS',
     default: '900',
     meaning:
-      'How long an entry is kept once stored, or until a later one of its login is: longer than a database failover takes.',
+      'How long an entry is kept once stored, or until a later one of its login is: longer than a database failover takes. Of more than 90,000 the oldest go after a minute.',
   },
   {
     name: 'HEARTBEAT_SECONDS',

@@ -22,10 +22,10 @@ import { createHoldings } from './spool-holdings.ts'
 import type { Log, Spool } from './ports.ts'
 import type { SuccessorId } from './grant-stores.ts'
 
-/** An entry takes a block of 4 kB at most. Each login that was refreshed in the last 15 minutes has one, and what is not applied. */
+/** An entry takes a block of 4 kB as a rule. Each login that was refreshed in the last 15 minutes has one, and what is not applied. */
 const ENTRIES_MAX = 100_000
 /** Above this part of it applied entries go before their time, so that it fills up only with what is not applied. */
-const CROWDED = 0.75
+const CROWDED = 0.9
 /** Above this part of it the spool reports itself as not writable, so that what is in flight still finds room. */
 const NEARLY_FULL = 0.95
 /** Entries that are written together at most. */

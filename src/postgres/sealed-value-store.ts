@@ -1,6 +1,7 @@
 // Sealed values wherever they stand, for whoever seals them anew. That they are still the ones that were read is decided by
-// the statement that replaces them: each has a nonce of its own, so equal bytes are the same value.
+// the statement that replaces them, by their hashes: each has a nonce of its own, so equal bytes are the same value.
 
+import { hash } from 'node:crypto'
 import { type Kysely, type RawBuilder, sql } from 'kysely'
 import type { RowKey, SealedRow, SealedTable, SealedValueStore } from '../grant-stores.ts'
 import { throughDatabase } from './database.ts'
@@ -90,13 +91,13 @@ export function createSealedValueStore(db: Kysely<Tables>): SealedValueStore {
         ]
         const names = ['key']
         for (const [index, name] of sealed.entries()) {
-          lists.push(sql`${rows.map(({ row }) => row.sealed[name] ?? null)}::bytea[]`)
+          lists.push(sql`${rows.map(({ row }) => hashOf(row.sealed[name]))}::bytea[]`)
           lists.push(sql`${rows.map((anew) => anew.sealed[name] ?? null)}::bytea[]`)
           names.push(`before_${index}`, `anew_${index}`)
         }
         const isAsRead = sealed.map(
           (name, index) =>
-            sql`${sql.ref(`t.${name}`)} is not distinct from ${sql.ref(`given.before_${index}`)}`,
+            sql`sha256(${sql.ref(`t.${name}`)}) is not distinct from ${sql.ref(`given.before_${index}`)}`,
         )
         const changes = sealed.map(
           (name, index) => sql`${sql.ref(name)} = ${sql.ref(`given.anew_${index}`)}`,
@@ -116,6 +117,10 @@ export function createSealedValueStore(db: Kysely<Tables>): SealedValueStore {
         return replaced.length
       }),
   }
+}
+
+function hashOf(value: Buffer | null | undefined): Buffer | null {
+  return value ? hash('sha256', value, 'buffer') : null
 }
 
 function rowOf(table: SealedTable, row: Row): SealedRow {
