@@ -3,7 +3,7 @@
 
 import { access, readdir, readFile, stat } from 'node:fs/promises'
 import { constants } from 'node:fs'
-import { connect as connectPlain, type Socket } from 'node:net'
+import { connect as connectPlain, isIP, type Socket } from 'node:net'
 import { dirname, resolve } from 'node:path'
 import { connect as connectTls } from 'node:tls'
 import { parseCallers } from './callers-file.ts'
@@ -216,7 +216,8 @@ async function examineSpool({ spoolDir }: Config, say: Say): Promise<void> {
   const root = resolve(spoolDir)
   try {
     if ((await stat(root).catch(() => undefined)) === undefined) {
-      await access(await existingAbove(root), constants.W_OK)
+      // As a directory: a file that may be written is of no use.
+      await access(`${await existingAbove(root)}/.`, constants.W_OK)
       say('note', about, 'The directory of SPOOL_DIR is made at the start.')
       return
     }
@@ -276,7 +277,8 @@ function failureOf(
       ? connectTls({
           host,
           port: Number(port || 443),
-          servername: host,
+          // A name alone may be told: for an address the certificate is compared with the address.
+          ...(isIP(host) === 0 ? { servername: host } : {}),
           lookup,
           minVersion: 'TLSv1.2',
           rejectUnauthorized: true,
