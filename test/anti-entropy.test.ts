@@ -161,6 +161,34 @@ t.test(
   },
 )
 
+t.test(
+  'the oldest is the one that was applied first, in whatever order they are found',
+  async (t) => {
+    const { ports, identity, connect, successorOf, database, disk, outcomeOf, pass, server } =
+      setUp()
+    const applyAnother = async (attemptId: string) => {
+      const loginId = `00000000-0000-4000-8000-00000000000${attemptId}`
+      const { user, generation } = connect(attemptId, { loginId })
+      // The ledger tells when it was applied.
+      database.arm({
+        ...{ user, loginId, generation, attemptId, tokenDigest: Buffer.from('digest') },
+        ...{ ...identity, cause: 'expiry', leaseSeconds: 60 },
+      })
+      disk.set(attemptId, { ...successorOf(user, attemptId, 2), loginId })
+      await outcomeOf(createAntiEntropy(ports, SETTINGS, identity).runOnce())
+      await pass(10)
+    }
+    for (const attemptId of ['a', 'b', 'c']) await applyAnother(attemptId)
+    const found = [...disk].toReversed()
+    disk.clear()
+    for (const [attemptId, successor] of found) disk.set(attemptId, successor)
+    await pass(50)
+    server.entriesMax = 1
+    await outcomeOf(createAntiEntropy(ports, SETTINGS, identity).runOnce())
+    t.strictSame([...disk.keys()], ['c'])
+  },
+)
+
 t.test('what is not applied stays in a crowded spool for as long as it takes', async (t) => {
   const { antiEntropy, keep, outcomeOf, disk, server, faults, pass } = setUp()
   keep('a')
