@@ -8,6 +8,7 @@ import { dirname, resolve } from 'node:path'
 import { connect as connectTls } from 'node:tls'
 import { parseCallers } from './callers-file.ts'
 import type { Config } from './config.ts'
+import { deepestCodeOf } from './errors.ts'
 import type { Clock, Ports } from './ports.ts'
 import { type Database, openDatabase } from './postgres/database.ts'
 import {
@@ -70,7 +71,11 @@ async function examineCallers({ callersFile }: Config, say: Say): Promise<void> 
   try {
     text = await readFile(callersFile, 'utf8')
   } catch (error) {
-    say('wrong', about, `CALLERS_FILE cannot be read (${codeOf(error)}). Run: broker callers add`)
+    say(
+      'wrong',
+      about,
+      `CALLERS_FILE cannot be read (${deepestCodeOf(error)}). Run: broker callers add`,
+    )
     return
   }
   try {
@@ -229,7 +234,11 @@ async function examineSpool({ spoolDir }: Config, say: Say): Promise<void> {
       say('note', about, `${unreadable.length} damaged files lie in it, set aside (….unreadable).`)
     }
   } catch (error) {
-    say('wrong', about, `SPOOL_DIR takes no entries (${codeOf(error)}): it must be ours to write.`)
+    say(
+      'wrong',
+      about,
+      `SPOOL_DIR takes no entries (${deepestCodeOf(error)}): it must be ours to write.`,
+    )
   }
 }
 
@@ -290,7 +299,7 @@ function failureOf(
     }
     socket.setTimeout(HOST_LIMIT_MS, () => end('ETIMEDOUT'))
     socket.once(isTls ? 'secureConnect' : 'connect', () => end(undefined))
-    socket.once('error', (error) => end(codeOf(error)))
+    socket.once('error', (error) => end(deepestCodeOf(error)))
   })
 }
 
@@ -318,20 +327,4 @@ function examineChoices({ pagero, allowUnsafeDatabase }: Config, say: Say): void
       'ALLOW_UNSAFE_DATABASE is true: for tests, never for grants that matter.',
     )
   }
-}
-
-function codeOf(error: unknown): string {
-  return error instanceof Error && 'code' in error && typeof error.code === 'string'
-    ? error.code
-    : 'no answer'
-}
-
-/** The code of what lies beneath: a refused connection, a SQLSTATE. */
-function deepestCodeOf(error: unknown): string {
-  let code = codeOf(error)
-  for (let cause = error; cause instanceof Error; cause = cause.cause) {
-    const own = codeOf(cause)
-    if (own !== 'no answer') code = own
-  }
-  return code
 }

@@ -102,3 +102,14 @@ export function unavailable(
 ): BrokerError {
   return new BrokerError('temporarily_unavailable', detail, { retryAfterSeconds, ...extensions })
 }
+
+/** The code of what lies beneath an error, for an operator: a refused connection, a SQLSTATE; `no answer` where there is none. */
+export function deepestCodeOf(error: unknown): string {
+  let code = 'no answer'
+  for (let cause = error; cause instanceof Error; cause = cause.cause) {
+    // The broker's own code says what it means for a caller.
+    if (cause instanceof BrokerError) continue
+    if ('code' in cause && typeof cause.code === 'string') code = cause.code
+  }
+  return code
+}

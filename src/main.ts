@@ -6,7 +6,7 @@ import { randomBytes, randomUUID } from 'node:crypto'
 import { parseArgs } from 'node:util'
 import closeWithGrace from 'close-with-grace'
 import { startBroker } from './broker.ts'
-import { BrokerError } from './errors.ts'
+import { BrokerError, deepestCodeOf } from './errors.ts'
 import { addCaller, addKey } from './add-caller.ts'
 import { type CallerEntry, parseCallers } from './callers-file.ts'
 import { checkCaller } from './check-caller.ts'
@@ -393,14 +393,6 @@ function sentenceOf(error: unknown): string {
     return `The database of DATABASE_URL cannot be reached (${deepestCodeOf(error)}).`
   }
   return error instanceof Error ? error.message : 'failed'
-}
-
-function deepestCodeOf(error: Error): string {
-  let code = 'no answer'
-  for (let cause: unknown = error; cause instanceof Error; cause = cause.cause) {
-    if (cause !== error && 'code' in cause && typeof cause.code === 'string') code = cause.code
-  }
-  return code
 }
 
 class UsageError extends Error {}
