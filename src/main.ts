@@ -2,6 +2,8 @@
 // The command line, and the only file of the product that touches `process`. It reads the settings, starts what was
 // asked for, and ends it in order.
 
+// oxlint-disable-next-line import/no-unassigned-import -- it must come before everything that the others do
+import './tick-shape.ts'
 import { randomBytes, randomUUID } from 'node:crypto'
 import { parseArgs } from 'node:util'
 import closeWithGrace from 'close-with-grace'

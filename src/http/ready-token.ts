@@ -9,6 +9,7 @@ import type { Caller, Callers } from '../callers.ts'
 import { hasBody } from '../forward-upload.ts'
 import { parseUserKey, type UserKey } from '../grant.ts'
 import type { Audit } from '../record-stores.ts'
+import { createEnding } from './answer-together.ts'
 import type { AppSettings } from './app.ts'
 import { gatewayUserOf, readAskedCall } from './forward-auth-call.ts'
 import { FORWARD_AUTH_PATH } from './forward-auth-routes.ts'
@@ -46,6 +47,8 @@ export function createReadyTokenAnswers(
 ): Required<Pick<AppSettings, 'answersAtOnce' | 'takesAtOnce'>> {
   const { callers, limits, accessTokens, isOverloaded, jsonOf, tokenFields, gatewayFields, audit } =
     parts
+
+  const end = createEnding()
 
   function askedOf(request: IncomingMessage): Asked | undefined {
     if (request.method !== 'GET' || hasBody(request)) return undefined
@@ -87,7 +90,7 @@ export function createReadyTokenAnswers(
       requestId: requestIdOf(request),
       fingerprint: token.fingerprint,
     })
-    response.end(text, 'latin1')
+    end(response, text)
   }
 
   /** Resolves to false when the route is to answer: with the error, if there is one. */
