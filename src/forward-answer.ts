@@ -19,6 +19,8 @@ export interface AnswerSettings extends Omit<AnswerContext, 'status'> {
   bytesMax: number
   /** How long the client may leave the broker waiting with bytes that it does not read. */
   idleTimeoutMs: number
+  /** Ends an answer with a text; see `answer-together.ts`. */
+  endTogether: (response: ServerResponse, text: string) => void
 }
 
 /** The upstream has more to say than this broker passes on. */
@@ -36,6 +38,8 @@ export interface Answer {
    * @throws AnswerTooLargeError
    */
   write(chunk: Buffer): boolean
+  /** Whether its last byte has been given: nothing can be added. */
+  isEnded(): boolean
   /** Ends the answer, if its last byte has not done so already. */
   end(): void
   /** Lets go of the response. */
@@ -60,6 +64,7 @@ export function openAnswer(
   const isUploading = () => withBody && !request.readableEnded
   let status: number | undefined
   let bytes = 0
+  let isGivenWhole = false
   let bytesExpected: number | undefined
   let slowReaderTimer: NodeJS.Timeout | undefined
 
@@ -67,6 +72,7 @@ export function openAnswer(
     clearTimeout(slowReaderTimer)
     reader.onReadable()
   }
+  const isEnded = () => isGivenWhole || response.writableEnded
   const count = (more: number) => {
     bytes += more
     if (bytes > settings.bytesMax) throw new AnswerTooLargeError()
@@ -77,6 +83,7 @@ export function openAnswer(
     // No getter: V8 makes a hidden class for each object that has one, and keeps with it, until the next large collection,
     // all that the getter sees; that was a third of what a call costs.
     status: () => status,
+    isEnded,
     begin(receivedStatus, received) {
       const fields = answerFields(received, { ...settings, status: receivedStatus })
       const length = fieldOf(fields, 'content-length')
@@ -98,7 +105,8 @@ export function openAnswer(
       if (bytes === bytesExpected && !isUploading()) {
         // As text of as many characters Node sends it with the head; the bytes are the same.
         const isSmall = chunk.length === bytes && bytes <= ONE_WRITE_BYTES_MAX
-        if (isSmall) response.end(chunk.toString('latin1'), 'latin1')
+        isGivenWhole = true
+        if (isSmall) settings.endTogether(response, chunk.toString('latin1'))
         else response.end(chunk)
         return true
       }
@@ -109,7 +117,7 @@ export function openAnswer(
     },
     end() {
       clearTimeout(slowReaderTimer)
-      if (!response.writableEnded) endAnswer(request, response)
+      if (!isEnded()) endAnswer(request, response)
     },
     release() {
       clearTimeout(slowReaderTimer)

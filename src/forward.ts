@@ -6,6 +6,7 @@ import type { IncomingMessage, ServerResponse } from 'node:http'
 import type { LookupFunction } from 'node:net'
 import type { Readable } from 'node:stream'
 import { type Dispatcher, errors, Pool } from 'undici'
+import { createEnding } from './answer-together.ts'
 import type { Config } from './config.ts'
 import { type AnswerSettings, openAnswer } from './forward-answer.ts'
 import { asForwardError, proxyStatusOf, upstreamRefused } from './forward-failure.ts'
@@ -77,6 +78,7 @@ export interface Forwarder {
 interface Line {
   pool: Pool
   queue: ForwardQueue
+  endTogether: AnswerSettings['endTogether']
 }
 
 /** One client request with what its attempts share. */
@@ -126,7 +128,7 @@ export function createForwarder(settings: ForwardSettings): Forwarder {
     // Whoever waits for the first byte of an answer waits for the connection too.
     waitMs: settings.headersTimeoutMs,
   })
-  const line: Line = { pool, queue }
+  const line: Line = { pool, queue, endTogether: createEnding() }
 
   return {
     async forward(request, response, call) {
@@ -188,18 +190,15 @@ async function renewedToken({ request, call }: Exchange, status: number): Promis
  * when the upstream refuses the credential.
  * @throws BrokerError while nothing has been written
  */
-function attempt(
-  { pool, queue }: Line,
-  exchange: Exchange,
-  accessToken: string,
-): Promise<AttemptEnd> {
+function attempt(line: Line, exchange: Exchange, accessToken: string): Promise<AttemptEnd> {
+  const { pool, queue } = line
   const { request, response, upload, call } = exchange
   return new Promise((resolve, reject) => {
     let upstream: Dispatcher.DispatchController | undefined
     let isSent = false
     let over = false
     let leaveQueue = () => {}
-    const answer = openAnswer(request, response, answerSettings(exchange), {
+    const answer = openAnswer(request, response, answerSettings(exchange, line), {
       onReadable: () => upstream?.resume(),
       onStalled: () => cut(),
     })
@@ -233,7 +232,7 @@ function attempt(
       finish(false)
     }
     const fail = (failure: unknown) => {
-      if (over || response.writableEnded) return
+      if (over || answer.isEnded()) return
       if (answer.status() !== undefined) {
         cut()
         return
@@ -243,7 +242,7 @@ function attempt(
       reject(asForwardError(failure))
     }
     const onTotalTimeout = () => {
-      if (response.writableEnded) cut()
+      if (answer.isEnded()) cut()
       else fail(new errors.HeadersTimeoutError('total timeout'))
     }
     const onClose = () => finish(response.writableFinished)
@@ -309,7 +308,10 @@ function requestOptions(
   }
 }
 
-function answerSettings({ call, settings, origin }: Exchange): AnswerSettings {
+function answerSettings(
+  { call, settings, origin }: Exchange,
+  { endTogether }: Pick<Line, 'endTogether'>,
+): AnswerSettings {
   return {
     viaPseudonym: settings.viaPseudonym,
     requestUrl: origin + call.target,
@@ -317,6 +319,7 @@ function answerSettings({ call, settings, origin }: Exchange): AnswerSettings {
     brokerFields: call.responseHeaders,
     bytesMax: settings.responseBytesMax,
     idleTimeoutMs: settings.idleTimeoutMs,
+    endTogether,
   }
 }
 

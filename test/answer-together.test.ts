@@ -5,7 +5,7 @@ import { createServer, get } from 'node:http'
 import type { AddressInfo } from 'node:net'
 import { text } from 'node:stream/consumers'
 import t, { type Test } from 'tap'
-import { createEnding } from '../src/http/answer-together.ts'
+import { createEnding } from '../src/answer-together.ts'
 
 /** Serves each path as its own answer. `onRequest` is called with the number of each request, before it is answered. */
 async function startServer(t: Test, onRequest: (count: number) => void): Promise<number> {

@@ -5,11 +5,11 @@
 
 import type { IncomingHttpHeaders, IncomingMessage, ServerResponse } from 'node:http'
 import type { AccessTokens, FreshToken } from '../access-token.ts'
+import { createEnding } from '../answer-together.ts'
 import type { Caller, Callers } from '../callers.ts'
 import { hasBody } from '../forward-upload.ts'
 import { parseUserKey, type UserKey } from '../grant.ts'
 import type { Audit } from '../record-stores.ts'
-import { createEnding } from './answer-together.ts'
 import type { AppSettings } from './app.ts'
 import { gatewayUserOf, readAskedCall } from './forward-auth-call.ts'
 import { FORWARD_AUTH_PATH } from './forward-auth-routes.ts'
