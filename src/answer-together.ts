@@ -4,12 +4,13 @@
 
 import type { ServerResponse } from 'node:http'
 
-/** Answers that wait for one another: what the first of them waits is then less than two milliseconds. */
+/** Answers that wait for one another: what the first of them waits for the others is then less than two milliseconds. */
 const TOGETHER_MAX = 64
 
 /**
  * Makes what ends responses together. Their heads must have been given with `writeHead`; `text` is of Latin-1 characters.
- * A response whose connection is gone by then is left.
+ * To end one whose connection
+ * has gone by then does nothing.
  */
 export function createEnding(): (response: ServerResponse, text: string) => void {
   let responses: ServerResponse[] = []
@@ -21,7 +22,7 @@ export function createEnding(): (response: ServerResponse, text: string) => void
     responses = []
     texts = []
     for (const [index, response] of ending.entries()) {
-      if (!response.destroyed) response.end(ofEach[index], 'latin1')
+      response.end(ofEach[index], 'latin1')
     }
   }
 

@@ -61,7 +61,7 @@ export function refuseBeforeRouting(
     const refusal = refusalOf(request)
     // Nothing is upgraded here, but Node reads no further request behind one that asks for it.
     if (request.headers.upgrade !== undefined) response.shouldKeepAlive = false
-    // What is answered before this returns is never under way, and need not be kept account of.
+    // These are out before the turn ends; what could be written in their place meanwhile waits: see `refuseUnrouted`.
     if (refusal === undefined && early.answersAtOnce(request, response)) return
     parts.connections.begin(request, response, () => {
       if (refusal !== undefined) answerRefusal(parts, request, response, refusal)
@@ -70,7 +70,11 @@ export function refuseBeforeRouting(
   }
 }
 
-/** Answers what a server does not tell its listener of requests: faults of the parser, CONNECT, and expectations. */
+/**
+ * Answers what a server does not tell its listener of requests: faults of the parser, CONNECT, and expectations. The first
+ * two come in the middle of a turn, in which answers to requests before them may be waiting to be sent together: so they
+ * are told after those.
+ */
 export function refuseUnrouted(server: Server, parts: RefusalParts): void {
   const { listener, headers, connections } = parts
   const refuse = (socket: Socket, error: BrokerError, fields = {}) => {
@@ -86,12 +90,12 @@ export function refuseUnrouted(server: Server, parts: RefusalParts): void {
     const socket = stream as Socket
     const refusal = parserRefusalOf(error, socket)
     if (refusal === undefined) socket.destroy()
-    else refuse(socket, refusal)
+    else setImmediate(refuse, socket, refusal)
   })
   server.on('connect', (_request, stream) => {
     // Node has let go of the socket, and with it of its errors.
     stream.on('error', () => stream.destroy())
-    refuse(stream as Socket, methodNotAllowed(), ALLOW)
+    setImmediate(refuse, stream as Socket, methodNotAllowed(), ALLOW)
   })
   server.on('checkExpectation', (request, response) => {
     connections.begin(request, response, () => {
