@@ -1,6 +1,6 @@
 // Answers that are at hand are written when all requests that have come in one turn of the event loop have been looked at.
-// Written one by one between requests, each would wake its client's process anew, which costs the kernel about a third of
-// what sending does.
+// Written one by one between requests, each would wake its client's process anew, which costs about a quarter of what
+// sending does.
 
 import type { ServerResponse } from 'node:http'
 
@@ -9,8 +9,7 @@ const TOGETHER_MAX = 64
 
 /**
  * Makes what ends responses together. Their heads must have been given with `writeHead`; `text` is of Latin-1 characters.
- * To end one whose connection
- * has gone by then does nothing.
+ * To end one whose connection has gone by then does nothing.
  */
 export function createEnding(): (response: ServerResponse, text: string) => void {
   let responses: ServerResponse[] = []

@@ -1,6 +1,6 @@
 #!/usr/bin/env node
-// The command line, and but for `tick-shape.ts` the only file of the product that touches `process`. It reads the settings, starts what was
-// asked for, and ends it in order.
+// The command line, and but for `tick-shape.ts` the only file of the product that touches `process`. It reads the
+// settings, starts what was asked for, and ends it in order.
 
 // oxlint-disable-next-line import/no-unassigned-import -- it must come before everything that the others do
 import './tick-shape.ts'
