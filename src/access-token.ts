@@ -79,7 +79,7 @@ export function createAccessTokens(
     user: UserKey,
     { minTtlSeconds: asked }: { minTtlSeconds?: number } = {},
   ): Promise<FreshToken> {
-    const known = cache.trusted(user) ?? (await read(user))
+    const known = await read(user)
     cache.noteUse(user)
     const { token } = known
     const halfLifeSeconds = (token?.lifeSeconds ?? DEFAULT_ACCESS_TOKEN_LIFE_SECONDS) / 2
@@ -105,7 +105,7 @@ export function createAccessTokens(
       if (asked !== undefined || secondsLeft(token) <= 0 || !isPassing(error)) throw error
       // A token that still lives is better than none; a life asked for aloud is a promise. It has been a while since the
       // grant was looked at, and it may have been closed or replaced meanwhile.
-      const { token: present } = cache.trusted(user) ?? (await read(user))
+      const { token: present } = await read(user)
       if (present === undefined || secondsLeft(present) <= 0) throw error
       return answerOf(present)
     }

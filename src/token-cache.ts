@@ -2,7 +2,7 @@
 // `tokenCacheTrustMs` after they were last checked, so that a revocation holds on every replica within that time and
 // without a broadcast. While PostgreSQL is away they are served up to the stale limit.
 
-import { hash } from 'node:crypto'
+import { crc32 } from 'node:zlib'
 import { LRUCache } from 'lru-cache'
 import { BrokerError, grantNotFound, unavailable } from './errors.ts'
 import { accessTokenSecondsLeft, type ServableGrant, type UserKey } from './grant.ts'
@@ -25,11 +25,12 @@ export interface KnownGrant {
 }
 
 export interface TokenCache {
-  /** What is known of the user's grant, if it was checked no longer ago than the trust allows. Costs a look-up. */
-  trusted(user: UserKey): KnownGrant | undefined
-  /** Returns its token alone, which costs less, and leaves on record that it was used. */
+  /**
+   * Returns the user's token, if its grant was checked no longer ago than the trust allows, and leaves on record that it was
+   * used. Costs a look-up.
+   */
   useTrusted(user: UserKey): ServedToken | undefined
-  /** Returns the same, however long ago it was checked: nothing to serve from. */
+  /** What is known of the user's grant, however long ago it was checked: nothing to serve from. */
   known(user: UserKey): KnownGrant | undefined
   /**
    * Returns what is known of the user's grant, checked no longer ago than the trust allows.
@@ -64,8 +65,8 @@ const NUMBER = {
   /** Monotonic instant before the read that confirmed it last. */
   checkedAtMs: 1,
   /**
-   * 48 bits of the digest of the ciphertext that the token was opened from: while it stays, so does what was opened. A row
-   * changed on purpose so that they agree gains nothing: what is served is what was opened before. NaN: of none.
+   * CRC-32 of the ciphertext that the token was opened from: while it stays, so does what was opened. A row changed on
+   * purpose so that they agree gains nothing: what is served is what was opened before. NaN: of none.
    */
   stored: 2,
   lifeSeconds: 3,
@@ -134,11 +135,6 @@ export function createTokenCache(
 
   const isTrusted = (place: Place): boolean => ageMs(place) <= settings.tokenCacheTrustMs
 
-  function trustedPlace(user: UserKey): Place | undefined {
-    const place = known.get(user)
-    return place !== undefined && isTrusted(place) ? place : undefined
-  }
-
   async function read(user: UserKey): Promise<KnownGrant> {
     const place = known.get(user)
     if (place !== undefined && isTrusted(place)) return grantAt(place)
@@ -168,7 +164,7 @@ export function createTokenCache(
     const { user, loginId, generation } = grant
     try {
       refuseDead(grant)
-      const stored = digestOf(grant)
+      const stored = checksumOf(grant)
       const place = known.get(user)
       if (place !== undefined && records.text(place, TEXT.loginId) === loginId) {
         // The same as at the last check, or a successor that is spooled and on its way into the row.
@@ -181,7 +177,7 @@ export function createTokenCache(
         }
       }
       const token = openLiveToken(sealer, grant, readAtMs)
-      return keep(user, { loginId, generation, token }, { stored, checkedAtMs: readAtMs })
+      return keep(user, { loginId, generation, token }, place, { stored, checkedAtMs: readAtMs })
     } catch (error) {
       known.delete(user)
       throw error
@@ -191,10 +187,10 @@ export function createTokenCache(
   function keep(
     user: UserKey,
     grant: KnownGrant,
+    before: Place | undefined,
     { stored, checkedAtMs }: { stored: number; checkedAtMs: number },
   ): KnownGrant {
     const { loginId, generation, token } = grant
-    const before = known.peek(user)
     const useNotedAtMs =
       before === undefined ? Number.NaN : records.number(before, NUMBER.useNotedAtMs)
     const { lifeSeconds = 0, expiresAtMs = 0, expiresAtEpochMs = 0 } = token ?? {}
@@ -242,18 +238,17 @@ export function createTokenCache(
     records.setNumber(place, NUMBER.useNotedAtMs, noted.useNotedAtMs ?? Number.NaN)
   }
 
-  const grantOf = (place: Place | undefined): KnownGrant | undefined =>
-    place === undefined ? undefined : grantAt(place)
-
   return {
-    trusted: (user) => grantOf(trustedPlace(user)),
     useTrusted(user) {
-      const place = trustedPlace(user)
-      if (place === undefined) return undefined
+      const place = known.get(user)
+      if (place === undefined || !isTrusted(place)) return undefined
       noteUseAt(place, user)
       return tokenAt(place)
     },
-    known: (user) => grantOf(known.peek(user)),
+    known(user) {
+      const place = known.peek(user)
+      return place === undefined ? undefined : grantAt(place)
+    },
     read,
     keepRow,
     forget: (user) => {
@@ -271,7 +266,7 @@ export function createTokenCache(
       }
       const checkedAtMs =
         cached === undefined ? clock.monotonicMs() : records.number(cached, NUMBER.checkedAtMs)
-      keep(user, { loginId, generation, token }, { stored: Number.NaN, checkedAtMs })
+      keep(user, { loginId, generation, token }, cached, { stored: Number.NaN, checkedAtMs })
     },
     noteUse(user) {
       const place = known.peek(user)
@@ -289,7 +284,6 @@ export function createTokenCache(
 }
 
 /** NaN where the row holds no access token. */
-function digestOf({ accessToken }: ServableGrant): number {
-  if (accessToken === null) return Number.NaN
-  return hash('sha256', accessToken.sealed, 'buffer').readUIntBE(0, 6)
+function checksumOf({ accessToken }: ServableGrant): number {
+  return accessToken === null ? Number.NaN : crc32(accessToken.sealed)
 }

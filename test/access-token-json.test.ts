@@ -3,7 +3,7 @@
 import t from 'tap'
 import type { FreshToken } from '../src/access-token.ts'
 import { fingerprintOf } from '../src/grant.ts'
-import { createAccessTokenJson } from '../src/http/access-token-json.ts'
+import { accessTokenJson, createAccessTokenJson } from '../src/http/access-token-json.ts'
 
 function tokenOf(accessToken: string, scope = ''): FreshToken {
   return {
@@ -38,6 +38,7 @@ t.test(
         t.same(JSON.parse(json), membersOf(token), `text ${index}, ${time} time`)
         t.match(json, /^[\x20-\x7e]+$/, 'so that its characters are its bytes')
       }
+      t.equal(accessTokenJson(token), jsonOf(token), `text ${index}, written once`)
     }
   },
 )

@@ -133,7 +133,7 @@ t.test(
       },
     }))
     const login: AuditEvent = { action: 'login_completed', actor: 'session', name: ALICE }
-    // More than there is room for, and one batch of 500 that is on its way.
+    // More than there is room for, and one batch of 200 that is on its way.
     for (let i = 0; i < 25_000; i += 1) audit.record(login)
     for (let i = 0; i < 30_000; i += 1) audit.record(handOut(`f${i % 10}`))
     isAway = false

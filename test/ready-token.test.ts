@@ -3,7 +3,6 @@
 import { createServer, request, type ServerResponse } from 'node:http'
 import type { AddressInfo } from 'node:net'
 import t, { type Test } from 'tap'
-import { createAccessTokenJson } from '../src/http/access-token-json.ts'
 import type { AuditEvent } from '../src/audit-event.ts'
 import { BrokerError } from '../src/errors.ts'
 import type { UserKey } from '../src/grant.ts'
@@ -90,7 +89,6 @@ async function serveAlone(
     callers,
     accessTokens: engine.accessTokens,
     isOverloaded: () => false,
-    jsonOf: createAccessTokenJson(),
     tokenFields: [],
     gatewayFields: [],
     audit: { record: (event) => void handedOut.push(event) },

@@ -1,5 +1,6 @@
-// The answer with an access token as text. Writing the same token as JSON again and again is a tenth of what such an
-// answer costs, so the text of tokens in demand is kept and only the seconds that are left are put in.
+// The answer with an access token as text: the members of the schema `AccessToken`, in ASCII alone. Writing the same token
+// as JSON again and again is a tenth of what such an answer costs, so the text of tokens in demand is kept and only the
+// seconds that are left are put in.
 
 import type { FreshToken } from '../access-token.ts'
 
@@ -15,7 +16,7 @@ interface Kept {
   after: string
 }
 
-/** Makes the writer of a listener. It writes the members of the schema `AccessToken`, in ASCII alone. */
+/** Makes the writer of a listener for tokens that may be asked for again and again. */
 export function createAccessTokenJson(): (token: FreshToken) => string {
   /** By fingerprint; without a text for those that were asked for once so far. */
   const kept = new Map<string, Kept | undefined>()
@@ -28,8 +29,17 @@ export function createAccessTokenJson(): (token: FreshToken) => string {
       text = textAround(token)
       kept.set(fingerprint, isInDemand ? text : undefined)
     }
-    return `${text.before}${token.expiresInSeconds}${text.after}`
+    return joined(text, token)
   }
+}
+
+/** Writes a token once, and keeps nothing. */
+export function accessTokenJson(token: FreshToken): string {
+  return joined(textAround(token), token)
+}
+
+function joined({ before, after }: Kept, token: FreshToken): string {
+  return `${before}${token.expiresInSeconds}${after}`
 }
 
 /** A fingerprint stands for a token, and not for its scope and its end; and nothing is served on its word alone. */

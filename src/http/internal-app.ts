@@ -11,7 +11,6 @@ import type { Ports } from '../ports.ts'
 import { createRateLimits, type RateLimitSettings } from '../rate-limit.ts'
 import type { QueueWorker } from '../queue.ts'
 import type { Revoker } from '../revocation.ts'
-import { createAccessTokenJson } from './access-token-json.ts'
 import { type App, buildApp, noteAnswered, SECURITY_HEADERS } from './app.ts'
 import {
   authorizeProxiedCall,
@@ -90,7 +89,6 @@ export function buildInternalApp(parts: InternalParts): Promise<App> {
   const { ports, callers, accessTokens, forwarder, settings } = parts
   const limits = createRateLimits(ports, settings.rateLimits)
   const auth: CallerAuth = { callers, limits, ports }
-  const jsonOf = createAccessTokenJson()
   const calls = {
     listener: 'internal',
     accessTokens,
@@ -109,7 +107,6 @@ export function buildInternalApp(parts: InternalParts): Promise<App> {
     isOverloaded: parts.overload?.isThere ?? (() => false),
     limits,
     accessTokens,
-    jsonOf,
     tokenFields: Object.entries({ ...SECURITY_HEADERS, ...TOKEN_FIELDS }).flat(),
     gatewayFields: Object.entries({ ...SECURITY_HEADERS, ...FORWARD_AUTH_FIELDS }).flat(),
     audit: ports.audit,
@@ -158,7 +155,7 @@ export function buildInternalApp(parts: InternalParts): Promise<App> {
       // Fastify takes text/plain for granted; every body here is JSON.
       app.removeContentTypeParser('text/plain')
       await registerOpenApi(app, 'internal')
-      registerTokenRoutes(app, { auth, accessTokens, jsonOf, audit: ports.audit })
+      registerTokenRoutes(app, { auth, accessTokens, audit: ports.audit })
       registerForwardAuthRoutes(app, { auth, accessTokens, ports })
       registerGrantRoutes(app, { auth, ports, revoker: parts.revoker, accessTokens })
       registerProxyRoutes(app, {

@@ -10,6 +10,7 @@ import type { Caller, Callers } from '../callers.ts'
 import { hasBody } from '../forward-upload.ts'
 import { parseUserKey, type UserKey } from '../grant.ts'
 import type { Audit } from '../record-stores.ts'
+import { accessTokenJson, createAccessTokenJson } from './access-token-json.ts'
 import type { AppSettings } from './app.ts'
 import { gatewayUserOf, readAskedCall } from './forward-auth-call.ts'
 import { FORWARD_AUTH_PATH } from './forward-auth-routes.ts'
@@ -26,7 +27,6 @@ export interface ReadyTokenParts {
   accessTokens: Pick<AccessTokens, 'ready' | 'isAtHand' | 'fresh'>
   /** Tells whether there is more to do than can be done: then what is not at hand is left to whoever refuses. */
   isOverloaded: () => boolean
-  jsonOf: (token: FreshToken) => string
   /** Fields of an answer with the token as its body, names and values in turn, but for its length. */
   tokenFields: readonly string[]
   /** Fields of an answer to a gateway, but for its length and the token. */
@@ -45,8 +45,8 @@ interface Asked {
 export function createReadyTokenAnswers(
   parts: ReadyTokenParts,
 ): Required<Pick<AppSettings, 'answersAtOnce' | 'takesAtOnce'>> {
-  const { callers, limits, accessTokens, isOverloaded, jsonOf, tokenFields, gatewayFields, audit } =
-    parts
+  const { callers, limits, accessTokens, isOverloaded, tokenFields, gatewayFields, audit } = parts
+  const keptJsonOf = createAccessTokenJson()
 
   const end = createEnding()
 
@@ -70,6 +70,7 @@ export function createReadyTokenAnswers(
   function answer(
     { caller, user, isGateway }: Asked,
     token: FreshToken,
+    jsonOf: (token: FreshToken) => string,
     request: IncomingMessage,
     response: ServerResponse,
   ): void {
@@ -103,7 +104,7 @@ export function createReadyTokenAnswers(
       const token = await accessTokens.fresh(asked.user)
       // Others may have used up meanwhile what the limits allow.
       if (!isWithinLimits(asked)) return false
-      answer(asked, token, request, response)
+      answer(asked, token, accessTokenJson, request, response)
       return true
     } catch (error) {
       keepFailure(request, error)
@@ -118,7 +119,7 @@ export function createReadyTokenAnswers(
       const token = accessTokens.ready(asked.user)
       if (token === undefined) return false
       try {
-        answer(asked, token, request, response)
+        answer(asked, token, keptJsonOf, request, response)
         return true
       } catch {
         return false

@@ -6,6 +6,7 @@ import Type from 'typebox'
 import type { AccessTokens, FreshToken } from '../access-token.ts'
 import type { ProblemCode } from '../errors.ts'
 import type { Audit } from '../record-stores.ts'
+import { accessTokenJson } from './access-token-json.ts'
 import type { App } from './app.ts'
 import { type CallerAuth, callerOf, requireCaller } from './caller-auth.ts'
 import { throwKeptFailure } from './kept-failure.ts'
@@ -75,7 +76,6 @@ export interface TokenRouteParts {
   auth: CallerAuth
   accessTokens: AccessTokens
   audit: Audit
-  jsonOf: (token: FreshToken) => string
 }
 
 /** Of every answer with a token. Most of them are given before the router is asked: see `ready-token.ts`. */
@@ -87,7 +87,7 @@ export const TOKEN_FIELDS = {
 
 /** `GET` and `POST /v1/users/{user}/access-token`; right `token:read`. */
 export function registerTokenRoutes(app: App, parts: TokenRouteParts): void {
-  const { accessTokens, audit, jsonOf } = parts
+  const { accessTokens, audit } = parts
   const hooks = requireCaller(parts.auth, 'token:read')
   app.addSchema(AccessToken)
 
@@ -101,7 +101,7 @@ export function registerTokenRoutes(app: App, parts: TokenRouteParts): void {
       requestId: request.id,
       fingerprint: token.fingerprint,
     })
-    return reply.headers(TOKEN_FIELDS).send(jsonOf(token))
+    return reply.headers(TOKEN_FIELDS).send(accessTokenJson(token))
   }
 
   app.get(

@@ -41,7 +41,7 @@ export type GrantRow = Pick<Selectable<Tables['grants']>, (typeof COLUMNS)[numbe
   read_at: Date
 }
 
-/** The columns of a {@link ServableGrant}. */
+/** The columns of a {@link ServableGrant}, its instants in milliseconds since 1970. */
 export type ServableRow = Pick<
   GrantRow,
   | 'user_id'
@@ -50,12 +50,13 @@ export type ServableRow = Pick<
   | 'state_reason'
   | 'generation'
   | 'access_token_sealed'
-  | 'access_token_requested_at'
-  | 'access_token_expires_at'
   | 'access_token_fingerprint'
   | 'scope'
-  | 'read_at'
->
+> & {
+  access_token_requested_at_ms: number | null
+  access_token_expires_at_ms: number | null
+  read_at_ms: number
+}
 
 export function servableGrantOf(row: ServableRow): ServableGrant {
   return {
@@ -64,16 +65,26 @@ export function servableGrantOf(row: ServableRow): ServableGrant {
     state: row.state,
     stateReason: row.state_reason,
     generation: row.generation,
-    accessToken: accessTokenOf(row),
+    accessToken: sealedAccessTokenOf(
+      row,
+      dateOf(row.access_token_requested_at_ms),
+      dateOf(row.access_token_expires_at_ms),
+    ),
     scope: row.scope,
-    readAt: row.read_at,
+    readAt: new Date(row.read_at_ms),
   }
 }
 
-function accessTokenOf(row: ServableRow): SealedAccessToken | null {
+function dateOf(epochMs: number | null): Date | null {
+  return epochMs === null ? null : new Date(epochMs)
+}
+
+function sealedAccessTokenOf(
+  row: Pick<GrantRow, 'access_token_sealed' | 'access_token_fingerprint'>,
+  requestedAt: Date | null,
+  expiresAt: Date | null,
+): SealedAccessToken | null {
   const sealed = row.access_token_sealed
-  const requestedAt = row.access_token_requested_at
-  const expiresAt = row.access_token_expires_at
   const fingerprint = row.access_token_fingerprint
   return sealed === null || requestedAt === null || expiresAt === null || fingerprint === null
     ? null
@@ -82,7 +93,18 @@ function accessTokenOf(row: ServableRow): SealedAccessToken | null {
 
 export function grantOf(row: GrantRow): Grant {
   return {
-    ...servableGrantOf(row),
+    user: row.user_id,
+    loginId: row.login_id,
+    state: row.state,
+    stateReason: row.state_reason,
+    generation: row.generation,
+    accessToken: sealedAccessTokenOf(
+      row,
+      row.access_token_requested_at,
+      row.access_token_expires_at,
+    ),
+    scope: row.scope,
+    readAt: row.read_at,
     refreshTokenSealed: row.refresh_token_sealed,
     keyId: row.key_id,
     pageroIssuer: row.pagero_issuer,

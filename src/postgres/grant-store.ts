@@ -16,7 +16,7 @@ import {
 import { createGrantUpkeep } from './grant-upkeep.ts'
 import { EVENT_COLUMNS, writeEvents } from './outbox-events.ts'
 import { prepare } from './prepared.ts'
-import { lifetimeFrom, now, seconds } from './time.ts'
+import { epochMsOf, lifetimeFrom, now, seconds } from './time.ts'
 
 /**
  * A replica that has met a new server is waited for as long as three replicas take to be called gone, one after the other:
@@ -168,14 +168,16 @@ export function createGrantStore(
       select ${GRANT_COLUMNS}, ${now} as read_at from grants where user_id = ${value('user')}`,
   )
 
-  // Column by column: what is not read need not be written as text here and parsed there.
+  // Column by column: what is not read need not be written as text here and parsed there. Instants as numbers: to read three
+  // of them as dates is a tenth of what is left behind of a row.
   const findMany = prepare<{ users: readonly UserKey[] }, ServableRow>(
     db,
     'find_many',
     (value) => sql`
       select user_id, login_id, state, state_reason, generation, access_token_sealed,
-        access_token_requested_at, access_token_expires_at, access_token_fingerprint, scope,
-        ${now} as read_at
+        ${epochMsOf(sql`access_token_requested_at`)} as access_token_requested_at_ms,
+        ${epochMsOf(sql`access_token_expires_at`)} as access_token_expires_at_ms,
+        access_token_fingerprint, scope, ${epochMsOf(now)} as read_at_ms
       from grants where user_id = any(${value('users')})`,
   )
 

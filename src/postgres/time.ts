@@ -17,6 +17,11 @@ export function createNow(db: Kysely<Tables>): () => Promise<Date> {
     })
 }
 
+/** The instant in milliseconds since 1970, with fractions; null of null. */
+export function epochMsOf(instant: RawBuilder<unknown>): RawBuilder<number | null> {
+  return sql<number | null>`(extract(epoch from ${instant}) * 1000)::float8`
+}
+
 /** A span of so many seconds; fractions count. */
 export function seconds(value: number | RawBuilder<number>): RawBuilder<unknown> {
   return sql`make_interval(secs => ${value})`
