@@ -26,7 +26,7 @@ export function createGrantReader(ports: {
   clock: Pick<Clock, 'monotonicMs'>
   grants: Pick<GrantStore, 'findMany'>
 }): (user: UserKey) => Promise<GrantReading> {
-  const waiting = new Map<UserKey, Waiter[]>()
+  let waiting = new Map<UserKey, Waiter[]>()
   let running = 0
   let scheduled = false
 
@@ -40,24 +40,34 @@ export function createGrantReader(ports: {
     })
   }
 
-  async function readBatch(): Promise<void> {
-    const batch = new Map<UserKey, Waiter[]>()
-    for (const [user, waiters] of waiting) {
-      if (batch.size === BATCH_MAX) break
-      batch.set(user, waiters)
-      waiting.delete(user)
+  /**
+   * A map of its own for each batch. In one that is filled and emptied all the time each table that V8 lets go of points to
+   * its successor, so that all that ever waited grows old with the first of them.
+   */
+  function takeBatch(): Map<UserKey, Waiter[]> {
+    const all = waiting
+    if (all.size <= BATCH_MAX) {
+      waiting = new Map()
+      return all
     }
+    const entries = [...all]
+    waiting = new Map(entries.slice(BATCH_MAX))
+    return new Map(entries.slice(0, BATCH_MAX))
+  }
+
+  async function readBatch(): Promise<void> {
+    const batch = takeBatch()
     if (batch.size === 0) return
     running += 1
     const readAtMs = ports.clock.monotonicMs()
     try {
-      const found = new Map<UserKey, ServableGrant>()
       for (const grant of await ports.grants.findMany([...batch.keys()])) {
-        found.set(grant.user, grant)
+        const waiters = batch.get(grant.user) ?? []
+        batch.delete(grant.user)
+        for (const { resolve } of waiters) resolve({ grant, readAtMs })
       }
-      for (const [user, waiters] of batch) {
-        const reading = { grant: found.get(user), readAtMs }
-        for (const { resolve } of waiters) resolve(reading)
+      for (const waiters of batch.values()) {
+        for (const { resolve } of waiters) resolve({ grant: undefined, readAtMs })
       }
     } catch (error) {
       for (const waiters of batch.values()) for (const { reject } of waiters) reject(error)

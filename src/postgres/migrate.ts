@@ -33,7 +33,7 @@ export type SchemaState = 'current' | 'missing' | 'newer'
 export async function migrate(database: Database): Promise<{ applied: string[] }> {
   // A connection of its own, without the limit that the broker's other statements have: rebuilding
   // a table, or waiting for the replica that does, takes as long as it takes.
-  const pool = new Pool({ ...database.pool.options, max: 1, query_timeout: 0 })
+  const pool = new Pool({ ...database.pool.options, max: 1 })
   // A lost connection also rejects the statement; the events alone would end the process.
   pool.on('error', () => {})
   pool.on('connect', (client) => client.on('error', () => {}))
