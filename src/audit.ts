@@ -16,7 +16,7 @@ export interface AuditRecord extends Audit {
   close(): Promise<void>
 }
 
-/** Events gather for this long before they are written. */
+/** Events gather for this long before they are written, or until they fill a statement. */
 const GATHER_MS = 250
 /** Equal events within this time are two rows at most: the first at once, the others as a count. */
 const COUNT_MS = 1_000
@@ -26,7 +26,7 @@ const BATCH_MAX = 200
 const WAITING_MAX = 10_000
 /** Room above that for events that cannot be counted: logins and the like. */
 const WAITING_RESERVE = 10_000
-/** Kinds of equal events that are counted at a time, about 300 bytes each: tokens in use within a second. */
+/** Kinds of equal events that are told apart at a time, 100 to 300 bytes each: tokens in use within a second. */
 const TALLIES_MAX = 50_000
 /** Rows that refusals may take in `COUNT_MS`; the others are counted by caller and action alone. */
 const REFUSAL_ROWS_MAX = 20
@@ -48,6 +48,12 @@ interface Tally {
   count: number
 }
 
+/**
+ * Events of one action by one actor, by what tells equal ones. Of one that came once the user alone is kept: most never
+ * come again.
+ */
+type Seen = Map<string, Tally | string>
+
 /** Opens the chain of this boot; its first row is written with the first batch. Any number of calls at once. */
 export function createAudit(
   ports: Pick<Ports, 'clock' | 'log' | 'auditEvents'>,
@@ -56,8 +62,7 @@ export function createAudit(
 ): AuditRecord {
   const { clock, log, auditEvents } = ports
   let waiting: Waiting[] = []
-  /** By action, then by actor, then by what tells equal events. */
-  const tallies = new Map<string, Map<string, Map<string, Tally>>>()
+  const groups = new Map<string, Seen>()
   let tallyCount = 0
   let tallyAtMs = 0
   let refusalRows = 0
@@ -71,6 +76,8 @@ export function createAudit(
   let isRunning = false
   let isClosed = false
   let writing: Promise<boolean> | undefined
+  /** Fewer rows than this wait for others. */
+  let writeFrom = BATCH_MAX
 
   function record(event: AuditEvent): void {
     if (isClosed) {
@@ -94,26 +101,26 @@ export function createAudit(
 
   /** The first of its kind is a row at once; those that follow within the time are added up. */
   function count(event: AuditEvent, key: string): void {
-    let byActor = tallies.get(event.action)
-    if (byActor === undefined) tallies.set(event.action, (byActor = new Map()))
-    const name = event.name ?? ''
-    let byKey = byActor.get(name)
-    if (byKey === undefined) byActor.set(name, (byKey = new Map()))
-    const tally = byKey.get(key)
-    if (tally === undefined) begin(event, byKey, key)
-    else if (tally.event.user === event.user && tally.event.actor === event.actor) tally.count += 1
+    const { action, actor, name = '', user = '' } = event
+    const groupName = `${action} ${actor} ${name}`
+    let seen = groups.get(groupName)
+    if (seen === undefined) groups.set(groupName, (seen = new Map()))
+    const known = seen.get(key)
+    if (known === undefined) begin(event, seen, key)
     // One account of Pagero that two users have connected may have one token.
-    else count(event, `${key} ${event.actor} ${event.user ?? ''}`)
+    else if (userOf(known) !== user) count(event, `${key} ${user}`)
+    else if (typeof known === 'string') seen.set(key, { event, count: 1 })
+    else known.count += 1
   }
 
-  function begin(event: AuditEvent, byKey: Map<string, Tally>, key: string): void {
+  function begin(event: AuditEvent, seen: Seen, key: string): void {
     if (tallyCount >= TALLIES_MAX) {
       if (waiting.length < WAITING_MAX) enqueue(event, 1)
       else dropped += 1
       return
     }
     const hasRoom = waiting.length < WAITING_MAX
-    byKey.set(key, { event, count: hasRoom ? 0 : 1 })
+    seen.set(key, hasRoom ? (event.user ?? '') : { event, count: 1 })
     tallyCount += 1
     if (!hasRoom) return
     enqueue(event, 1)
@@ -122,6 +129,7 @@ export function createAudit(
 
   function enqueue(event: AuditEvent, times: number): void {
     waiting.push({ event, count: times, atMs: clock.monotonicMs() })
+    if (waiting.length >= BATCH_MAX && !isAway) void write(BATCH_MAX)
   }
 
   /** Makes a row of every count; what nothing was added to is no longer counted. */
@@ -131,21 +139,21 @@ export function createAudit(
       enqueue({ action: 'events_dropped', actor: 'broker', outcome: 'failed' }, dropped)
       dropped = 0
     }
-    for (const [action, byActor] of tallies) {
-      for (const [name, byKey] of byActor) {
-        for (const [key, tally] of byKey) {
-          if (tally.count > 0) {
-            if (waiting.length >= roomFor) return
-            enqueue(withoutRequest(tally.event), tally.count)
-            tally.count = 0
-          } else {
-            byKey.delete(key)
-            tallyCount -= 1
-          }
+    for (const [groupName, seen] of groups) {
+      // Into a new map: to take most of them out of the one that is there costs more.
+      const still: Seen = new Map()
+      for (const [key, known] of seen) {
+        if (typeof known === 'string' || known.count === 0) {
+          tallyCount -= 1
+          continue
         }
-        if (byKey.size === 0) byActor.delete(name)
+        still.set(key, known)
+        if (waiting.length >= roomFor) continue
+        enqueue(withoutRequest(known.event), known.count)
+        known.count = 0
       }
-      if (byActor.size === 0) tallies.delete(action)
+      if (still.size === 0) groups.delete(groupName)
+      else groups.set(groupName, still)
     }
   }
 
@@ -158,24 +166,38 @@ export function createAudit(
         tallyAtMs = nowMs + COUNT_MS
         tallyUp()
       }
-      await writeWaiting()
+      await write(1)
     }
     isRunning = false
   }
 
-  /** Writes until nothing waits; false when PostgreSQL is away. One at a time. */
-  function writeWaiting(): Promise<boolean> {
-    writing ??= write().finally(() => (writing = undefined))
+  /** Writes until fewer than so many rows wait; false when PostgreSQL is away. One at a time, for whoever wants most. */
+  function write(rowsMin: number): Promise<boolean> {
+    writeFrom = Math.min(writeFrom, rowsMin)
+    writing ??= writeBatches().finally(() => {
+      writing = undefined
+      writeFrom = BATCH_MAX
+    })
     return writing
   }
 
-  async function write(): Promise<boolean> {
+  /** Writes all that has been recorded so far; false when PostgreSQL is away. */
+  async function writeAll(): Promise<boolean> {
+    do {
+      if (!(await write(1))) return false
+    } while (waiting.length > 0 || batch.length > 0)
+    return true
+  }
+
+  async function writeBatches(): Promise<boolean> {
     try {
-      while (waiting.length > 0 || batch.length > 0) {
+      while (waiting.length >= writeFrom || batch.length > 0) {
         if (batch.length === 0) {
           const now = await auditEvents.now()
           batch = link(waiting.slice(0, BATCH_MAX), now)
           waiting = waiting.slice(BATCH_MAX)
+          // What has come meanwhile waits for others again.
+          if (waiting.length === 0) writeFrom = BATCH_MAX
         }
         await auditEvents.append(batch)
         batch = []
@@ -226,14 +248,14 @@ export function createAudit(
     record,
     async flush() {
       tallyUp()
-      return writeWaiting()
+      return writeAll()
     },
     async close() {
       const givenUpAtMs = clock.monotonicMs() + CLOSE_LIMIT_MS
       isClosed = true
       tallyUp(Infinity)
       enqueue(CLOSED, 1)
-      while (!(await writeWaiting())) {
+      while (!(await writeAll())) {
         if (clock.monotonicMs() >= givenUpAtMs) {
           log.error('audit_events_lost', { count: waiting.length + batch.length })
           return
@@ -246,6 +268,10 @@ export function createAudit(
 
 const OPENED: AuditEvent = { action: 'chain_opened', actor: 'broker' }
 const CLOSED: AuditEvent = { action: 'chain_closed', actor: 'broker' }
+
+function userOf(seen: Tally | string): string {
+  return typeof seen === 'string' ? seen : (seen.event.user ?? '')
+}
 
 /** What sets apart events of one action that are not the same. */
 function keyOf({ actor, user, fingerprint, outcome, details }: AuditEvent): string {

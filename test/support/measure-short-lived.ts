@@ -25,11 +25,11 @@ async function leftBytesOf(turn: () => Promise<unknown>): Promise<number> {
   const repeat = async () => {
     for (let i = 1; i <= TURNS; i += 1) {
       await turn()
-      if (i % TURNS_BETWEEN === 0) void globalThis.gc?.({ type: 'minor' })
+      if (i % TURNS_BETWEEN === 0) globalThis.gc?.({ type: 'minor' })
     }
   }
   await repeat()
-  void globalThis.gc?.()
+  globalThis.gc?.()
   const beforeBytes = oldBytes()
   await repeat()
   return (oldBytes() - beforeBytes) / (TURNS * ROWS)
