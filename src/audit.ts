@@ -234,7 +234,7 @@ export function createAudit(
       requestId: event.requestId === undefined ? null : printable(event.requestId),
       fingerprint: event.fingerprint ?? null,
       count: times,
-      details: printableDetails(event.details ?? {}),
+      details: event.details === undefined ? NO_DETAILS : printableDetails(event.details),
       keyId: keys.primaryKeyId,
       previousHash: head,
     }
@@ -265,6 +265,8 @@ export function createAudit(
     },
   }
 }
+
+const NO_DETAILS: AuditDetails = {}
 
 const OPENED: AuditEvent = { action: 'chain_opened', actor: 'broker' }
 const CLOSED: AuditEvent = { action: 'chain_closed', actor: 'broker' }

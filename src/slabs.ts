@@ -88,10 +88,11 @@ export function createSlabs(record: { numbers: number; texts: number }): Slabs {
       if (numbers.length !== record.numbers || texts.length !== record.texts) {
         throw new TypeError('This record has not as many numbers and texts as the others.')
       }
-      const isPacked = texts.map((text) => isPackable(text))
-      const textBytes = texts.map((text, index) =>
-        isPacked[index] === true ? packedBytes(text) : Buffer.byteLength(text, 'utf8'),
-      )
+      const packed = texts.map((text) => (isPackable(text) ? text.split('.') : undefined))
+      const textBytes = texts.map((text, index) => {
+        const parts = packed[index]
+        return parts === undefined ? Buffer.byteLength(text, 'utf8') : packedBytes(parts)
+      })
       const cellBytes = cellBytesFor(textBytes.reduce((sum, length) => sum + length, headBytes))
       const number = withRoomFor(cellBytes)
       const place = ((number << CELL_BITS) | takeCell(slabs[number] as Slab)) as Place
@@ -102,9 +103,10 @@ export function createSlabs(record: { numbers: number; texts: number }): Slabs {
       let end = offset + headBytes
       texts.forEach((text, index) => {
         const length = textBytes[index] ?? 0
-        const flag = isPacked[index] === true ? PACKED : 0
-        if (flag === PACKED) pack(text, slab.bytes, end)
-        else slab.bytes.write(text, end, 'utf8')
+        const parts = packed[index]
+        if (parts === undefined) slab.bytes.write(text, end, 'utf8')
+        else pack(parts, slab.bytes, end)
+        const flag = parts === undefined ? 0 : PACKED
         slab.bytes.writeUInt32LE(flag + length, offset + lengthsFrom + index * LENGTH_BYTES)
         end += length
       })
@@ -183,14 +185,14 @@ function bytesOfPart(characters: number): number {
   return Math.ceil(characters / 4) * 3
 }
 
-function packedBytes(text: string): number {
-  return text.split('.').reduce((sum, { length }) => sum + LENGTH_BYTES + bytesOfPart(length), 0)
+function packedBytes(parts: readonly string[]): number {
+  return parts.reduce((sum, { length }) => sum + LENGTH_BYTES + bytesOfPart(length), 0)
 }
 
 /** Writes each part behind the number of its characters. */
-function pack(text: string, bytes: Buffer, from: number): void {
+function pack(parts: readonly string[], bytes: Buffer, from: number): void {
   let end = from
-  for (const part of text.split('.')) {
+  for (const part of parts) {
     bytes.writeUInt32LE(part.length, end)
     end += LENGTH_BYTES
     bytes.write(part.padEnd(Math.ceil(part.length / 4) * 4, 'A'), end, 'base64url')

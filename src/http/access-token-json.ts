@@ -62,8 +62,12 @@ function textAround({ accessToken, scope, expiresAt, fingerprint }: FreshToken):
   }
 }
 
+/** ASCII without what JSON escapes: what tokens are made of. */
+const PLAIN = /^[ !#-[\]-~]*$/
+
 /** A JSON string of ASCII alone: so that the characters of an answer are its bytes. */
 function quoted(text: string): string {
+  if (PLAIN.test(text)) return `"${text}"`
   return JSON.stringify(text).replace(
     // eslint-disable-next-line no-control-regex
     /[^\x20-\x7e]/g,
