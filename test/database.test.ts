@@ -2,6 +2,7 @@
 
 import { createServer } from 'node:net'
 import type { AddressInfo } from 'node:net'
+import { setTimeout as delay } from 'node:timers/promises'
 
 import { sql } from 'kysely'
 import type { Pool } from 'pg'
@@ -14,6 +15,7 @@ import {
   isDatabaseUnavailable,
   isUniqueViolation,
   openDatabase,
+  queriesOver,
   throughDatabase,
 } from '../src/postgres/database.ts'
 import type { Database } from '../src/postgres/database.ts'
@@ -155,6 +157,33 @@ t.test('a pool without a free connection is temporarily unavailable', async (t) 
   held.release()
   await database.db.selectFrom('grants').selectAll().execute()
 })
+
+t.test(
+  'a statement beyond its limit is given up, and its connection with it; its end comes to nobody',
+  async (t) => {
+    const { database } = await createTestDatabase(t)
+    const db = queriesOver(database.pool, { limitMs: 300 })
+    const backend = async () => {
+      const { rows } = await sql<{ id: number }>`select pg_backend_pid() as id`.execute(db)
+      return rows[0]?.id
+    }
+    const first = await backend()
+    t.equal(await backend(), first, 'otherwise it is used again')
+    const givenUp = throughDatabase(() => sql`select pg_sleep(1)`.execute(db))
+    await t.rejects(givenUp, { code: 'temporarily_unavailable', isUnwritten: false })
+    t.equal(database.pool.totalCount, 0, 'closed')
+    t.not(await backend(), first)
+    // It ends while another connection serves.
+    await sql`select pg_sleep(0.2)`.execute(db)
+    const [late, next] = await Promise.allSettled([
+      throughDatabase(() => sql`select pg_sleep(1)`.execute(db)),
+      throughDatabase(backend),
+    ])
+    t.match([late.status, next.status], ['rejected', 'fulfilled'])
+    await delay(1_000)
+    t.type(await backend(), 'number')
+  },
+)
 
 t.test('a connection that was demoted to read-only is not used again', async (t) => {
   const { url } = await createTestDatabase(t)
