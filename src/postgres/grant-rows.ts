@@ -1,7 +1,7 @@
 // Rows of grants as the core's records.
 
 import { type Selectable, sql } from 'kysely'
-import type { Grant, SealedAccessToken, ServableGrant } from '../grant.ts'
+import type { Grant, ServableGrant } from '../grant.ts'
 import type { Tables } from './tables.ts'
 
 const COLUMNS = [
@@ -59,52 +59,46 @@ export type ServableRow = Pick<
 }
 
 export function servableGrantOf(row: ServableRow): ServableGrant {
-  return {
-    user: row.user_id,
-    loginId: row.login_id,
-    state: row.state,
-    stateReason: row.state_reason,
-    generation: row.generation,
-    accessToken: sealedAccessTokenOf(
-      row,
-      dateOf(row.access_token_requested_at_ms),
-      dateOf(row.access_token_expires_at_ms),
-    ),
-    scope: row.scope,
+  return servableGrantAt(row, {
+    requestedAt: dateOf(row.access_token_requested_at_ms),
+    expiresAt: dateOf(row.access_token_expires_at_ms),
     readAt: new Date(row.read_at_ms),
-  }
+  })
 }
 
 function dateOf(epochMs: number | null): Date | null {
   return epochMs === null ? null : new Date(epochMs)
 }
 
-function sealedAccessTokenOf(
-  row: Pick<GrantRow, 'access_token_sealed' | 'access_token_fingerprint'>,
-  requestedAt: Date | null,
-  expiresAt: Date | null,
-): SealedAccessToken | null {
-  const sealed = row.access_token_sealed
-  const fingerprint = row.access_token_fingerprint
-  return sealed === null || requestedAt === null || expiresAt === null || fingerprint === null
-    ? null
-    : { sealed, requestedAt, expiresAt, fingerprint }
-}
-
-export function grantOf(row: GrantRow): Grant {
+function servableGrantAt(
+  row: Omit<ServableRow, `${string}_ms`>,
+  instants: { requestedAt: Date | null; expiresAt: Date | null; readAt: Date },
+): ServableGrant {
+  const { access_token_sealed: sealed, access_token_fingerprint: fingerprint } = row
+  const { requestedAt, expiresAt, readAt } = instants
   return {
     user: row.user_id,
     loginId: row.login_id,
     state: row.state,
     stateReason: row.state_reason,
     generation: row.generation,
-    accessToken: sealedAccessTokenOf(
-      row,
-      row.access_token_requested_at,
-      row.access_token_expires_at,
-    ),
+    accessToken:
+      sealed === null || requestedAt === null || expiresAt === null || fingerprint === null
+        ? null
+        : { sealed, requestedAt, expiresAt, fingerprint },
     scope: row.scope,
+    readAt,
+  }
+}
+
+export function grantOf(row: GrantRow): Grant {
+  const instants = {
+    requestedAt: row.access_token_requested_at,
+    expiresAt: row.access_token_expires_at,
     readAt: row.read_at,
+  }
+  return {
+    ...servableGrantAt(row, instants),
     refreshTokenSealed: row.refresh_token_sealed,
     keyId: row.key_id,
     pageroIssuer: row.pagero_issuer,
