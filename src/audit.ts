@@ -76,8 +76,9 @@ export function createAudit(
   let isRunning = false
   let isClosed = false
   let writing: Promise<boolean> | undefined
-  /** Fewer rows than this wait for others. */
-  let writeFrom = BATCH_MAX
+  /** Of the rows since the opening of the chain: how many have come to wait, and how many are stored. */
+  let enqueued = 0
+  let stored = 0
 
   function record(event: AuditEvent): void {
     if (isClosed) {
@@ -129,11 +130,16 @@ export function createAudit(
 
   function enqueue(event: AuditEvent, times: number): void {
     waiting.push({ event, count: times, atMs: clock.monotonicMs() })
-    if (waiting.length >= BATCH_MAX && !isAway) void write(BATCH_MAX)
+    enqueued += 1
+    writeIfFull()
   }
 
-  /** Makes a row of every count; what nothing was added to is no longer counted. */
-  function tallyUp(roomFor = WAITING_MAX): void {
+  /**
+   * Makes a row of every count; what nothing was added to is no longer counted. False when too many rows wait already to
+   * make them all.
+   */
+  function tallyUp(roomFor = WAITING_MAX): boolean {
+    let isWhole = true
     refusalRows = 0
     if (dropped > 0 && waiting.length < roomFor) {
       enqueue({ action: 'events_dropped', actor: 'broker', outcome: 'failed' }, dropped)
@@ -148,13 +154,17 @@ export function createAudit(
           continue
         }
         still.set(key, known)
-        if (waiting.length >= roomFor) continue
+        if (waiting.length >= roomFor) {
+          isWhole = false
+          continue
+        }
         enqueue(withoutRequest(known.event), known.count)
         known.count = 0
       }
       if (still.size === 0) groups.delete(groupName)
       else groups.set(groupName, still)
     }
+    return isWhole && dropped === 0
   }
 
   async function run(): Promise<void> {
@@ -166,42 +176,43 @@ export function createAudit(
         tallyAtMs = nowMs + COUNT_MS
         tallyUp()
       }
-      await write(1)
+      await writeThrough(enqueued)
     }
     isRunning = false
   }
 
-  /** Writes until fewer than so many rows wait; false when PostgreSQL is away. One at a time, for whoever wants most. */
-  function write(rowsMin: number): Promise<boolean> {
-    writeFrom = Math.min(writeFrom, rowsMin)
-    writing ??= writeBatches().finally(() => {
+  /** Writes until so many rows since the opening are stored; false when PostgreSQL is away. */
+  async function writeThrough(rows: number): Promise<boolean> {
+    for (;;) {
+      if (stored >= rows) return true
+      if (!(await write())) return false
+    }
+  }
+
+  function writeIfFull(): void {
+    if (waiting.length >= BATCH_MAX && !isAway) void write()
+  }
+
+  /** Writes a batch, or joins the one that is being written; false when PostgreSQL is away. */
+  function write(): Promise<boolean> {
+    writing ??= writeBatch().finally(() => {
       writing = undefined
-      writeFrom = BATCH_MAX
+      writeIfFull()
     })
     return writing
   }
 
-  /** Writes all that has been recorded so far; false when PostgreSQL is away. */
-  async function writeAll(): Promise<boolean> {
-    do {
-      if (!(await write(1))) return false
-    } while (waiting.length > 0 || batch.length > 0)
-    return true
-  }
-
-  async function writeBatches(): Promise<boolean> {
+  async function writeBatch(): Promise<boolean> {
     try {
-      while (waiting.length >= writeFrom || batch.length > 0) {
-        if (batch.length === 0) {
-          const now = await auditEvents.now()
-          batch = link(waiting.slice(0, BATCH_MAX), now)
-          waiting = waiting.slice(BATCH_MAX)
-          // What has come meanwhile waits for others again.
-          if (waiting.length === 0) writeFrom = BATCH_MAX
-        }
-        await auditEvents.append(batch)
-        batch = []
+      if (batch.length === 0) {
+        const now = await auditEvents.now()
+        batch = link(waiting.slice(0, BATCH_MAX), now)
+        waiting = waiting.slice(BATCH_MAX)
       }
+      await auditEvents.append(batch)
+      batch = []
+      // Nothing is dropped of what has come to wait.
+      stored = enqueued - waiting.length
       if (isAway) log.info('audit_resumed')
       isAway = false
       return true
@@ -247,15 +258,19 @@ export function createAudit(
   return {
     record,
     async flush() {
-      tallyUp()
-      return writeAll()
+      let isWhole: boolean
+      do {
+        isWhole = tallyUp()
+        if (!(await writeThrough(enqueued))) return false
+      } while (!isWhole)
+      return true
     },
     async close() {
       const givenUpAtMs = clock.monotonicMs() + CLOSE_LIMIT_MS
       isClosed = true
       tallyUp(Infinity)
       enqueue(CLOSED, 1)
-      while (!(await writeAll())) {
+      while (!(await writeThrough(enqueued))) {
         if (clock.monotonicMs() >= givenUpAtMs) {
           log.error('audit_events_lost', { count: waiting.length + batch.length })
           return

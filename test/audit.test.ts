@@ -198,3 +198,49 @@ t.test('rows cannot be changed or taken away by mistake', async (t) => {
     await t.rejects(database.pool.query(statement), { message: 'audit_events is append-only' })
   }
 })
+
+t.test('a flush after an outage stores the counts too for which there was no room', async (t) => {
+  let isAway = true
+  const { audit, database } = await startRecord(t, (inner) => ({
+    ...inner,
+    async append(rows) {
+      if (isAway) throw new Error('away')
+      await inner.append(rows)
+    },
+  }))
+  for (let i = 0; i < 12_000; i += 1) {
+    audit.record({ action: 'login_completed', actor: 'session', name: ALICE })
+  }
+  for (let i = 0; i < 100; i += 1) audit.record(handOut(`f${i % 10}`))
+  t.equal(await audit.flush(), false)
+  isAway = false
+  t.equal(await audit.flush(), true)
+  const { rows } = await database.pool.query<{ times: number }>(
+    `select sum(count)::integer as times from audit_events where action = 'token_handed_out'`,
+  )
+  t.equal(rows[0]?.times, 100)
+  await audit.close()
+})
+
+t.test('a flush waits for what came before it, however much comes after it', async (t) => {
+  const { audit, all } = await startRecord(t, (inner) => ({
+    ...inner,
+    async append(rows) {
+      await systemClock.sleep(20)
+      await inner.append(rows)
+    },
+  }))
+  let recorded = 0
+  const timer = setInterval(() => {
+    for (let i = 0; i < 10; i += 1) audit.record(handOut(`f${(recorded += 1)}`))
+  }, 2)
+  t.teardown(() => clearInterval(timer))
+  await systemClock.sleep(300)
+  const before = `f${recorded}`
+  const startedMs = performance.now()
+  t.equal(await audit.flush(), true)
+  t.ok(performance.now() - startedMs < 3_000)
+  clearInterval(timer)
+  t.ok((await all()).some(({ fingerprint }) => fingerprint === before))
+  await audit.close()
+})

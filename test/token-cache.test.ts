@@ -196,7 +196,6 @@ t.test('what was known stays what it was, though others have its place since', a
   t.equal(await tokenOf(BOB), 'token of bob')
   t.equal(alice.token?.accessToken, 'token of alice')
   t.equal(cache.useTrusted(ALICE), undefined)
-  t.equal(cache.useTrusted(ALICE), undefined)
   cache.noteUse(ALICE)
   t.equal(cache.useTrusted(BOB)?.accessToken, 'token of bob')
   // Where Alice's was, whose token was in demand.

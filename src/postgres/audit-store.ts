@@ -11,7 +11,7 @@ import { likePatternOf } from './user-patterns.ts'
 
 /** Makes the store of audit events. */
 export function createAuditStore({ db }: Pick<Database, 'db'>): AuditStore {
-  // As one JSON text: a parameter for each value of 500 rows would be 8,000 of them.
+  // As one JSON text: a parameter for each value of 200 rows would be 3,200 of them.
   const append = prepare<{ rows: string }>(
     db,
     'audit_append',

@@ -21,7 +21,7 @@ export interface DatabaseWorld {
 }
 
 /** As src/postgres/database.ts has it. */
-const QUERY_TIMEOUT_MS = 10_000
+const STATEMENT_LIMIT_MS = 10_000
 /** Of the statements that are not applied, those that fail sooner than this are refused by the server: every other one. */
 const REFUSAL_MS = 2
 
@@ -70,8 +70,8 @@ export function linkDatabase(
         return
       }
       if (fault === 'late') {
-        fail(QUERY_TIMEOUT_MS)
-        scheduler.after(QUERY_TIMEOUT_MS + faults.slowMs() / 4, () => {
+        fail(STATEMENT_LIMIT_MS)
+        scheduler.after(STATEMENT_LIMIT_MS + faults.slowMs() / 4, () => {
           if (!world.isDown() && database.startedAtMs === startedAtMs) apply()
         })
         return
