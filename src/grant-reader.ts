@@ -26,12 +26,16 @@ export function createGrantReader(ports: {
   clock: Pick<Clock, 'monotonicMs'>
   grants: Pick<GrantStore, 'findMany'>
 }): (user: UserKey) => Promise<GrantReading> {
-  let waiting = new Map<UserKey, Waiter[]>()
+  /**
+   * The batches to come, the next one first, each a map of its own: in one that is filled and emptied all the time each table
+   * that V8 lets go of points to its successor, so that all that ever waited grows old with the first of them.
+   */
+  const batches: Array<Map<UserKey, Waiter[]>> = []
   let running = 0
   let scheduled = false
 
   function schedule(): void {
-    if (scheduled || running >= CONCURRENT_QUERIES_MAX || waiting.size === 0) return
+    if (scheduled || running >= CONCURRENT_QUERIES_MAX || batches.length === 0) return
     scheduled = true
     setImmediate(() => {
       scheduled = false
@@ -40,24 +44,17 @@ export function createGrantReader(ports: {
     })
   }
 
-  /**
-   * A map of its own for each batch. In one that is filled and emptied all the time each table that V8 lets go of points to
-   * its successor, so that all that ever waited grows old with the first of them.
-   */
-  function takeBatch(): Map<UserKey, Waiter[]> {
-    const all = waiting
-    if (all.size <= BATCH_MAX) {
-      waiting = new Map()
-      return all
-    }
-    const entries = [...all]
-    waiting = new Map(entries.slice(BATCH_MAX))
-    return new Map(entries.slice(0, BATCH_MAX))
+  function enqueue(user: UserKey, waiter: Waiter): void {
+    const last = batches.at(-1)
+    const others = last?.get(user)
+    if (others !== undefined) others.push(waiter)
+    else if (last !== undefined && last.size < BATCH_MAX) last.set(user, [waiter])
+    else batches.push(new Map([[user, [waiter]]]))
   }
 
   async function readBatch(): Promise<void> {
-    const batch = takeBatch()
-    if (batch.size === 0) return
+    const batch = batches.shift()
+    if (batch === undefined) return
     running += 1
     const readAtMs = ports.clock.monotonicMs()
     try {
@@ -79,9 +76,7 @@ export function createGrantReader(ports: {
 
   return (user) =>
     new Promise((resolve, reject) => {
-      const waiters = waiting.get(user)
-      if (waiters === undefined) waiting.set(user, [{ resolve, reject }])
-      else waiters.push({ resolve, reject })
+      enqueue(user, { resolve, reject })
       schedule()
     })
 }

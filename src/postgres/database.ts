@@ -19,6 +19,7 @@ export type { Tables } from './tables.ts'
 
 export interface Database {
   db: Kysely<Tables>
+  /** For what is asked of it alone: its own statements have no limit in time. */
   pool: Pool
   /** Ends the pool after the statements in flight. May be called more than once. */
   close(): Promise<void>
@@ -133,16 +134,19 @@ function lendFrom(pool: Pool, { limitMs, log }: QueryParts): PostgresPool {
 
   function lend(client: PoolClient): PostgresPoolClient {
     let failed = false
+    let lost: ConnectionFailure | undefined
     const query = async (text: string, parameters: readonly unknown[]) => {
+      // The rollback that follows would wait as long again, and hide what was sent before it.
+      if (lost !== undefined) throw lost
       try {
         return await send(client, text, [...parameters])
       } catch (error) {
         // A server that says it is going away closes the connection a moment after; one that says
         // it is read-only was demoted, and only a new connection finds the new primary.
         failed ||= !(error instanceof DatabaseError) || isDatabaseUnavailable(error)
-        throw isProgrammerError(error) || error instanceof DatabaseError
-          ? error
-          : new ConnectionFailure(error, { wasSent: true })
+        if (isProgrammerError(error) || error instanceof DatabaseError) throw error
+        lost = new ConnectionFailure(error, { wasSent: true })
+        throw lost
       }
     }
     return {
@@ -169,11 +173,16 @@ function ask(
       limitMs === undefined
         ? undefined
         : setTimeout(() => reject(new Error('the statement took too long')), limitMs)
-    client.query(config, (error: Error | undefined, result: QueryResult) => {
+    try {
+      client.query(config, (error: Error | undefined, result: QueryResult) => {
+        clearTimeout(timer)
+        if (error) reject(error)
+        else resolve(result)
+      })
+    } catch (error) {
       clearTimeout(timer)
-      if (error) reject(error)
-      else resolve(result)
-    })
+      throw error
+    }
   })
 }
 
