@@ -79,7 +79,12 @@ export function createAccessTokens(
     user: UserKey,
     { minTtlSeconds: asked }: { minTtlSeconds?: number } = {},
   ): Promise<FreshToken> {
-    const known = await read(user)
+    let known: KnownGrant
+    try {
+      known = await cache.read(user)
+    } catch (error) {
+      throw await explained(error, user)
+    }
     cache.noteUse(user)
     const { token } = known
     const halfLifeSeconds = (token?.lifeSeconds ?? DEFAULT_ACCESS_TOKEN_LIFE_SECONDS) / 2

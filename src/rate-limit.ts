@@ -20,7 +20,7 @@ const BURST_SECONDS = 5
  */
 const KEYS_MAX = 50_000
 /** Above so many, those whose buckets are full again are forgotten: nothing is known of them that matters. */
-const KEYS_FEW = 1_000
+const KEYS_FEW = 200
 /** One key's refusals are told once in this time: a flood must not flood the log. */
 const NOTE_INTERVAL_MS = 10_000
 
@@ -104,6 +104,7 @@ function createRateLimiter(
     return bucket
   }
 
+  const allowsAll = (): boolean => allFullAtMs - clock.monotonicMs() <= emptyMs
   const waitMsOf = (bucket: Bucket, nowMs: number): number => bucket.fullAtMs - nowMs - emptyMs
 
   function refuseEmpty(key: string, bucket: Bucket, nowMs: number): void {
@@ -132,10 +133,11 @@ function createRateLimiter(
       if (bucket !== undefined) refuseEmpty(key, bucket, clock.monotonicMs())
     },
     allows(key) {
+      if (allowsAll()) return true
       const bucket = recent.get(key) ?? earlier.get(key)
       return bucket === undefined || waitMsOf(bucket, clock.monotonicMs()) <= 0
     },
-    allowsAll: () => allFullAtMs - clock.monotonicMs() - emptyMs <= 0,
+    allowsAll,
   }
 }
 

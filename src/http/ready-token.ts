@@ -41,6 +41,8 @@ interface Asked {
   isGateway: boolean
 }
 
+type Route = (request: IncomingMessage, response: ServerResponse) => void
+
 /** Makes the answers of a listener; see `AppSettings`. */
 export function createReadyTokenAnswers(
   parts: ReadyTokenParts,
@@ -94,22 +96,24 @@ export function createReadyTokenAnswers(
     end(response, text)
   }
 
-  /** Resolves to false when the route is to answer: with the error, if there is one. */
+  /** Leaves it to the route where there is no token to be had: with the error, if there is one. */
   async function answerFresh(
     asked: Asked,
     request: IncomingMessage,
     response: ServerResponse,
-  ): Promise<boolean> {
+    route: Route,
+  ): Promise<void> {
     try {
       const token = await accessTokens.fresh(asked.user)
       // Others may have used up meanwhile what the limits allow.
-      if (!isWithinLimits(asked)) return false
-      answer(asked, token, accessTokenJson, request, response)
-      return true
+      if (isWithinLimits(asked)) {
+        answer(asked, token, accessTokenJson, request, response)
+        return
+      }
     } catch (error) {
       keepFailure(request, error)
-      return false
     }
+    route(request, response)
   }
 
   return {
@@ -133,9 +137,7 @@ export function createReadyTokenAnswers(
       if (isOverloaded() && !accessTokens.isAtHand(asked.user)) return false
       // As Fastify does for its routes.
       response.on('error', () => response.destroy())
-      void answerFresh(asked, request, response).then((isAnswered) => {
-        if (!isAnswered) route(request, response)
-      })
+      void answerFresh(asked, request, response, route)
       return true
     },
   }

@@ -20,7 +20,7 @@ export function createAuditStore({ db }: Pick<Database, 'db'>): AuditStore {
         request_id, fingerprint, count, details, key_id, previous_hash, hash)
       select chain_id, sequence, at, replica, actor_kind, actor_name, action, user_id, outcome,
         request_id, fingerprint, count, details, key_id, decode(previous_hash, 'hex'), decode(hash, 'hex')
-      from jsonb_to_recordset(${value('rows')}::jsonb) as r (
+      from json_to_recordset(${value('rows')}::json) as r (
         chain_id uuid, sequence bigint, at timestamptz, replica text, actor_kind text, actor_name text,
         action text, user_id text, outcome text, request_id text, fingerprint text, count integer,
         details jsonb, key_id text, previous_hash text, hash text)
