@@ -10,6 +10,7 @@ import {
   type RefreshCause,
   type UserKey,
 } from './grant.ts'
+import { createGrantReader } from './grant-reader.ts'
 import { inTime } from './in-time.ts'
 import type { Ports } from './ports.ts'
 import type { LiveToken } from './live-token.ts'
@@ -74,6 +75,7 @@ export function createAccessTokens(
 ): AccessTokens {
   const { clock, log, grants } = ports
   const cache = createTokenCache(ports, settings)
+  const readWhole = createGrantReader(clock, (users) => grants.findMany(users))
 
   async function fresh(
     user: UserKey,
@@ -195,8 +197,7 @@ export function createAccessTokens(
     const joined = refresher.join(user)
     if (joined !== undefined) return keep(user, await joined)
     refresher.requireRoom()
-    const readAtMs = clock.monotonicMs()
-    const grant = await grants.find(user)
+    const { grant, readAtMs } = await readWhole(user)
     if (grant === undefined) throw grantNotFound()
     const moved = grant.loginId !== known.loginId || grant.generation > known.generation
     const newer = moved ? cache.keepRow(grant, readAtMs).token : undefined

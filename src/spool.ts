@@ -11,6 +11,7 @@ import {
   ENTRY_SUFFIX,
   type EntryFile,
   entryFiles,
+  holdDirectory,
   makeDirectory,
   place,
   probe,
@@ -60,6 +61,7 @@ export async function createSpool(
   const root = resolve(directory)
   await makeDirectory(root, log)
   await removeLeftovers(root)
+  const home = holdDirectory(root)
   /** The entries on disk: for the limit, and for what is to be removed, without reading the directory each time. */
   const held = createHoldings()
   for (const name of await entryFiles(root)) {
@@ -106,19 +108,19 @@ export async function createSpool(
   }
 
   async function writeBatch(batch: readonly Pending[]): Promise<void> {
-    const placed = await place(root, batch).catch(async (error: unknown) => {
+    const file = await place(home, batch).catch(async (error: unknown) => {
       const [only] = batch
       if (batch.length === 1) only?.reject(error)
       // Where there is no room for the file of all, there may be for some.
       else await Promise.all(batch.map((entry) => writeBatch([entry])))
     })
-    if (placed === undefined) return
+    if (file === undefined) return
     const emptied = held.add(
-      placed.file,
+      file,
       batch.map(({ attemptId }) => attemptId),
     )
     try {
-      await placed.syncDirectory()
+      await home.sync()
       for (const entry of batch) entry.resolve()
       // What was in them stands in another file now.
       for (const one of emptied) await rm(join(root, one)).catch(() => undefined)

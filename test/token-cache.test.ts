@@ -31,10 +31,10 @@ async function setUp(t: Test, options: { tokenCacheMax?: number } = {}): Promise
   const line = { isDown: false }
   const grants = {
     ...stored.grants,
-    async findMany(users: readonly UserKey[]) {
+    async findServable(users: readonly UserKey[]) {
       asked.push(...users)
       if (line.isDown) throw new BrokerError('temporarily_unavailable', 'The line is down.')
-      return stored.grants.findMany(users)
+      return stored.grants.findServable(users)
     },
   }
   const cache = createTokenCache(
