@@ -10,7 +10,6 @@ import {
   type RefreshCause,
   type UserKey,
 } from './grant.ts'
-import { createGrantReader } from './grant-reader.ts'
 import { inTime } from './in-time.ts'
 import type { Ports } from './ports.ts'
 import type { LiveToken } from './live-token.ts'
@@ -75,7 +74,6 @@ export function createAccessTokens(
 ): AccessTokens {
   const { clock, log, grants } = ports
   const cache = createTokenCache(ports, settings)
-  const readWhole = createGrantReader(clock, (users) => grants.findMany(users))
 
   async function fresh(
     user: UserKey,
@@ -197,7 +195,8 @@ export function createAccessTokens(
     const joined = refresher.join(user)
     if (joined !== undefined) return keep(user, await joined)
     refresher.requireRoom()
-    const { grant, readAtMs } = await readWhole(user)
+    const readAtMs = clock.monotonicMs()
+    const grant = await grants.find(user)
     if (grant === undefined) throw grantNotFound()
     const moved = grant.loginId !== known.loginId || grant.generation > known.generation
     const newer = moved ? cache.keepRow(grant, readAtMs).token : undefined

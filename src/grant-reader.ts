@@ -3,10 +3,11 @@
 
 import type { ServableGrant, UserKey } from './grant.ts'
 import type { Clock } from './ports.ts'
+import type { GrantStore } from './grant-stores.ts'
 
 /** A grant as read, with the monotonic instant before the read: never later than what it says. */
-export interface GrantReading<Found = ServableGrant> {
-  grant: Found | undefined
+export interface GrantReading {
+  grant: ServableGrant | undefined
   readAtMs: number
 }
 
@@ -15,24 +16,21 @@ const BATCH_MAX = 500
 /** Queries at once. One in flight while the next one gathers keeps both sides busy; more only makes batches small. */
 const CONCURRENT_QUERIES_MAX = 2
 
-interface Waiter<Found> {
-  resolve: (reading: GrantReading<Found>) => void
+interface Waiter {
+  resolve: (reading: GrantReading) => void
   reject: (error: unknown) => void
 }
 
-/**
- * Makes a reader of what `find` finds of users in one statement. The function it returns may be called any number of times at
- * once.
- */
-export function createGrantReader<Found extends { user: UserKey }>(
-  clock: Pick<Clock, 'monotonicMs'>,
-  find: (users: readonly UserKey[]) => Promise<Found[]>,
-): (user: UserKey) => Promise<GrantReading<Found>> {
+/** Makes the reader of a process. The function it returns may be called any number of times at once. */
+export function createGrantReader(ports: {
+  clock: Pick<Clock, 'monotonicMs'>
+  grants: Pick<GrantStore, 'findMany'>
+}): (user: UserKey) => Promise<GrantReading> {
   /**
    * The batches to come, the next one first, each a map of its own: in one that is filled and emptied all the time each table
    * that V8 lets go of points to its successor, so that all that ever waited grows old with the first of them.
    */
-  const batches: Array<Map<UserKey, Array<Waiter<Found>>>> = []
+  const batches: Array<Map<UserKey, Waiter[]>> = []
   let running = 0
   let scheduled = false
 
@@ -46,7 +44,7 @@ export function createGrantReader<Found extends { user: UserKey }>(
     })
   }
 
-  function enqueue(user: UserKey, waiter: Waiter<Found>): void {
+  function enqueue(user: UserKey, waiter: Waiter): void {
     const last = batches.at(-1)
     const others = last?.get(user)
     if (others !== undefined) others.push(waiter)
@@ -58,9 +56,9 @@ export function createGrantReader<Found extends { user: UserKey }>(
     const batch = batches.shift()
     if (batch === undefined) return
     running += 1
-    const readAtMs = clock.monotonicMs()
+    const readAtMs = ports.clock.monotonicMs()
     try {
-      for (const grant of await find([...batch.keys()])) {
+      for (const grant of await ports.grants.findMany([...batch.keys()])) {
         const waiters = batch.get(grant.user) ?? []
         batch.delete(grant.user)
         for (const { resolve } of waiters) resolve({ grant, readAtMs })

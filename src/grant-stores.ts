@@ -101,10 +101,8 @@ export interface Evidence {
 
 export interface GrantStore {
   find(user: UserKey): Promise<Grant | undefined>
-  /** The grants of those of the users that have one, in one statement. */
-  findMany(users: readonly UserKey[]): Promise<Grant[]>
-  /** The same, of each only what serving its token needs. */
-  findServable(users: readonly UserKey[]): Promise<ServableGrant[]>
+  /** Those of the users that have a grant, in one statement, and of each what serving its token needs. */
+  findMany(users: readonly UserKey[]): Promise<ServableGrant[]>
   /** Returns the database's instant of arming, or undefined when the row is not ours to arm. One autocommit statement. */
   arm(request: ArmRequest): Promise<{ armedAt: Date } | undefined>
   /**

@@ -48,10 +48,6 @@ const STACK_FRAMES_MAX = 12
 const CAUSE_DEPTH_MAX = 3
 /** Lines wait here while the reader of standard output is slow. Beyond it they are dropped: requests go on. */
 const BUFFER_BYTES_MAX = 16 * 1024 * 1024
-/** Lines below `warn` wait so long for others, to be written together: one by one they take a twentieth of a refresh. */
-const GATHER_MS = 10
-/** Characters that wait so: what is dropped for want of a reader is dropped in pieces no larger. */
-const GATHERED_MAX = 16_384
 /** How long an exit waits for a reader that does not read. */
 const FLUSH_WAIT_MS = 1000
 
@@ -89,28 +85,9 @@ export function createLog(settings: LogSettings): Log & { flush(): Promise<void>
   const { level, replica } = settings
   const standardOutput =
     settings.destination === undefined
-      ? // With `minLength` 1 what it is given is written at once; with 0 `flush` would not wait.
+      ? // With `minLength` 1 every line is still written at once; with 0 `flush` would not wait.
         openDestination({ dest: 1, sync: false, minLength: 1, maxLength: BUFFER_BYTES_MAX })
       : undefined
-  let gathered = ''
-  let gathering: NodeJS.Timeout | undefined
-
-  function writeGathered(): void {
-    clearTimeout(gathering)
-    gathering = undefined
-    const lines = gathered
-    gathered = ''
-    if (lines !== '') standardOutput?.write(lines)
-  }
-
-  const gatherer = {
-    write(line: string): void {
-      gathered += line
-      if (gathered.length >= GATHERED_MAX) writeGathered()
-      else gathering ??= setTimeout(writeGathered, GATHER_MS)
-    },
-  }
-
   const logger = pino(
     {
       level,
@@ -119,14 +96,12 @@ export function createLog(settings: LogSettings): Log & { flush(): Promise<void>
       timestamp: stdTimeFunctions.isoTime,
       formatters: { level: (label) => ({ level: label }) },
     },
-    settings.destination ?? gatherer,
+    standardOutput ?? (settings.destination as NonNullable<LogSettings['destination']>),
   )
 
   function at(lineLevel: Config['logLevel']): Log['info'] {
     return (event, fields) => {
-      if (!logger.isLevelEnabled(lineLevel)) return
-      logger[lineLevel](pickFields(fields), event)
-      if (lineLevel === 'warn' || lineLevel === 'error') writeGathered()
+      if (logger.isLevelEnabled(lineLevel)) logger[lineLevel](pickFields(fields), event)
     }
   }
 
@@ -139,7 +114,6 @@ export function createLog(settings: LogSettings): Log & { flush(): Promise<void>
     error: at('error'),
     async flush() {
       if (standardOutput === undefined) return
-      writeGathered()
       await new Promise<void>((resolve) => {
         const givenUp = setTimeout(resolve, FLUSH_WAIT_MS)
         // An error here means that nobody reads any more: there is nothing left to wait for.

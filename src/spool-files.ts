@@ -28,9 +28,6 @@ const UNREADABLE_SUFFIX = '.unreadable'
 /** A temporary file lives for milliseconds; one this old was left by a process that died. */
 const LEFTOVER_AGE_MS = 60_000
 
-/** How long a directory is held open. */
-const HELD_MS = 1_000
-
 /** A new file, whose content is on the disk when a write returns, as after fdatasync; that would be one more call. */
 const WRITE_DURABLY = constants.O_WRONLY | constants.O_CREAT | constants.O_EXCL | constants.O_DSYNC
 
@@ -40,62 +37,21 @@ export interface SpoolLine {
   text: string
 }
 
-/** A directory whose new names can be made durable. */
-export interface HeldDirectory {
-  path: string
-  /** Begins to open it, if it is not. */
-  prepare(): void
-  /** Resolves when every rename that has ended is durable. */
-  sync(): Promise<void>
-}
-
 /**
- * Holds a directory open for a second at a time: to open and close it for each batch is a third of the calls that one takes.
- * No longer, because another may be put in its place.
- */
-export function holdDirectory(path: string): HeldDirectory {
-  let held: Promise<FileHandle> | undefined
-
-  function hold(): Promise<FileHandle> {
-    if (held !== undefined) return held
-    const opening = open(path, 'r')
-    held = opening
-    // Whoever needs it hears of the failure; the next one tries again.
-    opening.catch(letGo)
-    setTimeout(letGo, HELD_MS).unref()
-
-    function letGo(): void {
-      if (held !== opening) return
-      held = undefined
-      // Closing waits for what is under way.
-      opening.then((handle) => handle.close()).catch(() => undefined)
-    }
-    return opening
-  }
-
-  return {
-    path,
-    prepare: () => void hold().catch(() => undefined),
-    async sync() {
-      const handle = await hold()
-      await handle.sync()
-    },
-  }
-}
-
-/**
- * Puts entries in their place and returns the file; its name is durable when the directory is synced, and only then are the
- * entries kept. Each call waits for its turn on a busy machine, so there are no more in a row than there must be.
+ * Puts entries in their place. Returns the file, and what makes its name durable too: they are kept when that has ended.
+ * Each call waits for its turn on a busy machine, so there are no more in a row than there must be.
  */
 export async function place(
-  directory: HeldDirectory,
+  root: string,
   batch: readonly SpoolLine[],
-): Promise<string> {
+): Promise<{ file: string; syncDirectory: () => Promise<void> }> {
   const [first] = batch
   const file =
     batch.length === 1 ? `${first?.attemptId}${ENTRY_SUFFIX}` : randomUUID() + ENTRIES_SUFFIX
-  directory.prepare()
-  const temporary = join(directory.path, temporaryName())
+  const opening = open(root, 'r')
+  // It is awaited below, unless something else fails first.
+  opening.catch(() => undefined)
+  const temporary = join(root, temporaryName())
   try {
     const handle = await open(temporary, WRITE_DURABLY, 0o600)
     try {
@@ -104,12 +60,28 @@ export async function place(
       await handle.close()
       throw error
     }
-    await Promise.all([handle.close(), rename(temporary, join(directory.path, file))])
+    await Promise.all([handle.close(), rename(temporary, join(root, file))])
   } catch (error) {
     await rm(temporary).catch(() => undefined)
+    close(await opening.catch(() => undefined))
     throw error
   }
-  return file
+  return {
+    file,
+    async syncDirectory() {
+      const directory = await opening
+      try {
+        await directory.sync()
+      } finally {
+        close(directory)
+      }
+    },
+  }
+}
+
+/** Nobody waits for it: what was to become durable is so by now, or has failed. */
+function close(handle: FileHandle | undefined): void {
+  handle?.close().catch(() => undefined)
 }
 
 /**

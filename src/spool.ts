@@ -11,7 +11,6 @@ import {
   ENTRY_SUFFIX,
   type EntryFile,
   entryFiles,
-  holdDirectory,
   makeDirectory,
   place,
   probe,
@@ -61,7 +60,6 @@ export async function createSpool(
   const root = resolve(directory)
   await makeDirectory(root, log)
   await removeLeftovers(root)
-  const home = holdDirectory(root)
   /** The entries on disk: for the limit, and for what is to be removed, without reading the directory each time. */
   const held = createHoldings()
   for (const name of await entryFiles(root)) {
@@ -108,19 +106,19 @@ export async function createSpool(
   }
 
   async function writeBatch(batch: readonly Pending[]): Promise<void> {
-    const file = await place(home, batch).catch(async (error: unknown) => {
+    const placed = await place(root, batch).catch(async (error: unknown) => {
       const [only] = batch
       if (batch.length === 1) only?.reject(error)
       // Where there is no room for the file of all, there may be for some.
       else await Promise.all(batch.map((entry) => writeBatch([entry])))
     })
-    if (file === undefined) return
+    if (placed === undefined) return
     const emptied = held.add(
-      file,
+      placed.file,
       batch.map(({ attemptId }) => attemptId),
     )
     try {
-      await home.sync()
+      await placed.syncDirectory()
       for (const entry of batch) entry.resolve()
       // What was in them stands in another file now.
       for (const one of emptied) await rm(join(root, one)).catch(() => undefined)

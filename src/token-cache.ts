@@ -86,7 +86,7 @@ export function createTokenCache(
   settings: { tokenCacheTrustMs: number; staleLimitSeconds: number; tokenCacheMax?: number },
 ): TokenCache {
   const { clock, sealer, grants } = ports
-  const readGrant = createGrantReader(clock, (users) => grants.findServable(users))
+  const readGrant = createGrantReader(ports)
   const noteUse = createLastUse<UserKey>(ports, (users) => grants.touch(users))
   const records = createSlabs({
     numbers: Object.keys(NUMBER).length,

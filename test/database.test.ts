@@ -72,7 +72,7 @@ t.test('what is refused for having been prepared is sent as any other from then 
     t.equal(await grants.find(NOBODY), undefined, what)
     t.match(log.events, [{ level: 'info', event: 'prepared_statements_off' }])
     log.events.length = 0
-    await grants.findServable([NOBODY])
+    await grants.findMany([NOBODY])
     t.strictSame(log.events, [], 'and it is told once')
     const after = await database.pool.query('select count(*)::int as n from pg_prepared_statements')
     t.ok(after.rows[0]?.n <= 1, 'nothing more is prepared')

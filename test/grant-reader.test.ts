@@ -12,9 +12,14 @@ t.test('many users are read by one query, and each gets its own grant', async (t
   const { grants, add } = await storedGrants(t)
   for (let i = 0; i < 20; i += 1) await add(userOf(i), `token ${i}`)
   const queries: Array<readonly UserKey[]> = []
-  const read = createGrantReader(standingClock(), (users) => {
-    queries.push(users)
-    return grants.findServable(users)
+  const read = createGrantReader({
+    clock: standingClock(),
+    grants: {
+      findMany(users) {
+        queries.push(users)
+        return grants.findMany(users)
+      },
+    },
   })
   const users = Array.from({ length: 21 }, (_, number) => userOf(number))
   // Each of them twice: two callers of one user share its row.
@@ -34,13 +39,18 @@ t.test('a query has 500 users at most, and two run at once at most', async (t) =
   const sizes: number[] = []
   let running = 0
   let runningMost = 0
-  const read = createGrantReader(standingClock(), async (users) => {
-    sizes.push(users.length)
-    running += 1
-    runningMost = Math.max(runningMost, running)
-    await delay(5)
-    running -= 1
-    return []
+  const read = createGrantReader({
+    clock: standingClock(),
+    grants: {
+      async findMany(users) {
+        sizes.push(users.length)
+        running += 1
+        runningMost = Math.max(runningMost, running)
+        await delay(5)
+        running -= 1
+        return []
+      },
+    },
   })
   await Promise.all(Array.from({ length: 2_001 }, (_, number) => read(userOf(number))))
   t.same(sizes, [500, 500, 500, 500, 1])
@@ -50,9 +60,14 @@ t.test('a query has 500 users at most, and two run at once at most', async (t) =
 t.test('an error reaches everybody who waits for that query, and nobody else', async (t) => {
   let fails = true
   const answer: ServableGrant[] = []
-  const read = createGrantReader(standingClock(), async () => {
-    if (fails) throw new Error('the query failed')
-    return answer
+  const read = createGrantReader({
+    clock: standingClock(),
+    grants: {
+      async findMany() {
+        if (fails) throw new Error('the query failed')
+        return answer
+      },
+    },
   })
   const reads = [read(userOf(1)), read(userOf(1)), read(userOf(2))]
   for (const one of reads) await t.rejects(one, { message: 'the query failed' })
@@ -62,9 +77,14 @@ t.test('an error reaches everybody who waits for that query, and nobody else', a
 
 t.test('a reading is dated from before its query', async (t) => {
   const clock = standingClock()
-  const read = createGrantReader(clock, async () => {
-    clock.pass(40)
-    return []
+  const read = createGrantReader({
+    clock,
+    grants: {
+      async findMany() {
+        clock.pass(40)
+        return []
+      },
+    },
   })
   t.equal((await read(userOf(1))).readAtMs, 0)
 })

@@ -189,13 +189,6 @@ function runScript(script: string) {
   })
 }
 
-function eventsOf(output: string): string[] {
-  return output
-    .trimEnd()
-    .split('\n')
-    .map((line) => (JSON.parse(line) as { event: string }).event)
-}
-
 t.test('what was logged before flush is on standard output when the process ends', async (t) => {
   const child = runScript(`
     for (let i = 0; i < 5000; i += 1) log.info('line', { count: i })
@@ -207,29 +200,6 @@ t.test('what was logged before flush is on standard output when the process ends
   const lines = output.trimEnd().split('\n')
   t.equal(lines.length, 5000)
   t.match(JSON.parse(lines.at(-1) as string), { event: 'line', count: 4999 })
-})
-
-t.test('a warning is written at once, with what came before it', async (t) => {
-  // While it is busy no timer runs.
-  const child = runScript(`
-    log.info('before')
-    log.warn('warned')
-    const until = performance.now() + 500
-    while (performance.now() < until);
-    process.kill(process.pid, 'SIGKILL')`)
-  let output = ''
-  child.stdout.setEncoding('utf8').on('data', (chunk: string) => (output += chunk))
-  await once(child, 'close')
-  t.same(eventsOf(output), ['before', 'warned'])
-})
-
-t.test('a line is written soon though nothing follows it', async (t) => {
-  const child = runScript(`
-    log.info('alone')
-    setTimeout(() => undefined, 60_000)`)
-  const [output] = (await once(child.stdout, 'data')) as [Buffer]
-  t.same(eventsOf(output.toString()), ['alone'])
-  child.kill('SIGKILL')
 })
 
 t.test('a reader that does not read holds nobody up', async (t) => {

@@ -314,7 +314,7 @@ t.test('what fails before the router is told by its route, and not tried again',
   const before = await readGrant()
   t.equal(before.length, 1)
   let reads = 0
-  engine.ports.grants.findServable = () => {
+  engine.ports.grants.findMany = () => {
     reads += 1
     const error = new BrokerError('temporarily_unavailable', 'It is away.', {
       retryAfterSeconds: 2,
@@ -342,10 +342,10 @@ t.test('what fails before the router is told by its route, and not tried again',
     t.match(log.events, [{ event: 'request_answered', status: 503, route }])
   }
 
-  const { findServable } = engine.ports.grants
-  engine.ports.grants.findServable = (users) => {
+  const { findMany } = engine.ports.grants
+  engine.ports.grants.findMany = (users) => {
     isOverloaded = true
-    return findServable(users)
+    return findMany(users)
   }
   const asReader = { headers: { ...credentials.reader } }
   const late = await send(port, PATH, asReader)

@@ -11,8 +11,6 @@ import {
   mkdtemp,
   readdir,
   readFile,
-  readlink,
-  realpath,
   rename,
   rm,
   stat,
@@ -22,7 +20,6 @@ import {
 } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { setTimeout as delay } from 'node:timers/promises'
 import t from 'tap'
 import { createSpool } from '../src/spool.ts'
 import { entryText } from '../src/spool-entry.ts'
@@ -792,31 +789,6 @@ t.test('what write confirms was made durable, and its name after it', async (t) 
     process.exit()`
   const child = startProcess(t.testdir(), successor(), '', { open })
   t.equal(await outputOf(child), 'written durably,named,directory synced')
-})
-
-t.test('the directory is opened once for several writes, and let go a second later', async (t) => {
-  const root = await realpath(t.testdir())
-  const spool = await createSpool(root, unread)
-  const timesOpen = async () => {
-    const descriptors = await readdir('/proc/self/fd')
-    const paths = await Promise.all(
-      descriptors.map((one) => readlink(`/proc/self/fd/${one}`).catch(() => '')),
-    )
-    return paths.filter((path) => path === root).length
-  }
-  for (let i = 0; i < 3; i += 1) {
-    await spool.write(successor())
-    t.equal(await timesOpen(), 1)
-  }
-  await delay(1_200)
-  t.equal(await timesOpen(), 0)
-  // Another in its place is found by whoever writes next.
-  await rename(root, `${root}-before`)
-  t.teardown(() => rm(`${root}-before`, { recursive: true }))
-  await mkdir(root)
-  await spool.write(successor())
-  t.equal(await timesOpen(), 1)
-  t.equal((await entriesIn(spool)).length, 1)
 })
 
 t.test('entries do not wait for others that the disk keeps waiting', async (t) => {

@@ -31,10 +31,10 @@ async function setUp(t: Test, options: { tokenCacheMax?: number } = {}): Promise
   const line = { isDown: false }
   const grants = {
     ...stored.grants,
-    async findServable(users: readonly UserKey[]) {
+    async findMany(users: readonly UserKey[]) {
       asked.push(...users)
       if (line.isDown) throw new BrokerError('temporarily_unavailable', 'The line is down.')
-      return stored.grants.findServable(users)
+      return stored.grants.findMany(users)
     },
   }
   const cache = createTokenCache(

@@ -161,7 +161,6 @@ export function createGrantStore(
           >= last.armed_at
     ))`
 
-  // By itself, because of a list PostgreSQL makes a plan each time.
   const find = prepare<{ user: UserKey }, GrantRow>(
     db,
     'find',
@@ -169,18 +168,11 @@ export function createGrantStore(
       select ${GRANT_COLUMNS}, ${now} as read_at from grants where user_id = ${value('user')}`,
   )
 
-  const findMany = prepare<{ users: readonly UserKey[] }, GrantRow>(
-    db,
-    'find_many',
-    (value) => sql`
-      select ${GRANT_COLUMNS}, ${now} as read_at from grants where user_id = any(${value('users')})`,
-  )
-
   // Column by column: what is not read need not be written as text here and parsed there. Instants as numbers: to read three
   // of them as dates is a tenth of what is left behind of a row.
-  const findServable = prepare<{ users: readonly UserKey[] }, ServableRow>(
+  const findMany = prepare<{ users: readonly UserKey[] }, ServableRow>(
     db,
-    'find_servable',
+    'find_many',
     (value) => sql`
       select user_id, login_id, state, state_reason, generation, access_token_sealed,
         ${epochMsOf(sql`access_token_requested_at`)} as access_token_requested_at_ms,
@@ -264,12 +256,6 @@ export function createGrantStore(
     findMany: (users) =>
       throughDatabase(async () => {
         const rows = await findMany({ users })
-        return rows.map(grantOf)
-      }),
-
-    findServable: (users) =>
-      throughDatabase(async () => {
-        const rows = await findServable({ users })
         return rows.map(servableGrantOf)
       }),
 

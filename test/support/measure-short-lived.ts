@@ -44,9 +44,14 @@ const readRows = prepare<{ count: number }>(
     select i, 'text of ' || i as text, decode('abcdef', 'hex') as bytes
     from generate_series(1, ${value('count')}::int) i`,
 )
-const readGrant = createGrantReader(systemClock, async (users) => {
-  await new Promise((resolve) => setImmediate(resolve))
-  return users.map((user) => ({ user, loginId: `login of ${user}` }) as ServableGrant)
+const readGrant = createGrantReader({
+  clock: systemClock,
+  grants: {
+    async findMany(users) {
+      await new Promise((resolve) => setImmediate(resolve))
+      return users.map((user) => ({ user, loginId: `login of ${user}` }) as ServableGrant)
+    },
+  },
 })
 let asked = 0
 const nextUser = () => `user-${(asked += 1)}` as UserKey

@@ -103,7 +103,6 @@ export function linkDatabase(
   const grants: Partial<GrantStore> = {
     find: (user) => statement('find', () => database.find(user)),
     findMany: (users) => statement('findMany', () => database.findMany(users)),
-    findServable: (users) => statement('findServable', () => database.findMany(users)),
     arm: async (request) => {
       const armed = await step('arm', () => {
         const before = database.grants.get(request.user)
