@@ -1,5 +1,6 @@
 // HMAC-SHA-256 (RFC 2104) and HKDF-SHA-256 (RFC 5869), written down over Node's one-shot hash. Node has both: to set them up
-// takes it two to three times as long as to do this, and a key is derived for each value that is opened or sealed.
+// takes it two to three times as long as to do this, and a key is derived for each value that is opened or sealed. Its hashes
+// come as texts, so what is derived stands in memory until that is collected, as every token does that is served.
 
 import { hash } from 'node:crypto'
 
@@ -24,7 +25,11 @@ export function hmacSha256(key: Uint8Array, message: Uint8Array): Buffer {
   }
   inner.set(message, BLOCK_BYTES)
   outer.set(sha256(inner), BLOCK_BYTES)
-  return sha256(outer)
+  const mac = sha256(outer)
+  // Keys have stood in both, and they lie where other buffers will.
+  inner.fill(0)
+  outer.fill(0)
+  return mac
 }
 
 /**

@@ -57,7 +57,7 @@ t.test('both give what Node does, whatever the lengths', async (t) => {
       }
     }
   }
-  t.same(mismatches, [])
+  t.strictSame(mismatches, [])
 })
 
 t.test('what it was given stays as it was', async (t) => {

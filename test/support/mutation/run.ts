@@ -13,6 +13,7 @@ const SIMULATION = 'test/support/mutation/simulation.ts'
 
 /** Of each file the tests that must notice, the quick ones first. Each is a program that ends with 0 when all is well. */
 const TESTS: Readonly<Record<string, readonly string[]>> = {
+  hmac: ['test/hmac.test.ts'],
   seal: ['test/seal.test.ts'],
   'spool-entry': ['test/spool-entry.test.ts'],
   spool: ['test/spool.test.ts'],
