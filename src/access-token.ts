@@ -79,12 +79,7 @@ export function createAccessTokens(
     user: UserKey,
     { minTtlSeconds: asked }: { minTtlSeconds?: number } = {},
   ): Promise<FreshToken> {
-    let known: KnownGrant
-    try {
-      known = await cache.read(user)
-    } catch (error) {
-      throw await explained(error, user)
-    }
+    const known = await read(user)
     cache.noteUse(user)
     const { token } = known
     const halfLifeSeconds = (token?.lifeSeconds ?? DEFAULT_ACCESS_TOKEN_LIFE_SECONDS) / 2

@@ -57,6 +57,37 @@ t.test('a query has 500 users at most, and two run at once at most', async (t) =
   t.equal(runningMost, 2)
 })
 
+t.test('who asks while a query is under way is given what a later one finds', async (t) => {
+  const { grants, add } = await storedGrants(t)
+  await add(userOf(1), 'token of before')
+  const clock = standingClock()
+  const found = Promise.withResolvers<void>()
+  const closed = Promise.withResolvers<void>()
+  let queries = 0
+  const read = createGrantReader({
+    clock,
+    grants: {
+      async findMany(users) {
+        queries += 1
+        const rows = await grants.findMany(users)
+        found.resolve()
+        await closed.promise
+        return rows
+      },
+    },
+  })
+  const first = read(userOf(1))
+  await found.promise
+  clock.pass(100)
+  await grants.close(userOf(1), 1, undefined)
+  const second = read(userOf(1))
+  closed.resolve()
+  const [before, after] = await Promise.all([first, second])
+  t.same([before.grant?.state, before.readAtMs], ['active', 0])
+  t.same([after.grant?.state, after.readAtMs], ['revoked', 100])
+  t.equal(queries, 2)
+})
+
 t.test('an error reaches everybody who waits for that query, and nobody else', async (t) => {
   let fails = true
   const answer: ServableGrant[] = []

@@ -19,7 +19,7 @@ export type { Tables } from './tables.ts'
 
 export interface Database {
   db: Kysely<Tables>
-  /** For what is asked of it alone: its own statements have no limit in time. */
+  /** What is asked of it directly, and not through `db`, has no limit in time. */
   pool: Pool
   /** Ends the pool after the statements in flight. May be called more than once. */
   close(): Promise<void>
@@ -136,7 +136,7 @@ function lendFrom(pool: Pool, { limitMs, log }: QueryParts): PostgresPool {
     let failed = false
     let lost: ConnectionFailure | undefined
     const query = async (text: string, parameters: readonly unknown[]) => {
-      // The rollback that follows would wait as long again, and hide what was sent before it.
+      // The rollback that follows would wait as long again.
       if (lost !== undefined) throw lost
       try {
         return await send(client, text, [...parameters])
