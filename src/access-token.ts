@@ -49,6 +49,8 @@ export interface AccessTokens {
   replaceRejected(user: UserKey, fingerprint: string): Promise<FreshToken>
   /** Drops what is in memory for a user whose grant this replica has just replaced or closed. */
   forget(user: UserKey): void
+  /** Grants in memory. */
+  cached(): number
 }
 
 export type AccessTokenSettings = Pick<
@@ -253,7 +255,14 @@ export function createAccessTokens(
         )
   }
 
-  return { fresh, ready, isAtHand, replaceRejected, forget: (user) => cache.forget(user) }
+  return {
+    fresh,
+    ready,
+    isAtHand,
+    replaceRejected,
+    forget: (user) => cache.forget(user),
+    cached: () => cache.size(),
+  }
 }
 
 function confirmationPending(): BrokerError {

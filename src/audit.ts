@@ -12,6 +12,8 @@ import type { ChainKeys } from './seal.ts'
 export interface AuditRecord extends Audit {
   /** Writes what was recorded so far; false when PostgreSQL did not take all of it. */
   flush(): Promise<boolean>
+  /** Events that are yet to be written, equal ones as one. */
+  waiting(): number
   /** Writes everything, and the last row of the chain. Gives up after some seconds without PostgreSQL. */
   close(): Promise<void>
 }
@@ -257,6 +259,7 @@ export function createAudit(
 
   return {
     record,
+    waiting: () => waiting.length + batch.length,
     async flush() {
       let isWhole: boolean
       do {

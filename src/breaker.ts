@@ -24,7 +24,9 @@ export interface Breaker {
   report(user: UserKey, outcome: TokenOutcome): boolean
 }
 
-type Fault = 'rejected_client' | 'unreachable'
+/** Why it is open. */
+export const BREAKER_FAULTS = ['rejected_client', 'unreachable'] as const
+type Fault = (typeof BREAKER_FAULTS)[number]
 
 /** Makes a closed breaker. `probeSeconds` is the least time between two probes. */
 export function createBreaker(

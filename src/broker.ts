@@ -17,11 +17,13 @@ import type { App } from './http/app.ts'
 import { buildInternalApp } from './http/internal-app.ts'
 import { watchOverload } from './http/overload.ts'
 import { buildPublicApp } from './http/public-app.ts'
+import { createMetrics } from './metrics.ts'
 import { createAuthorizationServer } from './pagero.ts'
 import { startPeriodic } from './periodic.ts'
 import type { Log, Ports } from './ports.ts'
 import { createAttemptStore } from './postgres/attempt-store.ts'
 import { createAuditStore } from './postgres/audit-store.ts'
+import { createCensus } from './postgres/census.ts'
 import { createConnectLinkStore } from './postgres/connect-link-store.ts'
 import { createCredentialUseStore } from './postgres/credential-use-store.ts'
 import { SWEEP_ROWS_MAX } from './postgres/database.ts'
@@ -76,6 +78,8 @@ export interface Broker {
 
 export interface BrokerOptions {
   log: Log
+  /** Lines of the log that nobody has read in time, so far. */
+  logLinesDropped?: () => number
   /** Further routes of the public listener: the demonstration's page. */
   publicRoutes?: (app: App) => void | Promise<void>
   /** Puts something between the core and the outside world: a crash point of a test. */
@@ -86,11 +90,11 @@ export interface BrokerOptions {
  * Starts a broker with both listeners.
  * @throws Error with a sentence for the operator when the schema does not fit or a port is taken
  */
-export async function startBroker(
-  config: Config,
-  { log, publicRoutes, wrapPorts = (ports) => ports }: BrokerOptions,
-): Promise<Broker> {
+export async function startBroker(config: Config, options: BrokerOptions): Promise<Broker> {
+  const { publicRoutes, wrapPorts = (ports) => ports, logLinesDropped = () => 0 } = options
   const clock = systemClock
+  const metrics = createMetrics({ clock, log: options.log })
+  const { log } = metrics
   const identity = { replica: config.replicaName, boot: randomUUID() }
   const closing: Array<() => Promise<unknown>> = []
   const closeAll = async () => {
@@ -109,10 +113,11 @@ export async function startBroker(
       await audit.close()
     })
     const lookup = createUpstreamLookup({ allowPrivate: config.allowPrivateUpstreams })
+    const spool = await createSpool(config.spoolDir, log)
     const ports: Ports = wrapPorts({
       clock,
       log: createAuditedLog(log, audit),
-      audit,
+      audit: metrics.counted(audit),
       auditEvents,
       sealer,
       grants: createGrantStore(database, {
@@ -134,7 +139,7 @@ export async function startBroker(
       replicas: createReplicaStore(database.db, config.refresh),
       credentialUses: createCredentialUseStore(database.db),
       authorizationServer: createAuthorizationServer(config.pagero, { clock, log, lookup }),
-      spool: await createSpool(config.spoolDir, log),
+      spool,
     })
     // A copy, or a restored database: whoever else uses its tokens would lose them to us, or we to them.
     const held = (await claimDatabase(database)) === 'another'
@@ -150,9 +155,13 @@ export async function startBroker(
     const recovery = createRecovery(ports, refresher, identity)
     // With a held one nothing is brought back: its spool may belong to the original. Nor does it say that it lives: those
     // that are not held would wait for it.
-    const beat = held
+    const tellOfLife = held
       ? async () => void (await ports.replicas.now())
       : createHeartbeat(ports, { antiEntropy, refresher, recovery }, identity)
+    const beat = async () => {
+      await tellOfLife()
+      metrics.noteHeartbeat()
+    }
     await beat()
     const heartbeat = startPeriodic(ports, {
       intervalSeconds: config.refresh.heartbeatSeconds,
@@ -253,6 +262,20 @@ export async function startBroker(
       statementsWaiting: () => database.pool.waitingCount,
     })
     closing.push(async () => overload.stop())
+    metrics.read({
+      rotationsInFlight: () => refresher.inFlight(),
+      tokensCached: () => accessTokens.cached(),
+      spoolEntries: () => spool.size(),
+      auditEventsWaiting: () => audit.waiting(),
+      databaseConnections: () => ({
+        total: database.pool.totalCount,
+        idle: database.pool.idleCount,
+        waiting: database.pool.waitingCount,
+      }),
+      requestsShed: () => overload.shed(),
+      logLinesDropped,
+      census: createCensus(database),
+    })
     let draining = false
     const publicApp = await buildPublicApp({
       ports,
@@ -261,6 +284,7 @@ export async function startBroker(
       forwarder,
       revoker,
       overload,
+      counts: metrics.requestsOf('public'),
       ...(publicRoutes === undefined ? {} : { routes: publicRoutes }),
     })
     const internalApp = await buildInternalApp({
@@ -272,6 +296,8 @@ export async function startBroker(
       revoker,
       webhookSender,
       overload,
+      metrics,
+      counts: metrics.requestsOf('internal'),
       publicApp,
       settings: {
         publicUrl: config.publicUrl,

@@ -79,15 +79,22 @@ export interface LogSettings {
 /**
  * Creates the log. Writing never waits and never throws; a reader that has stopped costs lines, not requests.
  *
- * `flush` resolves when what was logged before it has been written, at most a second later.
+ * `flush` resolves when what was logged before it has been written, at most a second later. `linesDropped` counts those that
+ * a reader has missed.
  */
-export function createLog(settings: LogSettings): Log & { flush(): Promise<void> } {
+export function createLog(
+  settings: LogSettings,
+): Log & { flush(): Promise<void>; linesDropped(): number } {
   const { level, replica } = settings
   const standardOutput =
     settings.destination === undefined
       ? // With `minLength` 1 every line is still written at once; with 0 `flush` would not wait.
         openDestination({ dest: 1, sync: false, minLength: 1, maxLength: BUFFER_BYTES_MAX })
       : undefined
+  let linesDropped = 0
+  standardOutput?.on('drop', () => {
+    linesDropped += 1
+  })
   const logger = pino(
     {
       level,
@@ -112,6 +119,7 @@ export function createLog(settings: LogSettings): Log & { flush(): Promise<void>
     info: at('info'),
     warn: at('warn'),
     error: at('error'),
+    linesDropped: () => linesDropped,
     async flush() {
       if (standardOutput === undefined) return
       await new Promise<void>((resolve) => {

@@ -84,6 +84,7 @@ async function serve(): Promise<void> {
   if (point !== undefined) log.warn('crash_point_set', { setting: 'BROKER_TEST_CRASH_POINT' })
   const broker = await startBroker(config, {
     log,
+    logLinesDropped: () => log.linesDropped(),
     wrapPorts: (ports) => (point === undefined ? ports : withCrashPoint(ports, point, die)),
   })
   const delaySeconds =

@@ -71,6 +71,20 @@ export interface CredentialUseStore {
   list(): Promise<Array<Credential & { lastUsedAt: Date }>>
 }
 
+// ── Census ───────────────────────────────────────────────────────────────────────────────────────
+
+/** How many there are of what, in the whole database. */
+export interface Census {
+  grants: Readonly<Record<GrantState, number>>
+  /** Active grants whose refresh token ends within so many days, those of fewer days among them. */
+  expiringWithinDays: ReadonlyMap<number, number>
+  /** Events for the webhook that are yet to be delivered, and those that were given up. */
+  webhooksPending: number
+  webhooksDead: number
+  /** Refresh tokens that are yet to be revoked at Pagero. */
+  revocationsPending: number
+}
+
 // ── Audit ────────────────────────────────────────────────────────────────────────────────────────
 
 export interface Audit {

@@ -480,6 +480,7 @@ export function createRefresher(
     refuseDead(grant)
     const token = openLiveToken(sealer, grant, readAtMs)
     if (token === undefined) throw unavailable('The token has just been replaced. Ask again.', 1)
+    log.debug('token_adopted', { user: grant.user, generation: grant.generation })
     return token
   }
 

@@ -56,7 +56,7 @@ export async function createSpool(
   directory: string,
   log: Log,
   entriesMax = ENTRIES_MAX,
-): Promise<Spool> {
+): Promise<Spool & { size(): number }> {
   const root = resolve(directory)
   await makeDirectory(root, log)
   await removeLeftovers(root)
@@ -198,6 +198,7 @@ export async function createSpool(
     },
 
     isEmpty: () => held.isEmpty(),
+    size: () => held.size(),
     hasRoom,
     surplus: () => Math.max(0, Math.ceil(held.size() - entriesMax * CROWDED)),
 

@@ -42,6 +42,8 @@ export interface TokenCache {
   /** Takes over a token that this process has just stored or spooled. */
   keepToken(user: UserKey, token: LiveToken): void
   forget(user: UserKey): void
+  /** Grants in memory. */
+  size(): number
   /** Leaves on record that the user's token was used; see `last-use.ts`. */
   noteUse(user: UserKey): void
   /** Tells whether a refresh ahead of time may begin for the user, at most once in a second; it is taken to have begun. */
@@ -254,6 +256,7 @@ export function createTokenCache(
     forget: (user) => {
       known.delete(user)
     },
+    size: () => known.size,
     keepToken(user, token) {
       const { loginId, generation } = token
       const cached = known.get(user)

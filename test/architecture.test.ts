@@ -45,6 +45,10 @@ const CONFINED: ReadonlyArray<{ package: RegExp; to: readonly string[] }> = [
   { package: /^jose(\/|$)/, to: ['caller-jwt.ts', 'caller-keys.ts', 'key-set.ts', 'pagero.ts'] },
   { package: /^pino$/, to: ['log.ts'] },
   { package: /^close-with-grace$/, to: ['main.ts'] },
+  {
+    package: /^prom-client$/,
+    to: ['metrics.ts', 'event-counts.ts', 'request-counts.ts', 'readings.ts'],
+  },
 ]
 
 const BANNED_WORDS =

@@ -8,6 +8,7 @@ import fastify, { type FastifyError, type FastifyRequest } from 'fastify'
 import { BrokerError } from '../errors.ts'
 import { hasBody } from '../forward-upload.ts'
 import type { Clock, Log } from '../ports.ts'
+import { type Answered, NO_ROUTE, type RequestCounts } from '../request-counts.ts'
 import { type Connections, watchConnections } from './connections.ts'
 import { wasShed } from './overload.ts'
 import { asBrokerError, type Listener, ProblemSchema } from './problem.ts'
@@ -48,6 +49,8 @@ export interface AppSettings {
   answerIdleTimeoutMs: number
   /** Send Strict-Transport-Security: browsers reach the listener over TLS. */
   tls: boolean
+  /** Counts what is answered. */
+  counts?: RequestCounts | undefined
   /** Is given each request before the router is, and answers it or returns false. It leaves no trace in the request log. */
   answersAtOnce?: (request: IncomingMessage, response: ServerResponse) => boolean
   /**
@@ -130,7 +133,7 @@ function createBareApp(ports: { clock: Clock; log: Log }, settings: AppSettings)
       server.maxRequestsPerSocket = REQUESTS_PER_SOCKET_MAX
       const connections = watchConnections(server, settings)
       watched.push(connections)
-      const parts = { listener, headers, connections }
+      const parts = { listener, headers, connections, counts: settings.counts }
       const refuseOrRoute = refuseBeforeRouting(parts, handler, {
         answersAtOnce: (request, response) => answersAtOnce?.(request, response) === true,
         takesAtOnce: (request, response, route) => takesAtOnce?.(request, response, route) === true,
@@ -164,14 +167,17 @@ function createBareApp(ports: { clock: Clock; log: Log }, settings: AppSettings)
 
   app.addHook('onResponse', (request, reply, done) => {
     done()
-    if (wasShed(request.raw)) return
-    noteAnswered(ports.log, {
-      requestId: request.id,
-      method: request.method,
-      route: request.routeOptions.url ?? '(none)',
-      status: reply.statusCode,
-      durationMs: reply.elapsedTime,
-    })
+    noteAnswered(
+      { log: ports.log, counts: settings.counts },
+      {
+        requestId: request.id,
+        method: request.method,
+        route: request.routeOptions.url ?? NO_ROUTE,
+        status: reply.statusCode,
+        durationMs: reply.elapsedTime,
+      },
+      { isLogged: !wasShed(request.raw) },
+    )
   })
 
   app.setErrorHandler((error: FastifyError | BrokerError, request, reply) => {
@@ -202,17 +208,19 @@ export function securityHeaders({
 }
 
 /** A request that has been answered, as the log tells of it. */
-export interface AnsweredRequest {
+export interface AnsweredRequest extends Answered {
   requestId: string
-  method: string
-  /** URL of the route, never that of the request. */
-  route: string
-  status: number
-  durationMs: number
 }
 
-/** Tells the log of an answer: of the broker's faults always, of others only where it traces each request. */
-export function noteAnswered(log: Log, { durationMs, ...answered }: AnsweredRequest): void {
+/** Counts an answer, and tells the log of it: of the broker's faults always, of others only where it traces each request. */
+export function noteAnswered(
+  { log, counts }: { log: Log; counts: RequestCounts | undefined },
+  { durationMs, ...answered }: AnsweredRequest,
+  { isLogged = true } = {},
+): void {
+  const { method, route, status } = answered
+  counts?.note({ method, route, status, durationMs })
+  if (!isLogged) return
   const level = answered.status >= 500 ? 'warn' : 'debug'
   if (level === 'debug' && log.writes?.('debug') === false) return
   log[level]('request_answered', { ...answered, durationMs: Math.round(durationMs * 10) / 10 })
@@ -228,7 +236,7 @@ export function noteFailure(
   if (known.code !== 'internal_error' && known.code !== 'integrity_failure') return
   log.error('request_failed', {
     requestId: request.id,
-    route: request.routeOptions.url ?? '(none)',
+    route: request.routeOptions.url ?? NO_ROUTE,
     code: known.code,
     error: known.cause ?? error,
   })

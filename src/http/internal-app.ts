@@ -7,6 +7,8 @@ import type { Caller, Callers } from '../callers.ts'
 import type { Forwarder } from '../forward.ts'
 import { parseUserKey, type UserKey } from '../grant.ts'
 import type { Importer } from '../import.ts'
+import type { Metrics } from '../metrics.ts'
+import { NO_ROUTE, type RequestCounts } from '../request-counts.ts'
 import type { Ports } from '../ports.ts'
 import { createRateLimits, type RateLimitSettings } from '../rate-limit.ts'
 import type { QueueWorker } from '../queue.ts'
@@ -30,6 +32,7 @@ import { registerGrantListRoute } from './grant-list-route.ts'
 import { registerGrantRoutes } from './grant-routes.ts'
 import { type Check, registerHealthRoutes } from './health-routes.ts'
 import { registerImportRoute } from './import-route.ts'
+import { registerMetricsRoute } from './metrics-route.ts'
 import { CALLER_SECURITY, openApiDocument, registerOpenApi } from './openapi.ts'
 import { answerShed, isShed, SHED_REFUSAL, type Overload, refuseOverload } from './overload.ts'
 import { type OnBehalf, PROXY_ROUTES } from './proxied-call.ts'
@@ -65,7 +68,9 @@ export interface InternalParts {
   revoker: Pick<Revoker, 'kick'>
   /** Undefined: nobody is told of events. */
   webhookSender?: Pick<QueueWorker, 'kick'> | undefined
-  overload?: Omit<Overload, 'stop'>
+  overload?: Omit<Overload, 'stop' | 'shed'>
+  metrics?: Pick<Metrics, 'exposition' | 'contentType'> | undefined
+  counts?: RequestCounts | undefined
   /** The other listener's app, whose operations are documented here. */
   publicApp: App
   settings: {
@@ -110,6 +115,7 @@ export function buildInternalApp(parts: InternalParts): Promise<App> {
     tokenFields: Object.entries({ ...SECURITY_HEADERS, ...TOKEN_FIELDS }).flat(),
     gatewayFields: Object.entries({ ...SECURITY_HEADERS, ...FORWARD_AUTH_FIELDS }).flat(),
     audit: ports.audit,
+    counts: parts.counts,
   })
   const readyCalls = createReadyCalls({
     ...calls,
@@ -121,8 +127,9 @@ export function buildInternalApp(parts: InternalParts): Promise<App> {
       return caller && onBehalfOf(caller, user)
     },
     fieldsOf: () => fields,
-    noteAnswered: (answered) => noteAnswered(ports.log, answered),
+    noteAnswered: (answered) => noteAnswered({ log: ports.log, counts: parts.counts }, answered),
   })
+  const noteShed = parts.counts?.ofQuick({ method: '(any)', route: NO_ROUTE, status: 503 })
   /** Under overload some calls are refused, the others made as ever. */
   const refusesOrMakes = (request: IncomingMessage, response: ServerResponse): boolean => {
     if (parts.overload?.isThere() !== true || !isShed(parts.overload, request)) {
@@ -135,12 +142,14 @@ export function buildInternalApp(parts: InternalParts): Promise<App> {
       ? { ...SECURITY_HEADERS, 'proxy-status': forwarder.proxyStatusOf(SHED_REFUSAL) }
       : SECURITY_HEADERS
     answerShed(request, response, { listener: 'internal', fields: ofRefusal })
+    noteShed?.()
     return true
   }
   return buildApp(
     ports,
     {
       listener: 'internal',
+      counts: parts.counts,
       trustedProxies: settings.trustedProxies,
       requestTimeoutMs: settings.requestTimeoutMs,
       answerIdleTimeoutMs: settings.answerIdleTimeoutMs,
@@ -182,6 +191,7 @@ export function buildInternalApp(parts: InternalParts): Promise<App> {
         checks: parts.checks,
         warnings: () => callers.warnings(),
       })
+      registerMetricsRoute(app, parts.metrics)
       await registerDocsRoutes(app, {
         document: () =>
           openApiDocument({

@@ -27,7 +27,7 @@ const SHARE_MIN = 0.1
 const NOTE_INTERVAL_MS = 10_000
 
 /** How the process is must be known most of all while it does not keep up. */
-const PROBES: ReadonlySet<string | undefined> = new Set(['/livez', '/readyz'])
+const PROBES: ReadonlySet<string | undefined> = new Set(['/livez', '/readyz', '/metrics'])
 
 /** Made once: the trace of where each was made would cost more than all else. */
 export const SHED_REFUSAL = unavailable(
@@ -61,6 +61,8 @@ export interface Overload {
   isThere(): boolean
   /** Tells whether this request, which costs work, is to be refused, and counts it. */
   refuses(): boolean
+  /** Requests refused so far. */
+  shed(): number
   stop(): void
 }
 
@@ -90,15 +92,16 @@ export function watchOverload(
   let dueMs = performance.now() + TICK_MS
   const share = createShare()
   let shed = 0
+  let toldOf = 0
   let notedAtMs = Number.NEGATIVE_INFINITY
   const timer = setInterval(() => {
     const nowMs = performance.now()
     share.note(isOn && nowMs - dueMs > delayMs)
     dueMs = nowMs + TICK_MS
-    if (shed === 0 || nowMs - notedAtMs < NOTE_INTERVAL_MS) return
-    log.warn('requests_shed', { count: shed })
+    if (shed === toldOf || nowMs - notedAtMs < NOTE_INTERVAL_MS) return
+    log.warn('requests_shed', { count: shed - toldOf })
     notedAtMs = nowMs
-    shed = 0
+    toldOf = shed
   }, TICK_MS)
   timer.unref()
   const isQueueLong = () => isOn && statementsWaiting() > STATEMENTS_WAITING_MAX
@@ -110,6 +113,7 @@ export function watchOverload(
       if (!isAdmitted) shed += 1
       return !isAdmitted
     },
+    shed: () => shed,
     stop: () => clearInterval(timer),
   }
 }

@@ -4,6 +4,7 @@ import cookie from '@fastify/cookie'
 import type { AccessTokens } from '../access-token.ts'
 import type { Config } from '../config.ts'
 import type { Forwarder } from '../forward.ts'
+import type { RequestCounts } from '../request-counts.ts'
 import type { Ports } from '../ports.ts'
 import type { Session } from '../login-stores.ts'
 import { createRateLimits, networkOf, type RateLimits } from '../rate-limit.ts'
@@ -56,7 +57,8 @@ export interface PublicParts {
   accessTokens: AccessTokens
   forwarder: Forwarder
   revoker: Pick<Revoker, 'kick'>
-  overload?: Omit<Overload, 'stop'>
+  overload?: Omit<Overload, 'stop' | 'shed'>
+  counts?: RequestCounts | undefined
   /** Further routes of this origin: the demonstration's page. */
   routes?: (app: App) => void | Promise<void>
 }
@@ -94,13 +96,14 @@ export async function buildPublicApp(parts: PublicParts): Promise<App> {
       const cors = corsHeaders(headers, { ...rules, preflight: false })
       return [...fields, ...Object.entries(cors).flat()]
     },
-    noteAnswered: (answered) => noteAnswered(ports.log, answered),
+    noteAnswered: (answered) => noteAnswered({ log: ports.log, counts: parts.counts }, answered),
   })
 
   return buildApp(
     ports,
     {
       listener: 'public',
+      counts: parts.counts,
       trustedProxies: config.trustedProxies,
       requestTimeoutMs: Math.max(config.proxy.totalTimeoutMs, REQUEST_TIMEOUT_MIN_MS),
       answerIdleTimeoutMs: config.proxy.idleTimeoutMs,

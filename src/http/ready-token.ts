@@ -11,12 +11,14 @@ import { hasBody } from '../forward-upload.ts'
 import { parseUserKey, type UserKey } from '../grant.ts'
 import type { Audit } from '../record-stores.ts'
 import { accessTokenJson, createAccessTokenJson } from './access-token-json.ts'
+import type { RequestCounts } from '../request-counts.ts'
 import type { AppSettings } from './app.ts'
 import { gatewayUserOf, readAskedCall } from './forward-auth-call.ts'
 import { FORWARD_AUTH_PATH } from './forward-auth-routes.ts'
 import { keepFailure } from './kept-failure.ts'
 import { requestIdOf } from './refusals.ts'
 import type { RateLimits } from '../rate-limit.ts'
+import { TOKEN_ROUTE } from './token-routes.ts'
 
 const PREFIX = '/v1/users/'
 const SUFFIX = '/access-token'
@@ -32,6 +34,7 @@ export interface ReadyTokenParts {
   /** Fields of an answer to a gateway, but for its length and the token. */
   gatewayFields: readonly string[]
   audit: Audit
+  counts?: RequestCounts | undefined
 }
 
 /** A request for the token of a user that its caller may have, if the limits allow it. */
@@ -49,6 +52,12 @@ export function createReadyTokenAnswers(
 ): Required<Pick<AppSettings, 'answersAtOnce' | 'takesAtOnce'>> {
   const { callers, limits, accessTokens, isOverloaded, tokenFields, gatewayFields, audit } = parts
   const keptJsonOf = createAccessTokenJson()
+  const answeredAs = (isGateway: boolean) =>
+    ({ method: 'GET', route: isGateway ? FORWARD_AUTH_PATH : TOKEN_ROUTE, status: 200 }) as const
+  const noteAtOnce = {
+    token: parts.counts?.ofQuick(answeredAs(false)),
+    gateway: parts.counts?.ofQuick(answeredAs(true)),
+  }
 
   const end = createEnding()
 
@@ -103,11 +112,14 @@ export function createReadyTokenAnswers(
     response: ServerResponse,
     route: Route,
   ): Promise<void> {
+    const startedMs = performance.now()
     try {
       const token = await accessTokens.fresh(asked.user)
       // Others may have used up meanwhile what the limits allow.
       if (isWithinLimits(asked)) {
         answer(asked, token, accessTokenJson, request, response)
+        const durationMs = performance.now() - startedMs
+        parts.counts?.note({ ...answeredAs(asked.isGateway), durationMs })
         return
       }
     } catch (error) {
@@ -124,6 +136,8 @@ export function createReadyTokenAnswers(
       if (token === undefined) return false
       try {
         answer(asked, token, keptJsonOf, request, response)
+        if (asked.isGateway) noteAtOnce.gateway?.()
+        else noteAtOnce.token?.()
         return true
       } catch {
         return false

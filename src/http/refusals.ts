@@ -6,6 +6,7 @@ import type { IncomingMessage, Server, ServerResponse } from 'node:http'
 import type { Socket } from 'node:net'
 import type { HTTPMethods } from 'fastify'
 import { BrokerError } from '../errors.ts'
+import { NO_ROUTE, type RequestCounts } from '../request-counts.ts'
 import type { AppSettings } from './app.ts'
 import type { Connections } from './connections.ts'
 import type { Listener } from './problem.ts'
@@ -46,6 +47,7 @@ interface RefusalParts {
   /** Fields of every answer. */
   headers: Readonly<Record<string, string>>
   connections: Pick<Connections, 'begin' | 'isFree' | 'endAfterAnswers'>
+  counts: RequestCounts | undefined
 }
 
 /**
@@ -115,7 +117,7 @@ function unknownExpectation(): BrokerError {
 }
 
 function answerRefusal(
-  { listener, headers }: RefusalParts,
+  { listener, headers, counts }: RefusalParts,
   request: IncomingMessage,
   response: ServerResponse,
   error: BrokerError,
@@ -126,6 +128,8 @@ function answerRefusal(
     connection: 'close',
   }
   answerProblem(request, response, { listener, requestId: requestIdOf(request), error, fields })
+  const method = METHODS.find((known) => known === request.method) ?? '(other)'
+  counts?.ofQuick({ method, route: NO_ROUTE, status: response.statusCode })()
 }
 
 /** Why a request goes no further (RFC 9112 sections 3.2 and 6.1). */

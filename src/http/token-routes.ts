@@ -72,6 +72,9 @@ const ANSWER = jsonAnswer({
   },
 })
 
+/** URL of the route. */
+export const TOKEN_ROUTE = '/v1/users/:user/access-token'
+
 export interface TokenRouteParts {
   auth: CallerAuth
   accessTokens: AccessTokens
@@ -105,7 +108,7 @@ export function registerTokenRoutes(app: App, parts: TokenRouteParts): void {
   }
 
   app.get(
-    '/v1/users/:user/access-token',
+    TOKEN_ROUTE,
     {
       ...hooks,
       // A HEAD could cost a refresh and would show nothing of it.

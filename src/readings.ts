@@ -1,0 +1,170 @@
+// What metrics read of the process, and of the database, when they are asked for.
+
+import { Counter, Gauge, type Registry } from 'prom-client'
+import { GRANT_STATES } from './grant.ts'
+import { inTime } from './in-time.ts'
+import type { Clock } from './ports.ts'
+import type { Census } from './record-stores.ts'
+
+const PREFIX = 'pagero_broker_'
+
+/** Every grant is looked at for it: so a hundredth of the time at most, and no more often than this. */
+const CENSUS_INTERVAL_MS = 60_000
+const CENSUS_SHARE = 1 / 100
+/** An answer waits so long for a census; the next one has it. */
+const CENSUS_WAIT_MS = 1_000
+/** One that is older tells of nothing that is still so. */
+const CENSUS_AGE_MAX_MS = 15 * 60_000
+
+/** What is read when metrics are asked for. */
+export interface Readings {
+  rotationsInFlight(): number
+  tokensCached(): number
+  spoolEntries(): number
+  auditEventsWaiting(): number
+  databaseConnections(): { total: number; idle: number; waiting: number }
+  requestsShed(): number
+  logLinesDropped(): number
+  /** Takes as long as it takes to look at every grant. */
+  census(): Promise<Census>
+}
+
+/** Adds them to what the registry tells. Once. */
+export function addReadings(registry: Registry, readings: Readings, clock: Clock): void {
+  const registers = [registry]
+  const gauge = (name: string, help: string, read: () => number) => {
+    const one: Gauge = new Gauge({
+      name: PREFIX + name,
+      help,
+      registers,
+      collect: () => one.set(read()),
+    })
+  }
+  const counter = (name: string, help: string, read: () => number) => {
+    const one: Counter = new Counter({
+      name: PREFIX + name,
+      help,
+      registers,
+      collect() {
+        one.reset()
+        one.inc(read())
+      },
+    })
+  }
+  gauge(
+    'rotations_in_flight',
+    'Grants being refreshed by this replica.',
+    readings.rotationsInFlight,
+  )
+  gauge('tokens_cached', 'Grants in memory.', readings.tokensCached)
+  gauge(
+    'spool_entries',
+    'Answers of Pagero in the spool. An applied one stays for a quarter of an hour.',
+    readings.spoolEntries,
+  )
+  gauge(
+    'audit_events_waiting',
+    'Events that are yet to be written into the audit record.',
+    readings.auditEventsWaiting,
+  )
+  counter(
+    'requests_shed_total',
+    'Requests refused because the process, or the database, does not keep up.',
+    readings.requestsShed,
+  )
+  counter(
+    'log_lines_dropped_total',
+    'Lines of the log lost because nobody read them in time.',
+    readings.logLinesDropped,
+  )
+  const connections: Gauge<'state'> = new Gauge({
+    name: `${PREFIX}database_connections`,
+    help: 'Connections to PostgreSQL, and how many wait for one.',
+    labelNames: ['state'],
+    registers,
+    collect() {
+      const { total, idle, waiting } = readings.databaseConnections()
+      connections.set({ state: 'used' }, total - idle)
+      connections.set({ state: 'idle' }, idle)
+      connections.set({ state: 'awaited' }, waiting)
+    },
+  })
+  addCensus(registry, readings.census, clock)
+}
+
+/** What concerns all replicas alike: each tells the same, so take the greatest and not the sum. */
+function addCensus(registry: Registry, take: Readings['census'], clock: Clock): void {
+  const latest = createLatestCensus(take, clock)
+  /** Tells nothing where nothing is known. */
+  const gauge = <Label extends string>(
+    name: string,
+    help: string,
+    labelNames: readonly Label[],
+    samplesOf: (census: Census) => Iterable<readonly [Readonly<Record<Label, string>>, number]>,
+  ) => {
+    const one: Gauge<Label> = new Gauge({
+      name: PREFIX + name,
+      help,
+      labelNames,
+      registers: [registry],
+      async collect() {
+        const census = await latest()
+        one.reset()
+        if (census === undefined) return
+        for (const [labels, value] of samplesOf(census)) one.set(labels, value)
+      },
+    })
+  }
+  gauge('grants', 'Grants in the database, by state.', ['state'], ({ grants }) =>
+    GRANT_STATES.map((state) => [{ state }, grants[state]]),
+  )
+  gauge(
+    'grants_expiring',
+    'Active grants whose refresh token ends within so many days, those of fewer days among them.',
+    ['within_days'],
+    ({ expiringWithinDays }) =>
+      [...expiringWithinDays].map(([days, count]) => [{ within_days: String(days) }, count]),
+  )
+  gauge(
+    'queue_entries',
+    'What is yet to be sent: events to the webhook, and to Pagero refresh tokens to revoke. Dead ones were given up.',
+    ['queue', 'state'],
+    ({ webhooksPending, webhooksDead, revocationsPending }) => [
+      [{ queue: 'webhooks', state: 'pending' }, webhooksPending],
+      [{ queue: 'webhooks', state: 'dead' }, webhooksDead],
+      [{ queue: 'revocations', state: 'pending' }, revocationsPending],
+    ],
+  )
+}
+
+/** Returns what returns the newest census; undefined where there is none that still says anything. */
+function createLatestCensus(
+  take: Readings['census'],
+  clock: Clock,
+): () => Promise<Census | undefined> {
+  let latest: { census: Census; takenAtMs: number } | undefined
+  let dueAtMs = Number.NEGATIVE_INFINITY
+  let taking: Promise<void> | undefined
+
+  async function takeOne(): Promise<void> {
+    const startedMs = clock.monotonicMs()
+    try {
+      latest = { census: await take(), takenAtMs: startedMs }
+    } catch {
+      // The database is away, which others tell of.
+    }
+    const tookMs = clock.monotonicMs() - startedMs
+    dueAtMs = clock.monotonicMs() + Math.max(CENSUS_INTERVAL_MS, tookMs / CENSUS_SHARE)
+  }
+
+  return async () => {
+    if (clock.monotonicMs() >= dueAtMs) {
+      taking ??= takeOne().finally(() => {
+        taking = undefined
+      })
+    }
+    if (taking !== undefined) await inTime(clock, taking, CENSUS_WAIT_MS)
+    if (latest === undefined) return undefined
+    return clock.monotonicMs() - latest.takenAtMs > CENSUS_AGE_MAX_MS ? undefined : latest.census
+  }
+}
