@@ -78,6 +78,7 @@ t.test('no secret leaves the broker for a log, a table, the spool or an answer',
   const midway = await broker.dumpTables('midway')
   t.equal((await unfinished.finish()).status, 303)
   await endAccess(t, broker, alice)
+  t.match(await broker.ask('/metrics'), { status: 200, body: /^pagero_broker_/m })
   const end = await broker.dumpTables('at the end')
   const spool = await readFolder(broker.spoolDir)
   broker.program.signal('SIGTERM')

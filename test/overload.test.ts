@@ -104,6 +104,7 @@ t.test(
     for (let i = 0; i < 3; i += 1) {
       t.equal((await replica.token('alice')).status, 200, 'a token at hand is given out')
       t.equal((await replica.call('GET', '/livez')).status, 200)
+      t.equal((await fetch(`${replica.origin}/metrics`)).status, 200)
     }
     t.hasProp((await replica.ready()).body, 'checks', 'probes are answered, whatever they say')
     await refused(readGrant)
