@@ -215,3 +215,14 @@ t.test('a reader that does not read holds nobody up', async (t) => {
   t.equal(said.toString(), 'went on')
   await once(child, 'exit')
 })
+
+t.test('lines that no reader takes in time are lost, and counted', async (t) => {
+  // Three times of what is kept for it.
+  const child = runScript(`
+    for (let i = 0; i < 150_000; i += 1) log.info('line', { reason: 'r'.repeat(200) })
+    process.stderr.write(String(log.linesDropped()), () => process.kill(process.pid, 'SIGKILL'))`)
+  const [said] = (await once(child.stderr, 'data')) as [Buffer]
+  const dropped = Number(said.toString())
+  t.ok(dropped > 50_000 && dropped < 150_000, `${dropped} of 150,000`)
+  await once(child, 'exit')
+})
