@@ -3,14 +3,13 @@
 // What it must never do: call Pagero without a durable intent, present a token twice at once, or store an older value
 // over a newer one. Written against ports alone, so that the same code runs in a simulation.
 
-import { randomUUID } from 'node:crypto'
+import { type Attempt, createArming } from './arming.ts'
 import { createBreaker, clientRejected } from './breaker.ts'
 import { createComeBack } from './come-back.ts'
 import type { RefreshSettings } from './config.ts'
-import { grantNotFound, isUnwritten, unavailable } from './errors.ts'
+import { grantNotFound, unavailable } from './errors.ts'
 import {
   type Grant,
-  grantSealContext,
   type RefreshCause,
   retryWaitSeconds,
   type TokenOutcome,
@@ -21,11 +20,10 @@ import { type LiveToken, openLiveToken, refuseDead } from './live-token.ts'
 import { createNewest } from './newest.ts'
 import { createPersist } from './persist.ts'
 import type { Ports } from './ports.ts'
-import type { ArmRequest } from './grant-stores.ts'
 import { revokeSuperseded } from './revocation.ts'
 import { createSlots } from './slots.ts'
-import { sealSuccessor, type SpentAttempt } from './successor.ts'
-import { createUnderWay, notSent } from './under-way.ts'
+import { sealSuccessor } from './successor.ts'
+import { createUnderWay } from './under-way.ts'
 import { needsConfirming, retryDelaySeconds } from './verdict.ts'
 
 export interface Refresher {
@@ -78,11 +76,6 @@ const ABANDONED_WAIT_MS = 300
 /** Until Pagero has accepted the client once: a secret that is wrong from the start costs no more calls than these. */
 const UNPROVEN_CONCURRENCY = 10
 
-/** An attempt that this process has armed. */
-interface Attempt extends SpentAttempt {
-  cause: RefreshCause
-}
-
 /** Resolves or rejects what the callers wait for, once; the rotation itself goes on to its end. */
 interface Answer {
   serve(token: LiveToken): void
@@ -114,12 +107,11 @@ export function createRefresher(
     stopping: stopping.signal,
     refresh: (grant) => refresh(grant, 'recovery'),
   })
-  /** Users with an intent that is being taken back. */
-  const takingBack = new Set<UserKey>()
-  /** How often the database server has been replaced by another. */
-  let servers = 0
-  /** After a write into the spool has failed, nothing is armed until one succeeds. */
-  let spoolBroken = false
+  const { arm, noteSpoolFailure, noteNewServer } = createArming(
+    ports,
+    { underWay, comeBack, persist },
+    { ...identity, leaseSeconds: settings.leaseSeconds, stopping: stopping.signal },
+  )
 
   function refresh(grant: Grant, cause: RefreshCause): Promise<LiveToken> {
     const running = inFlight.get(grant.user)
@@ -210,73 +202,6 @@ export function createRefresher(
     throw unavailable('The database has lost the newest token; it is being put back.', 5)
   }
 
-  /** Write-ahead intent: undefined when the row is not ours to arm now. */
-  async function arm(grant: Grant, cause: RefreshCause): Promise<Attempt | undefined> {
-    // It may have waited long for its turn: what is presented now may not be answered before the process is killed.
-    if (stopping.signal.aborted) throw unavailable('The broker is stopping.', 1)
-    // However often it is tried while the database takes nothing: one intent to take back, not one of each try.
-    if (takingBack.has(grant.user)) return undefined
-    const context = grantSealContext('refresh_token_sealed', grant)
-    // Opened before arming: a value that fails its integrity check leaves no trace and reaches nobody.
-    const refreshToken = sealer.open(context, mustBeSealed(grant))
-    await requireSpool()
-    const attemptId = randomUUID()
-    const armingAtMs = clock.monotonicMs()
-    const request: ArmRequest = {
-      user: grant.user,
-      loginId: grant.loginId,
-      generation: grant.generation,
-      attemptId,
-      tokenDigest: sealer.digest(context, refreshToken),
-      cause,
-      replica: identity.replica,
-      boot: identity.boot,
-      leaseSeconds: settings.leaseSeconds,
-    }
-    const server = servers
-    try {
-      const armed = await grants.arm(request)
-      if (armed === undefined) return undefined
-      // The row may have been armed on the server that is gone.
-      if (server !== servers) throw unavailable('The database has just been replaced.', 1)
-      const { armedAt } = armed
-      underWay.begin(request, armedAt)
-      return { attemptId, refreshToken, armedAt, armingAtMs, cause }
-    } catch (error) {
-      // It may have been written all the same, or be written yet.
-      if (!isUnwritten(error)) void takeBack(grant, attemptId)
-      throw error
-    }
-  }
-
-  /** Disarms an attempt whose request was never sent, as soon as that can be done. */
-  async function takeBack(grant: Grant, attemptId: string): Promise<void> {
-    const { user } = grant
-    const disarm = () =>
-      persist('grant_store_failed', user, () => grants.disarm(notSent(user, attemptId)))
-    takingBack.add(user)
-    await disarm()
-    takingBack.delete(user)
-    // A statement that was given up may be carried out after the one that takes it back. While this process lives
-    // nobody else frees the row, so it is done again once nothing can be on its way any more.
-    await clock.sleep(settings.leaseSeconds * 1000, stopping.signal)
-    if (stopping.signal.aborted) return
-    await disarm()
-    // It would have taken over an attempt of somebody who is gone: nobody else knows any more that its end is unknown.
-    if (grant.phase === 'armed' && !comeBack.isUnderWay(user)) comeBack.begin(grant, 0)
-  }
-
-  async function requireSpool(): Promise<void> {
-    if (!spoolBroken && spool.hasRoom()) return
-    try {
-      await spool.checkWritable()
-      spoolBroken = false
-    } catch (error) {
-      log.error('spool_not_writable', { error })
-      throw unavailable('The broker cannot write its spool and refreshes nothing meanwhile.', 5)
-    }
-  }
-
   /**
    * Sends once and does what the outcome asks for. The slot is given back once what came is in the spool: so many tokens
    * are on their way to a disk at most.
@@ -350,7 +275,7 @@ export function createRefresher(
       spooled = true
       newest.note(successor, true)
     } catch (error) {
-      spoolBroken = true
+      noteSpoolFailure()
       log.error('spool_write_failed', { user: grant.user, attemptId: attempt.attemptId, error })
     }
     // Without the spool the row is the only durable place: the slot is kept until it is there.
@@ -461,7 +386,7 @@ export function createRefresher(
   }
 
   async function restore(): Promise<boolean> {
-    servers += 1
+    noteNewServer()
     const [isTold] = await Promise.all([
       underWay.restore(),
       ...newest.unspooled().map((successor) => grants.store(successor)),
@@ -508,11 +433,6 @@ function refuseUnspendable(grant: Grant): void {
       ...(grant.attemptId === null ? {} : { attemptId: grant.attemptId }),
     })
   }
-}
-
-function mustBeSealed(grant: Grant): Buffer {
-  if (grant.refreshTokenSealed === null) throw grantNotFound()
-  return grant.refreshTokenSealed
 }
 
 /** Made once: when all tokens end at a time it is thrown for thousands. */

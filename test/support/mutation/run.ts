@@ -34,6 +34,7 @@ const TESTS: Readonly<Record<string, readonly string[]>> = {
   'send-once': ['test/send-once.test.ts'],
   'keep-alive': ['test/keep-alive-round.test.ts'],
   refresh: ['test/refresher.test.ts', SIMULATION],
+  arming: ['test/refresher.test.ts', SIMULATION],
   'under-way': ['test/refresher.test.ts', SIMULATION],
   'come-back': ['test/refresher.test.ts', SIMULATION],
   judge: ['test/refresher.test.ts', SIMULATION],
