@@ -126,11 +126,12 @@ export async function entryFiles(root: string): Promise<string[]> {
   )
 }
 
-/** @throws the file system's error when nothing can be written */
+/** @throws the file system's error when nothing can be written, or no name of it made durable */
 export async function probe(root: string): Promise<void> {
   const path = join(root, temporaryName())
   try {
     await writeDurably(path, 'probe')
+    await syncDirectory(root)
   } finally {
     await rm(path, { force: true })
   }

@@ -843,3 +843,19 @@ t.test(
     t.equal(await outputOf(startProcess(join(parent, 'two'), entry, '', { open })), 'opened')
   },
 )
+
+t.test('a directory that cannot be synced fails the check, until it can', async (t) => {
+  const script = `
+    const { open } = await import('node:fs/promises')
+    const handle = await open(directory)
+    const { prototype } = handle.constructor
+    const { sync } = prototype
+    const check = () => spool.checkWritable().then(() => 'fine', ({ code }) => code)
+    prototype.sync = () => Promise.reject(Object.assign(new Error('the disk'), { code: 'EIO' }))
+    console.log(await check())
+    prototype.sync = sync
+    console.log(await check())
+    await handle.close()`
+  const output = await outputOf(startProcess(t.testdir(), successor(), script))
+  t.equal(output, 'EIO\nfine\n')
+})
