@@ -14,6 +14,8 @@ export interface AuditRecord extends Audit {
   flush(): Promise<boolean>
   /** Events that are yet to be written, equal ones as one. */
   waiting(): number
+  /** Events for which there was no room, so far. */
+  dropped(): number
   /** Writes everything, and the last row of the chain. Gives up after some seconds without PostgreSQL. */
   close(): Promise<void>
 }
@@ -68,7 +70,9 @@ export function createAudit(
   let tallyCount = 0
   let tallyAtMs = 0
   let refusalRows = 0
+  /** Events for which there was no room: those that no row tells of yet, and all of them. */
   let dropped = 0
+  let droppedEver = 0
   /** Linked, and given to PostgreSQL until it takes them: the same rows each time. */
   let batch: AuditRow[] = []
   const openedAtMs = clock.monotonicMs()
@@ -90,7 +94,7 @@ export function createAudit(
     switch (AUDIT_ACTIONS[event.action]) {
       case 'single':
         if (waiting.length < WAITING_MAX + WAITING_RESERVE) enqueue(event, 1)
-        else dropped += 1
+        else drop()
         break
       case 'counted by token':
         count(event, event.details === undefined ? (event.fingerprint ?? '') : keyOf(event))
@@ -100,6 +104,11 @@ export function createAudit(
         else count(withoutParticulars(event), '')
     }
     if (!isRunning) void run()
+  }
+
+  function drop(): void {
+    dropped += 1
+    droppedEver += 1
   }
 
   /** The first of its kind is a row at once; those that follow within the time are added up. */
@@ -119,7 +128,7 @@ export function createAudit(
   function begin(event: AuditEvent, seen: Seen, key: string): void {
     if (tallyCount >= TALLIES_MAX) {
       if (waiting.length < WAITING_MAX) enqueue(event, 1)
-      else dropped += 1
+      else drop()
       return
     }
     const hasRoom = waiting.length < WAITING_MAX
@@ -260,6 +269,7 @@ export function createAudit(
   return {
     record,
     waiting: () => waiting.length + batch.length,
+    dropped: () => droppedEver,
     async flush() {
       let isWhole: boolean
       do {

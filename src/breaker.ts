@@ -40,7 +40,7 @@ export function createBreaker(
   const failedSinceAnswer = new Set<UserKey>()
 
   function openFor(fault: Fault): void {
-    if (open === undefined) log.error('breaker_opened', { reason: fault })
+    if (open?.fault !== fault) log.error('breaker_opened', { reason: fault })
     open = { fault, nextProbeAtMs: clock.monotonicMs() + settings.breakerProbeSeconds * 1000 }
   }
 

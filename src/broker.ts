@@ -15,6 +15,7 @@ import { createHeartbeat } from './failover.ts'
 import { createForwarder } from './forward.ts'
 import type { App } from './http/app.ts'
 import { buildInternalApp } from './http/internal-app.ts'
+import { type Check, runChecks } from './http/health-routes.ts'
 import { watchOverload } from './http/overload.ts'
 import { buildPublicApp } from './http/public-app.ts'
 import { createMetrics } from './metrics.ts'
@@ -158,9 +159,10 @@ export async function startBroker(config: Config, options: BrokerOptions): Promi
     const tellOfLife = held
       ? async () => void (await ports.replicas.now())
       : createHeartbeat(ports, { antiEntropy, refresher, recovery }, identity)
+    let beatAtMs = clock.monotonicMs()
     const beat = async () => {
       await tellOfLife()
-      metrics.noteHeartbeat()
+      beatAtMs = clock.monotonicMs()
     }
     await beat()
     const heartbeat = startPeriodic(ports, {
@@ -262,6 +264,35 @@ export async function startBroker(config: Config, options: BrokerOptions): Promi
       statementsWaiting: () => database.pool.waitingCount,
     })
     closing.push(async () => overload.stop())
+    let draining = false
+    const checks: Record<string, Check> = {
+      database: () =>
+        beat().then(
+          () => undefined,
+          () => 'not writable',
+        ),
+      migrations: async () => {
+        // A newer one is normal while an upgrade rolls through the replicas; only a start on it is refused.
+        const state = await readSchemaState(database)
+        return state === 'missing' ? 'missing' : undefined
+      },
+      deployment: async () =>
+        held ? 'the database is a copy or was restored, and is not accepted yet' : undefined,
+      durability: async () =>
+        unsafe.length === 0 || config.allowUnsafeDatabase
+          ? undefined
+          : `commits may be forgotten: ${unsafe.join(', ')} off`,
+      keys: async () => unusableKeys,
+      spool: async () => {
+        if (!antiEntropy.drained()) return 'not drained yet'
+        return ports.spool.checkWritable().then(
+          () => undefined,
+          () => 'not writable',
+        )
+      },
+      draining: async () => (draining ? 'shutting down' : undefined),
+    }
+
     metrics.read({
       rotationsInFlight: () => refresher.inFlight(),
       tokensCached: () => accessTokens.cached(),
@@ -274,9 +305,12 @@ export async function startBroker(config: Config, options: BrokerOptions): Promi
       }),
       requestsShed: () => overload.shed(),
       logLinesDropped,
+      auditEventsDropped: () => audit.dropped(),
+      secondsSinceHeartbeat: () => (clock.monotonicMs() - beatAtMs) / 1000,
+      checks: () => runChecks(clock, checks),
+      warnings: () => callers.warnings(),
       census: createCensus(database),
     })
-    let draining = false
     const publicApp = await buildPublicApp({
       ports,
       config,
@@ -308,33 +342,7 @@ export async function startBroker(config: Config, options: BrokerOptions): Promi
         trustedProxies: config.trustedProxies,
         rateLimits: config.rateLimits,
       },
-      checks: {
-        database: () =>
-          beat().then(
-            () => undefined,
-            () => 'not writable',
-          ),
-        migrations: async () => {
-          // A newer one is normal while an upgrade rolls through the replicas; only a start on it is refused.
-          const state = await readSchemaState(database)
-          return state === 'missing' ? 'missing' : undefined
-        },
-        deployment: async () =>
-          held ? 'the database is a copy or was restored, and is not accepted yet' : undefined,
-        durability: async () =>
-          unsafe.length === 0 || config.allowUnsafeDatabase
-            ? undefined
-            : `commits may be forgotten: ${unsafe.join(', ')} off`,
-        keys: async () => unusableKeys,
-        spool: async () => {
-          if (!antiEntropy.drained()) return 'not drained yet'
-          return ports.spool.checkWritable().then(
-            () => undefined,
-            () => 'not writable',
-          )
-        },
-        draining: async () => (draining ? 'shutting down' : undefined),
-      },
+      checks,
     })
     // From here nobody is waiting for a token any more, so none is presented.
     closing.push(async () => void refresher.stop())

@@ -13,22 +13,25 @@ const ATTEMPT_BUCKETS_SECONDS = [0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 45]
 
 /**
  * Events of the log that somebody is to be woken for, or told of in the morning; see `deploy/prometheus/alerts.yml`. They
- * stand at zero before they happen: of a series that begins with one, Prometheus does not see that it has grown.
+ * stand at zero before they happen: of a series that begins with one, Prometheus does not see that it has grown. What a
+ * process tells before it is scraped for the first time begins with one all the same, and the rules look for that.
  */
 export const ALERTING_EVENTS = {
-  audit_events_lost: 'error',
   audit_not_written: 'error',
-  callers_file_invalid: 'error',
+  audit_row_kept: 'error',
   database_may_forget: 'error',
   database_not_accepted: 'error',
   encryption_key_unusable: 'error',
   grant_store_failed: 'warn',
   grant_went_back: 'error',
   heartbeat_failed: 'warn',
+  import_unreadable: 'error',
   late_answer_unreadable: 'error',
   refresh_token_orphaned: 'error',
+  replaced_refresh_token_unreadable: 'error',
   request_failed: 'error',
   revocation_failed: 'warn',
+  revocation_unreadable: 'error',
   spool_entries_not_read: 'error',
   spool_entry_unreadable: 'error',
   spool_not_writable: 'error',
@@ -91,6 +94,8 @@ export function createEventCounts(
     } else if (event === 'grant_condemned') {
       condemned.inc({ cause })
     } else if (event === 'breaker_opened') {
+      // It may have been open, for another reason.
+      closeBreaker()
       breakerOpen.set({ reason }, 1)
     } else if (event === 'breaker_closed') {
       closeBreaker()

@@ -2,7 +2,7 @@
 // core knows of metrics, and none can forget what the log says. What can be read at any time is read when it is asked for.
 // Every label is from a list that is closed: names of events, routes, outcomes and callers. No user and no secret is in any.
 
-import { collectDefaultMetrics, Gauge, Registry } from 'prom-client'
+import { collectDefaultMetrics, Registry } from 'prom-client'
 import { createEventCounts, type Level } from './event-counts.ts'
 import type { Clock, Log, LogFields } from './ports.ts'
 import { addReadings, type Readings } from './readings.ts'
@@ -15,8 +15,6 @@ export interface Metrics {
   /** Likewise the audit record. */
   counted(audit: Audit): Audit
   requestsOf(listener: 'public' | 'internal'): RequestCounts
-  /** Notes that the database took a heartbeat just now. */
-  noteHeartbeat(): void
   /** Begins to tell of these as well. Once. */
   read(readings: Readings): void
   /** Everything, in the text format of Prometheus. Any number of calls at once. */
@@ -37,11 +35,6 @@ export function createMetrics({ clock, log }: { clock: Clock; log: Log }): Metri
   const proxied = createCallerCounts(registry, {
     name: 'pagero_broker_calls_proxied_total',
     help: "Calls made to Pagero's API. Those of browser sessions have no caller.",
-  })
-  const heartbeatSeconds = new Gauge({
-    name: 'pagero_broker_heartbeat_timestamp_seconds',
-    help: 'When the database last took a word of this replica, in seconds since 1970.',
-    registers: [registry],
   })
 
   const at =
@@ -71,7 +64,6 @@ export function createMetrics({ clock, log }: { clock: Clock; log: Log }): Metri
       },
     }),
     requestsOf,
-    noteHeartbeat: () => heartbeatSeconds.set(clock.now().getTime() / 1000),
     read: (readings) => addReadings(registry, readings, clock),
     exposition: () => registry.metrics(),
     contentType: registry.contentType,

@@ -22,9 +22,16 @@ export interface Readings {
   tokensCached(): number
   spoolEntries(): number
   auditEventsWaiting(): number
+  auditEventsDropped(): number
+  /** Since the database last took a word of this replica. */
+  secondsSinceHeartbeat(): number
   databaseConnections(): { total: number; idle: number; waiting: number }
   requestsShed(): number
   logLinesDropped(): number
+  /** What `/readyz` says of each: `ok`, or what is wrong. Takes some seconds at most. */
+  checks(): Promise<Readonly<Record<string, string>>>
+  /** What should be mended although the process is ready, by name. */
+  warnings(): Readonly<Record<string, string>>
   /** Takes as long as it takes to look at every grant. */
   census(): Promise<Census>
 }
@@ -68,6 +75,16 @@ export function addReadings(registry: Registry, readings: Readings, clock: Clock
     readings.auditEventsWaiting,
   )
   counter(
+    'audit_events_dropped_total',
+    'Events that the audit record has no room for while PostgreSQL takes none; a row tells their number later.',
+    readings.auditEventsDropped,
+  )
+  gauge(
+    'heartbeat_age_seconds',
+    'Time since the database last took a word of this replica.',
+    readings.secondsSinceHeartbeat,
+  )
+  counter(
     'requests_shed_total',
     'Requests refused because the process, or the database, does not keep up.',
     readings.requestsShed,
@@ -87,6 +104,27 @@ export function addReadings(registry: Registry, readings: Readings, clock: Clock
       connections.set({ state: 'used' }, total - idle)
       connections.set({ state: 'idle' }, idle)
       connections.set({ state: 'awaited' }, waiting)
+    },
+  })
+  const failing: Gauge<'check'> = new Gauge({
+    name: `${PREFIX}check_failing`,
+    help: '1 where a check of /readyz fails. One that does makes the replica unready.',
+    labelNames: ['check'],
+    registers,
+    async collect() {
+      for (const [check, result] of Object.entries(await readings.checks())) {
+        failing.set({ check }, result === 'ok' ? 0 : 1)
+      }
+    },
+  })
+  const warning: Gauge<'warning'> = new Gauge({
+    name: `${PREFIX}warning`,
+    help: '1 for what /readyz warns of.',
+    labelNames: ['warning'],
+    registers,
+    collect() {
+      warning.reset()
+      for (const name of Object.keys(readings.warnings())) warning.set({ warning: name }, 1)
     },
   })
   addCensus(registry, readings.census, clock)

@@ -294,7 +294,8 @@ function inputSeries(
     all.flatMap(({ name, labels, value }) => {
       const key = seriesName(name, labels)
       const isOther = Object.hasOwn(series, key) && (index === 0 || everywhere === true)
-      const values = isOther ? series[key] : (ORDINARY[key] ?? `${value}+0${REST}`)
+      const usual = Object.hasOwn(ORDINARY, key) ? ORDINARY[key] : `${value}+0${REST}`
+      const values = isOther ? series[key] : usual
       if (values === undefined) return []
       const own = seriesName(name, { ...labels, instance, job: JOB })
       return [{ series: own, values: values.replace(REST, `x${minutes}`) }]

@@ -115,7 +115,7 @@ t.test('a probe that is answered closes it, a refusal included', async (t) => {
 })
 
 t.test('a client that is rejected opens it at once, and everybody is told why', async (t) => {
-  const { breaker, clock, fail } = setUp()
+  const { breaker, clock, fail, events } = setUp()
   breaker.report(user(0), REJECTED)
   t.throws(() => breaker.check(), { ...OUR_FAULT, extensions: { retryAfterSeconds: 5 } })
   clock.nowMs += 5_000
@@ -126,6 +126,14 @@ t.test('a client that is rejected opens it at once, and everybody is told why', 
   breaker.admit()
   breaker.report(user(1), REJECTED)
   t.throws(() => breaker.check(), OUR_FAULT)
+  clock.nowMs += 5_000
+  breaker.admit()
+  breaker.report(user(1), REJECTED)
+  t.strictSame(
+    events(),
+    ['breaker_opened', 'breaker_opened', 'breaker_opened'],
+    'the log tells of each change of that',
+  )
 })
 
 t.test('a failure is put down to a grant once, until somebody is answered', async (t) => {

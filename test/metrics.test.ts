@@ -45,6 +45,10 @@ const READINGS: Readings = {
   tokensCached: () => 11,
   spoolEntries: () => 2,
   auditEventsWaiting: () => 13,
+  auditEventsDropped: () => 4,
+  secondsSinceHeartbeat: () => 2.5,
+  checks: async () => ({ database: 'ok', spool: 'not writable' }),
+  warnings: () => ({ callers_file: 'the last good one is in force' }),
   databaseConnections: () => ({ total: 9, idle: 4, waiting: 1 }),
   requestsShed: () => 8,
   logLinesDropped: () => 0,
@@ -122,9 +126,13 @@ t.test('attempts, verdicts and the breaker are told by their events', async (t) 
   t.equal(open.get('grants_condemned_total{cause="lifetime_over"}'), 1)
   t.equal(open.get('breaker_open{reason="unreachable"}'), 1)
   t.equal(open.get('breaker_open{reason="rejected_client"}'), 0)
+  metrics.log.error('breaker_opened', { reason: 'rejected_client' })
+  const other = await samples()
+  t.equal(other.get('breaker_open{reason="unreachable"}'), 0, 'one reason at a time')
+  t.equal(other.get('breaker_open{reason="rejected_client"}'), 1)
   metrics.log.info('breaker_closed', { reason: 'rejected_client' })
   const closed = await samples()
-  t.equal(closed.get('breaker_open{reason="unreachable"}'), 0, 'it closes whatever it opened for')
+  t.equal(closed.get('breaker_open{reason="rejected_client"}'), 0)
 })
 
 t.test('tokens and calls are counted by caller, those of sessions under no name', async (t) => {
@@ -172,9 +180,7 @@ t.test('requests are counted by route and status, and timed unless they were qui
 
 t.test('what can be read at any time is read when it is asked for', async (t) => {
   let spoolEntries = 2
-  const { clock, metrics, samples } = setMetrics({ ...READINGS, spoolEntries: () => spoolEntries })
-  clock.pass(90_500)
-  metrics.noteHeartbeat()
+  const { samples } = setMetrics({ ...READINGS, spoolEntries: () => spoolEntries })
   const found = await samples()
   t.equal(found.get('rotations_in_flight'), 3)
   t.equal(found.get('tokens_cached'), 11)
@@ -185,7 +191,11 @@ t.test('what can be read at any time is read when it is asked for', async (t) =>
   t.equal(found.get('database_connections{state="awaited"}'), 1)
   t.equal(found.get('requests_shed_total'), 8)
   t.equal(found.get('log_lines_dropped_total'), 0)
-  t.equal(found.get('heartbeat_timestamp_seconds'), 90.5)
+  t.equal(found.get('audit_events_dropped_total'), 4)
+  t.equal(found.get('heartbeat_age_seconds'), 2.5)
+  t.equal(found.get('check_failing{check="database"}'), 0)
+  t.equal(found.get('check_failing{check="spool"}'), 1)
+  t.equal(found.get('warning{warning="callers_file"}'), 1)
   t.equal(found.get('grants{state="active"}'), 5)
   t.equal(found.get('grants{state="revoked"}'), 0)
   t.equal(found.get('grants_expiring{within_days="30"}'), 2)
@@ -390,8 +400,8 @@ t.test('a replica tells what it has done, to whoever reaches the internal listen
   t.equal(samples.get('tokens_cached'), 3, 'that of the refused one has not been asked for since')
   t.equal(samples.get('spool_entries'), 1)
   t.equal(samples.get('rotations_in_flight'), 0)
-  const heartbeat = samples.get('heartbeat_timestamp_seconds') ?? 0
-  t.ok(Math.abs(Date.now() / 1000 - heartbeat) < 60)
+  t.ok((samples.get('heartbeat_age_seconds') ?? 60) < 60)
+  t.equal(samples.get('check_failing{check="database"}'), 0)
   t.ok((samples.get('process_resident_memory_bytes') ?? 0) > 10_000_000)
   t.notMatch(text, /nordvik|secret-path/, 'no user, and nothing that a client has sent')
 
@@ -423,16 +433,20 @@ t.test('a server that does not answer and a database that is away show', async (
 
   fleet.toDatabase.mode = 'refuse'
   fleet.toDatabase.cut()
-  await untilSampled(t, replica, 'heartbeats fail', (samples) =>
-    Boolean(samples.get('events_total{event="heartbeat_failed",level="warn"}')),
+  const away = await untilSampled(t, replica, 'heartbeats fail, and grow old', (samples) =>
+    Boolean(
+      samples.get('events_total{event="heartbeat_failed",level="warn"}') &&
+      (samples.get('heartbeat_age_seconds') ?? 0) > 1,
+    ),
   )
+  t.equal(away.get('check_failing{check="database"}'), 1)
+  t.equal(away.get('check_failing{check="spool"}'), 0)
   fleet.toDatabase.mode = 'pass'
-  const { samples } = await scrape(replica)
-  const before = samples.get('heartbeat_timestamp_seconds') ?? 0
-  await untilSampled(
+  const back = await untilSampled(
     t,
     replica,
     'and succeed again',
-    (later) => (later.get('heartbeat_timestamp_seconds') ?? 0) > before,
+    (samples) => (samples.get('heartbeat_age_seconds') ?? 1) < 1,
   )
+  t.equal(back.get('check_failing{check="database"}'), 0)
 })

@@ -46,6 +46,8 @@ const requests = (route: string, status: number, listener = 'internal') =>
   `pagero_broker_http_requests_total{listener="${listener}",method="GET",route="${route}",status="${status}"}`
 const TOKEN = '/v1/users/:user/access-token'
 const START = 'process_start_time_seconds'
+const failing = (check: string) => `pagero_broker_check_failing{check="${check}"}`
+const warning = (name: string) => `pagero_broker_warning{warning="${name}"}`
 const EXPIRING = (days: number) => `pagero_broker_grants_expiring{within_days="${days}"}`
 const queue = (name: string, state: string) =>
   `pagero_broker_queue_entries{queue="${name}",state="${state}"}`
@@ -68,11 +70,13 @@ const sinceStart = (alert: string, name: string): AlertCase => ({
 })
 
 /** An ordinary day: what is unlike the zeros and figures of a broker that has just begun. */
-export const ORDINARY: Readonly<Record<string, string>> = {
+export const ORDINARY: Readonly<Record<string, Values>> = {
   up: steady(1),
   [START]: steady(-100_000),
   nodejs_eventloop_lag_p99_seconds: steady(0.02),
-  pagero_broker_heartbeat_timestamp_seconds: rising(60),
+  pagero_broker_heartbeat_age_seconds: steady(2),
+  [warning('callers_file')]: undefined,
+  [warning('caller_keys')]: undefined,
   [attempts('ahead', 'granted')]: rising(5),
   [attempts('min_ttl', 'granted')]: rising(1),
   [attempts('ahead', 'in_doubt')]: from(100, 2),
@@ -108,6 +112,13 @@ export const ALERT_CASES: readonly AlertCase[] = [
     almost: { series: { up: '1+0x10 0+0x1 1+0x100' }, atMinutes: 14 },
   },
   {
+    alert: 'PageroBrokerReplicaUnready',
+    series: { [failing('spool')]: from(60, 1) },
+    atMinutes: 66,
+    labels: { ...HERE, check: 'spool' },
+    almost: { series: { [failing('draining')]: from(60, 1) }, atMinutes: 66 },
+  },
+  {
     alert: 'PageroBrokerReplicaRestarts',
     series: { [START]: '-100+0x10 600+300x3 1500+0x100' },
     atMinutes: 30,
@@ -140,15 +151,12 @@ export const ALERT_CASES: readonly AlertCase[] = [
   {
     alert: 'PageroBrokerDatabaseAway',
     series: {
-      pagero_broker_heartbeat_timestamp_seconds: '0+60x9 540+0x90',
+      pagero_broker_heartbeat_age_seconds: steady(120),
     },
     atMinutes: 11,
     labels: HERE,
     value: '2m 0s',
-    almost: {
-      series: { pagero_broker_heartbeat_timestamp_seconds: '0+60x9 540+0x90' },
-      atMinutes: 10,
-    },
+    almost: { series: { pagero_broker_heartbeat_age_seconds: steady(60) }, atMinutes: 11 },
   },
   {
     alert: 'PageroBrokerDatabaseUnsteady',
@@ -210,10 +218,18 @@ export const ALERT_CASES: readonly AlertCase[] = [
 
   // ── Settings ───────────────────────────────────────────────────────────────────────────────────
   sinceStart('PageroBrokerEncryptionKeyUnusable', 'encryption_key_unusable'),
-  once('PageroBrokerCallersFileInvalid', 'callers_file_invalid', {
-    atMinutes: 400,
-    almost: { series: { [event('callers_file_invalid')]: from(60, 1) }, atMinutes: 430 },
-  }),
+  {
+    alert: 'PageroBrokerCallersFileInvalid',
+    series: { [warning('callers_file')]: born(10, 1) },
+    atMinutes: 12,
+    labels: HERE,
+  },
+  {
+    alert: 'PageroBrokerCallerKeysAway',
+    series: { [warning('caller_keys')]: born(10, 1) },
+    atMinutes: 30,
+    labels: HERE,
+  },
 
   // ── Grants ─────────────────────────────────────────────────────────────────────────────────────
   {
@@ -370,7 +386,14 @@ export const ALERT_CASES: readonly AlertCase[] = [
 
   // ── The audit record ───────────────────────────────────────────────────────────────────────────
   once('PageroBrokerAuditNotWritten', 'audit_not_written'),
-  once('PageroBrokerAuditNotWritten', 'audit_events_lost'),
+  {
+    alert: 'PageroBrokerAuditEventsDropped',
+    series: { pagero_broker_audit_events_dropped_total: from(60, 9) },
+    atMinutes: 65,
+    labels: HERE_IN_JOB,
+    value: '9',
+  },
+  once('PageroBrokerAuditRowChanged', 'audit_row_kept'),
   {
     alert: 'PageroBrokerAuditWaiting',
     series: { pagero_broker_audit_events_waiting: steady(6_000) },
@@ -422,4 +445,11 @@ export const ALERT_CASES: readonly AlertCase[] = [
   once('PageroBrokerTokenNotRevoked', 'late_answer_unreadable', {
     labels: { event: 'late_answer_unreadable' },
   }),
+  once('PageroBrokerTokenNotRevoked', 'replaced_refresh_token_unreadable', {
+    labels: { event: 'replaced_refresh_token_unreadable' },
+  }),
+  once('PageroBrokerTokenNotRevoked', 'revocation_unreadable', {
+    labels: { event: 'revocation_unreadable' },
+  }),
+  once('PageroBrokerImportUnreadable', 'import_unreadable', { labels: {} }),
 ]

@@ -40,6 +40,14 @@ export async function exposition(): Promise<string> {
     tokensCached: () => 500,
     spoolEntries: () => 300,
     auditEventsWaiting: () => 20,
+    auditEventsDropped: () => 0,
+    secondsSinceHeartbeat: () => 1,
+    checks: async () => ({
+      database: 'ok',
+      spool: 'ok',
+      draining: 'ok',
+    }),
+    warnings: () => ({ callers_file: 'is not valid', caller_keys: 'cannot be read' }),
     databaseConnections: () => ({ total: 10, idle: 8, waiting: 0 }),
     requestsShed: () => 0,
     logLinesDropped: () => 0,
@@ -55,7 +63,6 @@ export async function exposition(): Promise<string> {
       revocationsPending: 0,
     }),
   })
-  metrics.noteHeartbeat()
   const internal = metrics.requestsOf('internal')
   const probes = ['/livez', '/readyz', '/metrics']
   const routes = ['/v1/users/:user/access-token', '/v1/users/:user/pagero/*', '/v1/forward-auth']
