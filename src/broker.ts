@@ -15,7 +15,7 @@ import { createHeartbeat } from './failover.ts'
 import { createForwarder } from './forward.ts'
 import type { App } from './http/app.ts'
 import { buildInternalApp } from './http/internal-app.ts'
-import { type Check, runChecks } from './http/health-routes.ts'
+import { type Check, runChecks, sharedCheck } from './http/health-routes.ts'
 import { watchOverload } from './http/overload.ts'
 import { buildPublicApp } from './http/public-app.ts'
 import { createMetrics } from './metrics.ts'
@@ -265,7 +265,7 @@ export async function startBroker(config: Config, options: BrokerOptions): Promi
     })
     closing.push(async () => overload.stop())
     let draining = false
-    const checks: Record<string, Check> = {
+    const checksOfEach: Record<string, Check> = {
       database: () =>
         beat().then(
           () => undefined,
@@ -292,10 +292,13 @@ export async function startBroker(config: Config, options: BrokerOptions): Promi
       },
       draining: async () => (draining ? 'shutting down' : undefined),
     }
-
+    // Probes and scrapes ask for all of them, whenever they like and however many they are.
+    const checks = Object.fromEntries(
+      Object.entries(checksOfEach).map(([name, check]) => [name, sharedCheck(check)]),
+    )
     metrics.read({
       rotationsInFlight: () => refresher.inFlight(),
-      tokensCached: () => accessTokens.cached(),
+      grantsCached: () => accessTokens.cached(),
       spoolEntries: () => spool.size(),
       auditEventsWaiting: () => audit.waiting(),
       databaseConnections: () => ({

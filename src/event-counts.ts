@@ -39,14 +39,14 @@ export const ALERTING_EVENTS = {
   webhook_dead: 'error',
 } as const satisfies Record<string, 'info' | 'warn' | 'error'>
 
-/** Makes what counts them. To count costs a microsecond and never throws. */
+/** Makes what counts them, for a fifth of a microsecond each. */
 export function createEventCounts(
   registry: Registry,
 ): (level: Level, event: string, fields?: LogFields) => void {
   const registers = [registry]
   const events = new Counter({
     name: 'pagero_broker_events_total',
-    help: 'Events of the log, also those that its level leaves out.',
+    help: 'Events of the log by name, also those that its level leaves out; but not traces, answered requests, nor what the process says as it ends.',
     labelNames: ['event', 'level'],
     registers,
   })

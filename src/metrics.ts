@@ -41,18 +41,24 @@ export function createMetrics({ clock, log }: { clock: Clock; log: Log }): Metri
     (level: Level) =>
     (event: string, fields?: LogFields): void => {
       log[level](event, fields)
-      noteEvent(level, event, fields)
+      try {
+        noteEvent(level, event, fields)
+      } catch {
+        // Whoever logs may have a token in hand that is not stored yet: to count is not worth that.
+      }
     }
 
+  const countedLog: Log = {
+    ...log,
+    trace: (event, fields) => log.trace(event, fields),
+    debug: at('debug'),
+    info: at('info'),
+    warn: at('warn'),
+    error: at('error'),
+  }
+
   return {
-    log: {
-      ...log,
-      trace: (event, fields) => log.trace(event, fields),
-      debug: at('debug'),
-      info: at('info'),
-      warn: at('warn'),
-      error: at('error'),
-    },
+    log: countedLog,
     counted: (audit) => ({
       record(event) {
         const { action, actor } = event
@@ -64,7 +70,7 @@ export function createMetrics({ clock, log }: { clock: Clock; log: Log }): Metri
       },
     }),
     requestsOf,
-    read: (readings) => addReadings(registry, readings, clock),
+    read: (readings) => addReadings(registry, readings, { clock, log: countedLog }),
     exposition: () => registry.metrics(),
     contentType: registry.contentType,
   }

@@ -3,14 +3,16 @@
 import { Counter, Gauge, type Registry } from 'prom-client'
 import { GRANT_STATES } from './grant.ts'
 import { inTime } from './in-time.ts'
-import type { Clock } from './ports.ts'
+import type { Clock, Log } from './ports.ts'
 import type { Census } from './record-stores.ts'
 
 const PREFIX = 'pagero_broker_'
 
-/** Every grant is looked at for it: so a hundredth of the time at most, and no more often than this. */
+/** Every grant is looked at for it: so no more often than this, and where it takes long a hundredth of the time. */
 const CENSUS_INTERVAL_MS = 60_000
 const CENSUS_SHARE = 1 / 100
+/** However long one takes, there is another before it is too old. */
+const CENSUS_PAUSE_MAX_MS = 5 * 60_000
 /** An answer waits so long for a census; the next one has it. */
 const CENSUS_WAIT_MS = 1_000
 /** One that is older tells of nothing that is still so. */
@@ -19,7 +21,7 @@ const CENSUS_AGE_MAX_MS = 15 * 60_000
 /** What is read when metrics are asked for. */
 export interface Readings {
   rotationsInFlight(): number
-  tokensCached(): number
+  grantsCached(): number
   spoolEntries(): number
   auditEventsWaiting(): number
   auditEventsDropped(): number
@@ -37,7 +39,11 @@ export interface Readings {
 }
 
 /** Adds them to what the registry tells. Once. */
-export function addReadings(registry: Registry, readings: Readings, clock: Clock): void {
+export function addReadings(
+  registry: Registry,
+  readings: Readings,
+  ports: { clock: Clock; log: Pick<Log, 'warn'> },
+): void {
   const registers = [registry]
   const gauge = (name: string, help: string, read: () => number) => {
     const one: Gauge = new Gauge({
@@ -63,15 +69,15 @@ export function addReadings(registry: Registry, readings: Readings, clock: Clock
     'Grants being refreshed by this replica.',
     readings.rotationsInFlight,
   )
-  gauge('tokens_cached', 'Grants in memory.', readings.tokensCached)
+  gauge('grants_cached', 'Grants in memory, with their tokens.', readings.grantsCached)
   gauge(
     'spool_entries',
-    'Answers of Pagero in the spool. An applied one stays for a quarter of an hour.',
+    'Answers of Pagero in the spool. One that is stored stays for SPOOL_RETENTION_SECONDS.',
     readings.spoolEntries,
   )
   gauge(
     'audit_events_waiting',
-    'Events that are yet to be written into the audit record.',
+    'Rows that are yet to be written into the audit record; equal events of a second are one.',
     readings.auditEventsWaiting,
   )
   counter(
@@ -81,7 +87,7 @@ export function addReadings(registry: Registry, readings: Readings, clock: Clock
   )
   gauge(
     'heartbeat_age_seconds',
-    'Time since the database last took a word of this replica.',
+    'Time since the database last took a word of this replica: a heartbeat, or that of a probe or of this.',
     readings.secondsSinceHeartbeat,
   )
   counter(
@@ -127,12 +133,16 @@ export function addReadings(registry: Registry, readings: Readings, clock: Clock
       for (const name of Object.keys(readings.warnings())) warning.set({ warning: name }, 1)
     },
   })
-  addCensus(registry, readings.census, clock)
+  addCensus(registry, readings.census, ports)
 }
 
 /** What concerns all replicas alike: each tells the same, so take the greatest and not the sum. */
-function addCensus(registry: Registry, take: Readings['census'], clock: Clock): void {
-  const latest = createLatestCensus(take, clock)
+function addCensus(
+  registry: Registry,
+  take: Readings['census'],
+  ports: { clock: Clock; log: Pick<Log, 'warn'> },
+): void {
+  const latest = createLatestCensus(take, ports)
   /** Tells nothing where nothing is known. */
   const gauge = <Label extends string>(
     name: string,
@@ -178,7 +188,7 @@ function addCensus(registry: Registry, take: Readings['census'], clock: Clock): 
 /** Returns what returns the newest census; undefined where there is none that still says anything. */
 function createLatestCensus(
   take: Readings['census'],
-  clock: Clock,
+  { clock, log }: { clock: Clock; log: Pick<Log, 'warn'> },
 ): () => Promise<Census | undefined> {
   let latest: { census: Census; takenAtMs: number } | undefined
   let dueAtMs = Number.NEGATIVE_INFINITY
@@ -186,13 +196,16 @@ function createLatestCensus(
 
   async function takeOne(): Promise<void> {
     const startedMs = clock.monotonicMs()
+    let pauseMs = CENSUS_INTERVAL_MS
     try {
       latest = { census: await take(), takenAtMs: startedMs }
-    } catch {
-      // The database is away, which others tell of.
+      const fairMs = (clock.monotonicMs() - startedMs) / CENSUS_SHARE
+      pauseMs = Math.min(Math.max(pauseMs, fairMs), CENSUS_PAUSE_MAX_MS)
+    } catch (error) {
+      // What took its time may have been a connection that was lost, and nothing was looked at.
+      log.warn('census_failed', { error })
     }
-    const tookMs = clock.monotonicMs() - startedMs
-    dueAtMs = clock.monotonicMs() + Math.max(CENSUS_INTERVAL_MS, tookMs / CENSUS_SHARE)
+    dueAtMs = clock.monotonicMs() + pauseMs
   }
 
   return async () => {

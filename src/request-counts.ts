@@ -3,7 +3,7 @@
 
 import { Counter, Histogram, type Registry } from 'prom-client'
 
-const BUCKETS_SECONDS = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5, 30]
+const BUCKETS_SECONDS = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30]
 
 /** An answered request, as it is counted. */
 export interface Answered {
@@ -35,7 +35,7 @@ export function createRequestCounts(
   const known = new Map<string, Series>()
   const requests: Counter<'listener' | 'method' | 'route' | 'status'> = new Counter({
     name: 'pagero_broker_http_requests_total',
-    help: 'Requests answered. Where no route was found, or looked for, it is (none).',
+    help: 'Requests answered to the end. Where no route was found, or looked for, it is (none); what was no HTTP is not counted.',
     labelNames: ['listener', 'method', 'route', 'status'],
     registers: [registry],
     collect() {
@@ -45,7 +45,7 @@ export function createRequestCounts(
   })
   const seconds = new Histogram({
     name: 'pagero_broker_http_request_seconds',
-    help: 'Time to answer a request, but for tokens from memory and refusals at the door: they take microseconds.',
+    help: 'Time to answer a request to the end, but for most tokens from memory and refusals at the door: they take microseconds.',
     labelNames: ['listener', 'route'],
     buckets: BUCKETS_SECONDS,
     registers: [registry],
@@ -64,7 +64,8 @@ export function createRequestCounts(
     return {
       note(answered) {
         seriesOf(answered).count += 1
-        seconds.observe({ listener, route: answered.route }, answered.durationMs / 1000)
+        const { route, durationMs } = answered
+        if (Number.isFinite(durationMs)) seconds.observe({ listener, route }, durationMs / 1000)
       },
       ofQuick(answered) {
         const series = seriesOf(answered)

@@ -5,6 +5,7 @@ import { sql } from 'kysely'
 import { setTimeout as delay } from 'node:timers/promises'
 import t, { type Test } from 'tap'
 import type { UserKey } from '../src/grant.ts'
+import { sharedCheck } from '../src/http/health-routes.ts'
 import { createMetrics } from '../src/metrics.ts'
 import type { Audit, Census } from '../src/record-stores.ts'
 import { createCensus } from '../src/postgres/census.ts'
@@ -42,7 +43,7 @@ const CENSUS: Census = {
 
 const READINGS: Readings = {
   rotationsInFlight: () => 3,
-  tokensCached: () => 11,
+  grantsCached: () => 11,
   spoolEntries: () => 2,
   auditEventsWaiting: () => 13,
   auditEventsDropped: () => 4,
@@ -135,6 +136,20 @@ t.test('attempts, verdicts and the breaker are told by their events', async (t) 
   t.equal(closed.get('breaker_open{reason="rejected_client"}'), 0)
 })
 
+t.test('what cannot be counted is logged all the same, and nobody is told', async (t) => {
+  const { log, metrics, samples } = setMetrics()
+  metrics.log.info('refresh_attempt_finished', { cause: 'expiry', durationMs: Number.NaN })
+  t.match(log.events, [{ event: 'refresh_attempt_finished' }])
+  const route = '/livez'
+  metrics.requestsOf('public').note({ method: 'GET', route, status: 200, durationMs: Number.NaN })
+  const found = await samples()
+  t.equal(found.get('refresh_attempt_seconds_count'), 0)
+  t.equal(
+    found.get('http_requests_total{listener="public",method="GET",route="/livez",status="200"}'),
+    1,
+  )
+})
+
 t.test('tokens and calls are counted by caller, those of sessions under no name', async (t) => {
   const { metrics, samples } = setMetrics()
   const recorded: unknown[] = []
@@ -183,7 +198,7 @@ t.test('what can be read at any time is read when it is asked for', async (t) =>
   const { samples } = setMetrics({ ...READINGS, spoolEntries: () => spoolEntries })
   const found = await samples()
   t.equal(found.get('rotations_in_flight'), 3)
-  t.equal(found.get('tokens_cached'), 11)
+  t.equal(found.get('grants_cached'), 11)
   t.equal(found.get('spool_entries'), 2)
   t.equal(found.get('audit_events_waiting'), 13)
   t.equal(found.get('database_connections{state="used"}'), 5)
@@ -254,6 +269,37 @@ t.test('without a database the last census holds for a while, then nothing is to
   isAway = false
   clock.pass(60_000)
   t.equal((await samples()).get('grants{state="active"}'), 5)
+})
+
+t.test('one that hangs until it is given up is tried again a minute later', async (t) => {
+  let taken = 0
+  const { clock, log, samples } = setMetrics({
+    ...READINGS,
+    async census() {
+      taken += 1
+      if (taken > 1) return CENSUS
+      clock.pass(10_000)
+      throw new Error('the statement took too long')
+    },
+  })
+  t.notOk((await samples()).has('grants{state="active"}'))
+  t.match(log.events, [{ level: 'warn', event: 'census_failed' }])
+  clock.pass(60_000)
+  t.equal((await samples()).get('grants{state="active"}'), 5)
+})
+
+t.test('whoever asks for a check while it runs has the result of that', async (t) => {
+  let runs = 0
+  const running = Promise.withResolvers<string>()
+  const check = sharedCheck(() => {
+    runs += 1
+    return runs === 1 ? running.promise : Promise.resolve(undefined)
+  })
+  const asked = [check(), check(), check()]
+  running.resolve('not writable')
+  t.strictSame(await Promise.all(asked), ['not writable', 'not writable', 'not writable'])
+  t.equal(runs, 1)
+  t.equal(await check(), undefined, 'the next one is run anew')
 })
 
 t.test('an answer does not wait for a census that takes long', async (t) => {
@@ -364,6 +410,19 @@ t.test('a replica tells what it has done, to whoever reaches the internal listen
   await fleet.lookAlike.revokeLogin(await fleet.refreshToken('carol@nordvik.example'))
   t.equal((await replica.token('carol@nordvik.example')).status, 409)
 
+  const gateway = { authorization: replica.authorization, 'x-broker-user': 'alice@nordvik.example' }
+  t.equal((await fetch(`${replica.origin}/v1/forward-auth`, { headers: gateway })).status, 200)
+  const proxied = await fetch(
+    `${replica.origin}/v1/users/alice@nordvik.example/pagero/document/v1/documents`,
+    { headers: { authorization: replica.authorization } },
+  )
+  await proxied.arrayBuffer()
+  const tooLong = `${replica.origin}/v1/users/${'a'.repeat(1_025)}/grant`
+  t.equal((await fetch(tooLong, { headers: gateway })).status, 400)
+  const { status: ofNobody } = await fetch(`${replica.publicOrigin}/auth/session`)
+
+  // The census, which takes its time on a busy machine, is the last that comes.
+  await untilSampled(t, replica, 'counted', (found) => found.has('grants{state="active"}'))
   const { text, samples } = await scrape(replica)
   const requests = (labels: string) => samples.get(`http_requests_total{listener=${labels}}`)
   const token = 'route="/v1/users/:user/access-token"'
@@ -372,6 +431,13 @@ t.test('a replica tells what it has done, to whoever reaches the internal listen
   t.equal(requests(`"internal",method="GET",${token},status="404"`), 1)
   t.equal(requests(`"internal",method="GET",${token},status="409"`), 1)
   t.equal(requests('"internal",method="GET",route="(none)",status="404"'), 1)
+  t.equal(requests('"internal",method="GET",route="(none)",status="400"'), 1)
+  t.equal(requests('"internal",method="GET",route="/v1/forward-auth",status="200"'), 1)
+  t.equal(
+    requests(`"internal",method="GET",route="/v1/users/:user/pagero/*",status="${proxied.status}"`),
+    1,
+  )
+  t.equal(requests(`"public",method="GET",route="/auth/session",status="${ofNobody}"`), 1)
   t.equal(requests('"internal",method="(other)",route="(none)",status="405"'), 1)
   t.equal(
     samples.get(
@@ -382,8 +448,8 @@ t.test('a replica tells what it has done, to whoever reaches the internal listen
   )
   t.equal(
     [...samples].find(([key]) => key.startsWith('tokens_handed_out_total{'))?.[1],
-    5,
-    'each token once',
+    6,
+    'each token once, and that of the gateway',
   )
   t.equal(samples.get('refresh_attempts_total{cause="expiry",outcome="granted"}'), 1)
   t.equal(samples.get('refresh_attempts_total{cause="expiry",outcome="refused"}'), 1)
@@ -397,7 +463,7 @@ t.test('a replica tells what it has done, to whoever reaches the internal listen
   t.equal(samples.get('refresh_attempt_seconds_count'), 3)
   t.equal(samples.get('grants{state="active"}'), 2)
   t.equal(samples.get('grants{state="reauthentication_required"}'), 1)
-  t.equal(samples.get('tokens_cached'), 3, 'that of the refused one has not been asked for since')
+  t.equal(samples.get('grants_cached'), 3, 'that of the refused one has not been asked for since')
   t.equal(samples.get('spool_entries'), 1)
   t.equal(samples.get('rotations_in_flight'), 0)
   t.ok((samples.get('heartbeat_age_seconds') ?? 60) < 60)
@@ -427,7 +493,7 @@ t.test('a server that does not answer and a database that is away show', async (
   fleet.toServer.mode = 'pass'
   const tokens = async () => Promise.all(users.map((user) => replica.token(user)))
   await untilSampled(t, replica, 'and closed again', (samples) => {
-    void tokens()
+    tokens().catch(() => undefined)
     return samples.get('breaker_open{reason="unreachable"}') === 0
   })
 

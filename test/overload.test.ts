@@ -118,6 +118,17 @@ t.test(
     // The share grows back to the whole in steps.
     const call = async () => (await replica.call('GET', `${internal?.prefix}/a`)).status === 200
     await until(call, LIMIT_MS, 'a proxied call')
+    const metrics = await (await fetch(`${replica.origin}/metrics`)).text()
+    t.match(metrics, /^pagero_broker_requests_shed_total [1-9]/m)
+    // Calls of services are refused before the router, pages by the route.
+    t.match(
+      metrics,
+      /^pagero_broker_http_requests_total\{listener="internal",.*route="\(none\)",status="503"\} [1-9]/m,
+    )
+    t.match(
+      metrics,
+      /^pagero_broker_http_requests_total\{listener="public",.*status="503"\} [1-9]/m,
+    )
     const notes = replica.log.filter(({ event }) => event === 'requests_shed')
     const notesMax = 1 + (performance.now() - beganMs) / NOTE_INTERVAL_MS
     t.ok(notes.length >= 1 && notes.length <= notesMax, `told ${notes.length} times, not for each`)

@@ -117,6 +117,9 @@ function createBareApp(ports: { clock: Clock; log: Log }, settings: AppSettings)
     ajv: { customOptions: { removeAdditional: false, coerceTypes: true, allErrors: false } },
     frameworkErrors: (error, request, reply) => {
       void sendProblem(reply, request, listener, asBrokerError(error))
+      // Fastify calls no hook for these.
+      const { method } = request
+      settings.counts?.ofQuick({ method, route: NO_ROUTE, status: reply.statusCode })()
     },
     serverFactory: (handler) => {
       const server = createServer({

@@ -118,6 +118,15 @@ export function registerHealthRoutes(
   )
 }
 
+/** Makes a check that whoever asks while it runs has the result of. */
+export function sharedCheck(check: Check): Check {
+  let running: ReturnType<Check> | undefined
+  return () =>
+    (running ??= check().finally(() => {
+      running = undefined
+    }))
+}
+
 /** Runs the checks at the same time, two seconds each at most; returns `ok` of each, or what is wrong. Never throws. */
 export async function runChecks(
   clock: Pick<Clock, 'sleep'>,

@@ -39,6 +39,7 @@ import { type OnBehalf, PROXY_ROUTES } from './proxied-call.ts'
 import { registerProxyRoutes } from './proxy-routes.ts'
 import { createReadyCalls } from './ready-call.ts'
 import { createReadyTokenAnswers } from './ready-token.ts'
+import { methodOf } from './refusals.ts'
 import { registerTokenRoutes, TOKEN_FIELDS } from './token-routes.ts'
 import { registerWebhookRoutes } from './webhook-routes.ts'
 
@@ -129,7 +130,6 @@ export function buildInternalApp(parts: InternalParts): Promise<App> {
     fieldsOf: () => fields,
     noteAnswered: (answered) => noteAnswered({ log: ports.log, counts: parts.counts }, answered),
   })
-  const noteShed = parts.counts?.ofQuick({ method: '(any)', route: NO_ROUTE, status: 503 })
   /** Under overload some calls are refused, the others made as ever. */
   const refusesOrMakes = (request: IncomingMessage, response: ServerResponse): boolean => {
     if (parts.overload?.isThere() !== true || !isShed(parts.overload, request)) {
@@ -142,7 +142,7 @@ export function buildInternalApp(parts: InternalParts): Promise<App> {
       ? { ...SECURITY_HEADERS, 'proxy-status': forwarder.proxyStatusOf(SHED_REFUSAL) }
       : SECURITY_HEADERS
     answerShed(request, response, { listener: 'internal', fields: ofRefusal })
-    noteShed?.()
+    parts.counts?.ofQuick({ method: methodOf(request), route: NO_ROUTE, status: 503 })()
     return true
   }
   return buildApp(

@@ -113,19 +113,21 @@ export function createReadyTokenAnswers(
     route: Route,
   ): Promise<void> {
     const startedMs = performance.now()
+    let isAnswered = false
     try {
       const token = await accessTokens.fresh(asked.user)
       // Others may have used up meanwhile what the limits allow.
       if (isWithinLimits(asked)) {
         answer(asked, token, accessTokenJson, request, response)
-        const durationMs = performance.now() - startedMs
-        parts.counts?.note({ ...answeredAs(asked.isGateway), durationMs })
-        return
+        isAnswered = true
       }
     } catch (error) {
       keepFailure(request, error)
     }
-    route(request, response)
+    if (!isAnswered) return route(request, response)
+    const durationMs = performance.now() - startedMs
+    parts.counts?.note({ ...answeredAs(asked.isGateway), durationMs })
+    return undefined
   }
 
   return {

@@ -23,6 +23,11 @@ export const METHODS: readonly HTTPMethods[] = [
   'OPTIONS',
 ]
 
+/** The method as it is counted: of those that are no method here there are many. */
+export function methodOf({ method }: IncomingMessage): string {
+  return METHODS.find((known) => known === method) ?? '(other)'
+}
+
 const UUID = /^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$/
 
 const BOOT_ID = randomUUID()
@@ -128,8 +133,7 @@ function answerRefusal(
     connection: 'close',
   }
   answerProblem(request, response, { listener, requestId: requestIdOf(request), error, fields })
-  const method = METHODS.find((known) => known === request.method) ?? '(other)'
-  counts?.ofQuick({ method, route: NO_ROUTE, status: response.statusCode })()
+  counts?.ofQuick({ method: methodOf(request), route: NO_ROUTE, status: response.statusCode })()
 }
 
 /** Why a request goes no further (RFC 9112 sections 3.2 and 6.1). */

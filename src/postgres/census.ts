@@ -1,9 +1,11 @@
 // How many there are of what, for the metrics. It looks at every grant, so it is asked now and then.
 
-import { sql } from 'kysely'
+import { type Kysely, sql } from 'kysely'
 import type { Census } from '../record-stores.ts'
-import { type Database, throughDatabase } from './database.ts'
+import { type Database, type Tables, throughDatabase } from './database.ts'
 import { now } from './time.ts'
+
+const STATEMENT_TIMEOUT = '9s'
 
 interface CensusRow {
   active: number
@@ -25,9 +27,8 @@ export function createCensus({ db }: Pick<Database, 'db'>): () => Promise<Census
   const endingWithin = (days: number) =>
     sql`count(*) filter (where state = 'active' and least(rolling_expires_at, absolute_expires_at)
       <= (select ${now}) + make_interval(days => ${sql.lit(days)}))::integer`
-  return () =>
-    throughDatabase(async () => {
-      const { rows } = await sql<CensusRow>`
+  const count = (transaction: Kysely<Tables>) =>
+    sql<CensusRow>`
         select
           ${inState('active')} as active,
           ${inState('suspect')} as suspect,
@@ -39,7 +40,17 @@ export function createCensus({ db }: Pick<Database, 'db'>): () => Promise<Census
           (select count(*)::integer from outbox where state = 'pending') as "webhooksPending",
           (select count(*)::integer from outbox where state = 'dead') as "webhooksDead",
           (select count(*)::integer from revocations) as "revocationsPending"
-        from grants`.execute(db)
+        from grants`.execute(transaction)
+
+  return () =>
+    throughDatabase(async () => {
+      const { rows } = await db.transaction().execute(async (transaction) => {
+        // As long as this side waits for a statement, but for a second: the server must not go on alone.
+        await sql`select set_config('statement_timeout', ${STATEMENT_TIMEOUT}, true)`.execute(
+          transaction,
+        )
+        return count(transaction)
+      })
       const { active, suspect, reauthenticationRequired, revoked, ...others } = rows[0] as CensusRow
       const { within7, within30, within90, ...queues } = others
       return {

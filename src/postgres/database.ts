@@ -28,7 +28,7 @@ export interface Database {
 /** The longest a request waits for a connection before it is told `temporarily_unavailable`. */
 const CONNECTION_TIMEOUT_MS = 3_000
 
-/** Any statement of the broker touches a few rows by key: one that takes this long is lost. */
+/** Any statement on a request's way touches a few rows by key: one that takes this long is lost. */
 const STATEMENT_LIMIT_MS = 10_000
 
 /** Half an hour: after a failover behind a load balancer no connection stays with the old server for longer. */

@@ -37,7 +37,7 @@ export async function exposition(): Promise<string> {
   const metrics = createMetrics({ clock: standingClock(), log: silentLog })
   metrics.read({
     rotationsInFlight: () => 1,
-    tokensCached: () => 500,
+    grantsCached: () => 500,
     spoolEntries: () => 300,
     auditEventsWaiting: () => 20,
     auditEventsDropped: () => 0,
