@@ -38,26 +38,22 @@ export interface Readings {
   census(): Promise<Census>
 }
 
+/** Values by their labels. */
+type Samples<Label extends string> = Iterable<readonly [Readonly<Record<Label, string>>, number]>
+
 /** Adds them to what the registry tells. Once. */
 export function addReadings(
   registry: Registry,
   readings: Readings,
   ports: { clock: Clock; log: Pick<Log, 'warn'> },
 ): void {
-  const registers = [registry]
-  const gauge = (name: string, help: string, read: () => number) => {
-    const one: Gauge = new Gauge({
-      name: PREFIX + name,
-      help,
-      registers,
-      collect: () => one.set(read()),
-    })
-  }
+  const gauge = (name: string, help: string, read: () => number) =>
+    addGauge(registry, { name, help, labelNames: [] }, () => [[{}, read()]])
   const counter = (name: string, help: string, read: () => number) => {
     const one: Counter = new Counter({
       name: PREFIX + name,
       help,
-      registers,
+      registers: [registry],
       collect() {
         one.reset()
         one.inc(read())
@@ -80,15 +76,15 @@ export function addReadings(
     'Rows that are yet to be written into the audit record; equal events of a second are one.',
     readings.auditEventsWaiting,
   )
-  counter(
-    'audit_events_dropped_total',
-    'Events that the audit record has no room for while PostgreSQL takes none; a row tells their number later.',
-    readings.auditEventsDropped,
-  )
   gauge(
     'heartbeat_age_seconds',
     'Time since the database last took a word of this replica: a heartbeat, or that of a probe or of this.',
     readings.secondsSinceHeartbeat,
+  )
+  counter(
+    'audit_events_dropped_total',
+    'Events that the audit record has no room for while PostgreSQL takes none; a row tells their number later.',
+    readings.auditEventsDropped,
   )
   counter(
     'requests_shed_total',
@@ -100,40 +96,59 @@ export function addReadings(
     'Lines of the log lost because nobody read them in time.',
     readings.logLinesDropped,
   )
-  const connections: Gauge<'state'> = new Gauge({
-    name: `${PREFIX}database_connections`,
-    help: 'Connections to PostgreSQL, and how many wait for one.',
-    labelNames: ['state'],
-    registers,
-    collect() {
+  addGauge(
+    registry,
+    {
+      name: 'database_connections',
+      help: 'Connections to PostgreSQL, and how many wait for one.',
+      labelNames: ['state'],
+    },
+    () => {
       const { total, idle, waiting } = readings.databaseConnections()
-      connections.set({ state: 'used' }, total - idle)
-      connections.set({ state: 'idle' }, idle)
-      connections.set({ state: 'awaited' }, waiting)
+      return [
+        [{ state: 'used' }, total - idle],
+        [{ state: 'idle' }, idle],
+        [{ state: 'awaited' }, waiting],
+      ]
     },
-  })
-  const failing: Gauge<'check'> = new Gauge({
-    name: `${PREFIX}check_failing`,
-    help: '1 where a check of /readyz fails. One that does makes the replica unready.',
-    labelNames: ['check'],
-    registers,
-    async collect() {
-      for (const [check, result] of Object.entries(await readings.checks())) {
-        failing.set({ check }, result === 'ok' ? 0 : 1)
-      }
+  )
+  addGauge(
+    registry,
+    {
+      name: 'check_failing',
+      help: '1 where a check of /readyz fails. One that does makes the replica unready.',
+      labelNames: ['check'],
     },
-  })
-  const warning: Gauge<'warning'> = new Gauge({
-    name: `${PREFIX}warning`,
-    help: '1 for what /readyz warns of.',
-    labelNames: ['warning'],
-    registers,
-    collect() {
-      warning.reset()
-      for (const name of Object.keys(readings.warnings())) warning.set({ warning: name }, 1)
-    },
-  })
+    async () =>
+      Object.entries(await readings.checks()).map(([check, result]) => [
+        { check },
+        result === 'ok' ? 0 : 1,
+      ]),
+  )
+  addGauge(
+    registry,
+    { name: 'warning', help: '1 for what /readyz warns of.', labelNames: ['warning'] },
+    () => Object.keys(readings.warnings()).map((warning) => [{ warning }, 1]),
+  )
   addCensus(registry, readings.census, ports)
+}
+
+/** Adds a gauge that tells what `read` returns when it is asked for, and nothing besides. */
+function addGauge<Label extends string>(
+  registry: Registry,
+  { name, ...described }: { name: string; help: string; labelNames: Label[] },
+  read: () => Samples<Label> | Promise<Samples<Label>>,
+): void {
+  const gauge: Gauge<Label> = new Gauge({
+    name: PREFIX + name,
+    ...described,
+    registers: [registry],
+    async collect() {
+      const samples = await read()
+      gauge.reset()
+      for (const [labels, value] of samples) gauge.set(labels, value)
+    },
+  })
 }
 
 /** What concerns all replicas alike: each tells the same, so take the greatest and not the sum. */
@@ -147,22 +162,13 @@ function addCensus(
   const gauge = <Label extends string>(
     name: string,
     help: string,
-    labelNames: readonly Label[],
-    samplesOf: (census: Census) => Iterable<readonly [Readonly<Record<Label, string>>, number]>,
-  ) => {
-    const one: Gauge<Label> = new Gauge({
-      name: PREFIX + name,
-      help,
-      labelNames,
-      registers: [registry],
-      async collect() {
-        const census = await latest()
-        one.reset()
-        if (census === undefined) return
-        for (const [labels, value] of samplesOf(census)) one.set(labels, value)
-      },
+    labelNames: Label[],
+    samplesOf: (census: Census) => Samples<Label>,
+  ) =>
+    addGauge(registry, { name, help, labelNames }, async () => {
+      const census = await latest()
+      return census === undefined ? [] : samplesOf(census)
     })
-  }
   gauge('grants', 'Grants in the database, by state.', ['state'], ({ grants }) =>
     GRANT_STATES.map((state) => [{ state }, grants[state]]),
   )

@@ -84,7 +84,7 @@ export function createCallerCounts(
 ): (caller: string) => void {
   const counts = new Map<string, number>()
   const counter: Counter<'caller'> = new Counter({
-    name: name,
+    name,
     help,
     labelNames: ['caller'],
     registers: [registry],
