@@ -294,7 +294,7 @@ export async function startBroker(config: Config, options: BrokerOptions): Promi
     }
     // Probes and scrapes ask for all of them, whenever they like and however many they are.
     const checks = Object.fromEntries(
-      Object.entries(checksOfEach).map(([name, check]) => [name, sharedCheck(check)]),
+      Object.entries(checksOfEach).map(([name, check]) => [name, sharedCheck(clock, check)]),
     )
     metrics.read({
       rotationsInFlight: () => refresher.inFlight(),

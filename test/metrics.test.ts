@@ -291,15 +291,19 @@ t.test('one that hangs until it is given up is tried again a minute later', asyn
 t.test('whoever asks for a check while it runs has the result of that', async (t) => {
   let runs = 0
   const running = Promise.withResolvers<string>()
-  const check = sharedCheck(() => {
+  const clock = standingClock()
+  const check = sharedCheck(clock, () => {
     runs += 1
     return runs === 1 ? running.promise : Promise.resolve(undefined)
   })
   const asked = [check(), check(), check()]
+  clock.pass(2_000)
+  t.equal(await check(), undefined, 'but not of one that hangs')
   running.resolve('not writable')
   t.strictSame(await Promise.all(asked), ['not writable', 'not writable', 'not writable'])
-  t.equal(runs, 1)
-  t.equal(await check(), undefined, 'the next one is run anew')
+  t.equal(runs, 2)
+  t.equal(await check(), undefined)
+  t.equal(runs, 3, 'the next one is run anew')
 })
 
 t.test('an answer does not wait for a census that takes long', async (t) => {

@@ -118,13 +118,21 @@ export function registerHealthRoutes(
   )
 }
 
-/** Makes a check that whoever asks while it runs has the result of. */
-export function sharedCheck(check: Check): Check {
-  let running: ReturnType<Check> | undefined
-  return () =>
-    (running ??= check().finally(() => {
-      running = undefined
-    }))
+/**
+ * Makes a check that whoever asks while it runs has the result of: but not of one that hangs, which says nothing of how
+ * things are by now.
+ */
+export function sharedCheck(clock: Pick<Clock, 'monotonicMs'>, check: Check): Check {
+  let running: { result: ReturnType<Check>; begunAtMs: number } | undefined
+  return () => {
+    const nowMs = clock.monotonicMs()
+    if (running !== undefined && nowMs - running.begunAtMs < CHECK_TIMEOUT_MS) return running.result
+    const begun = { result: check(), begunAtMs: nowMs }
+    running = begun
+    return begun.result.finally(() => {
+      if (running === begun) running = undefined
+    })
+  }
 }
 
 /** Runs the checks at the same time, two seconds each at most; returns `ok` of each, or what is wrong. Never throws. */
