@@ -21,7 +21,7 @@ import { buildPublicApp } from './http/public-app.ts'
 import { createMetrics } from './metrics.ts'
 import { createAuthorizationServer } from './pagero.ts'
 import { startPeriodic } from './periodic.ts'
-import type { Log, Ports } from './ports.ts'
+import type { Clock, Log, Ports } from './ports.ts'
 import { createAttemptStore } from './postgres/attempt-store.ts'
 import { createAuditStore } from './postgres/audit-store.ts'
 import { createCensus } from './postgres/census.ts'
@@ -47,6 +47,7 @@ import { createRefresher } from './refresh.ts'
 import { createRevoker } from './revocation.ts'
 import { createChainKeys, createSealer } from './seal.ts'
 import { createSpool } from './spool.ts'
+import type { Tracing } from './tracing.ts'
 import { createUpstreamLookup } from './upstream-address.ts'
 import { sweepAll, warnOfExpiry } from './upkeep.ts'
 import { createWebhookSender } from './webhook.ts'
@@ -75,6 +76,8 @@ export interface Broker {
    * accepted request answered, every rotation stored or spooled. Calling it again changes nothing.
    */
   stop(): Promise<void>
+  /** The trace that the running code belongs to: for the log. */
+  traceId(): string | undefined
 }
 
 export interface BrokerOptions {
@@ -102,6 +105,9 @@ export async function startBroker(config: Config, options: BrokerOptions): Promi
     for (const close of closing.splice(0).toReversed()) await close()
   }
   try {
+    const tracing = await startTracingOf(config, { clock, log })
+    // What comes last: the ends of others are traced.
+    closing.push(async () => tracing?.stop())
     const database = await openReadyDatabase(config, log, closing)
     const deploymentId = await readDeploymentId(database)
     const sealer = createSealer(config.encryptionKeys, deploymentId)
@@ -115,7 +121,7 @@ export async function startBroker(config: Config, options: BrokerOptions): Promi
     })
     const lookup = createUpstreamLookup({ allowPrivate: config.allowPrivateUpstreams })
     const spool = await createSpool(config.spoolDir, log)
-    const ports: Ports = wrapPorts({
+    const untraced: Ports = wrapPorts({
       clock,
       log: createAuditedLog(log, audit),
       audit: metrics.counted(audit),
@@ -142,6 +148,7 @@ export async function startBroker(config: Config, options: BrokerOptions): Promi
       authorizationServer: createAuthorizationServer(config.pagero, { clock, log, lookup }),
       spool,
     })
+    const ports = tracing?.ports(untraced) ?? untraced
     // A copy, or a restored database: whoever else uses its tokens would lose them to us, or we to them.
     const held = (await claimDatabase(database)) === 'another'
     if (held) ports.log.error('database_not_accepted', { reason: 'run: broker accept-database' })
@@ -152,7 +159,8 @@ export async function startBroker(config: Config, options: BrokerOptions): Promi
     const callers = await createCallers(config.callersFile, ports)
     closing.push(async () => callers.close())
     const antiEntropy = createAntiEntropy(ports, config.refresh, identity)
-    const refresher = createRefresher(ports, config.refresh, { ...identity, held })
+    const untracedRefresher = createRefresher(ports, config.refresh, { ...identity, held })
+    const refresher = tracing?.refresher(untracedRefresher) ?? untracedRefresher
     const recovery = createRecovery(ports, refresher, identity)
     // With a held one nothing is brought back: its spool may belong to the original. Nor does it say that it lives: those
     // that are not held would wait for it.
@@ -251,12 +259,13 @@ export async function startBroker(config: Config, options: BrokerOptions): Promi
       tokenCacheTrustMs: config.tokenCacheTrustMs,
       staleLimitSeconds: config.staleLimitSeconds,
     })
-    const forwarder = createForwarder({
+    const untracedForwarder = createForwarder({
       ...config.proxy,
       apiUrl: config.pagero.apiUrl,
       viaPseudonym: VIA_PSEUDONYM,
       lookup,
     })
+    const forwarder = tracing?.forwarder(untracedForwarder) ?? untracedForwarder
     closing.push(() => forwarder.close())
 
     const overload = watchOverload(ports, {
@@ -322,6 +331,7 @@ export async function startBroker(config: Config, options: BrokerOptions): Promi
       revoker,
       overload,
       counts: metrics.requestsOf('public'),
+      tracing,
       ...(publicRoutes === undefined ? {} : { routes: publicRoutes }),
     })
     const internalApp = await buildInternalApp({
@@ -335,6 +345,7 @@ export async function startBroker(config: Config, options: BrokerOptions): Promi
       overload,
       metrics,
       counts: metrics.requestsOf('internal'),
+      tracing,
       publicApp,
       settings: {
         publicUrl: config.publicUrl,
@@ -380,11 +391,22 @@ export async function startBroker(config: Config, options: BrokerOptions): Promi
         })()
         return stopped
       },
+      traceId: () => tracing?.traceId(),
     }
   } catch (error) {
     await closeAll()
     throw error
   }
+}
+
+/** Loads what traces only where it is wanted: it takes a dozen MiB. */
+async function startTracingOf(
+  { traces, pagero, replicaName: replica }: Config,
+  ports: { clock: Clock; log: Log },
+): Promise<Tracing | undefined> {
+  if (traces === undefined) return undefined
+  const { startTracing } = await import('./tracing.ts')
+  return startTracing(traces, pagero, { ...ports, replica })
 }
 
 /** The settings that security rests on: none of them a secret, nor a text. */

@@ -13,9 +13,11 @@ import {
   bindHost,
   calendarDuration,
   clientId,
+  collectorUrl,
   databaseUrl,
   encryptionKeys,
   endpointUrl,
+  fieldPairs,
   filePath,
   listOf,
   matching,
@@ -79,6 +81,16 @@ export interface WebhookSettings {
   backoffSeconds: number
 }
 
+export interface TraceSettings {
+  /** The collector; the path of the signal is put behind it. */
+  endpoint: string
+  /** Pairs as they stand in the variable. */
+  fields: Secret | undefined
+  serviceName: string
+  /** From 0 to 1, of traces that begin here. */
+  sampledShare: number
+}
+
 export interface ListenerSettings {
   host: string
   port: number
@@ -115,6 +127,8 @@ export interface Config {
   staleLimitSeconds: number
   replicaName: string
   logLevel: 'trace' | 'debug' | 'info' | 'warn' | 'error'
+  /** Undefined: nothing is traced. */
+  traces: TraceSettings | undefined
   /** 0: the audit record is kept for good. */
   auditRetentionDays: number
   shutdownListenSeconds: number
@@ -207,6 +221,7 @@ export function readConfig(
     staleLimitSeconds: seconds('STALE_LIMIT_SECONDS', 0, SECONDS_MAX),
     replicaName: readReplicaName(reader),
     logLevel: withDefault('LOG_LEVEL', oneOf('trace', 'debug', 'info', 'warn', 'error')),
+    traces: readTraces(reader),
     auditRetentionDays: whole('AUDIT_RETENTION_DAYS', 0, 36_500),
     shutdownListenSeconds: seconds('SHUTDOWN_LISTEN_SECONDS', 0, 300),
     overloadDelayMs: whole('OVERLOAD_DELAY_MS', 0, 60_000),
@@ -289,6 +304,19 @@ function readWebhooks({ optional, required, seconds }: SettingReader): WebhookSe
     backoffSeconds: seconds('WEBHOOK_BACKOFF_SECONDS', 0.01, 3600),
   }
   return url === undefined || secrets === undefined ? undefined : { url, secrets, ...times }
+}
+
+function readTraces({ optional, withDefault, number }: SettingReader): TraceSettings | undefined {
+  const endpoint = optional('OTEL_EXPORTER_OTLP_ENDPOINT', collectorUrl)
+  const others = {
+    fields: optional('OTEL_EXPORTER_OTLP_HEADERS', fieldPairs),
+    serviceName: withDefault(
+      'OTEL_SERVICE_NAME',
+      matching(/^[A-Za-z0-9._-]{1,128}$/, 'up to 128 of A-Z a-z 0-9 . _ -'),
+    ),
+    sampledShare: number('OTEL_TRACES_SAMPLER_ARG', 0, 1),
+  }
+  return endpoint === undefined ? undefined : { endpoint, ...others }
 }
 
 function readReplicaName({ optional }: SettingReader): string {

@@ -72,6 +72,8 @@ export interface ReducedError {
 export interface LogSettings {
   level: Config['logLevel']
   replica: string
+  /** The trace that a line belongs to, if any. */
+  traceIdOf?: () => string | undefined
   /** Takes whole lines; standard output when not given. */
   destination?: { write(line: string): unknown }
 }
@@ -85,7 +87,7 @@ export interface LogSettings {
 export function createLog(
   settings: LogSettings,
 ): Log & { flush(): Promise<void>; linesDropped(): number } {
-  const { level, replica } = settings
+  const { level, replica, traceIdOf } = settings
   const standardOutput =
     settings.destination === undefined
       ? // With `minLength` 1 every line is still written at once; with 0 `flush` would not wait.
@@ -102,6 +104,7 @@ export function createLog(
       messageKey: 'event',
       timestamp: stdTimeFunctions.isoTime,
       formatters: { level: (label) => ({ level: label }) },
+      ...(traceIdOf === undefined ? {} : { mixin: () => ({ traceId: traceIdOf() }) }),
     },
     standardOutput ?? (settings.destination as NonNullable<LogSettings['destination']>),
   )

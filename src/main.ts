@@ -6,7 +6,7 @@
 import './tick-shape.ts'
 import { text as readText } from 'node:stream/consumers'
 import closeWithGrace from 'close-with-grace'
-import { startBroker } from './broker.ts'
+import { type Broker, startBroker } from './broker.ts'
 import { type Terminal, UsageError } from './terminal.ts'
 import { ConfigError, readConfig } from './config.ts'
 import { CRASH_POINTS, withCrashPoint } from './crash-points.ts'
@@ -54,14 +54,20 @@ const ERRORS = ['uncaughtException', 'unhandledRejection'] as const
 
 async function serve(): Promise<void> {
   const config = readConfig(process.env)
-  const log = createLog({ level: config.logLevel, replica: config.replicaName })
+  let broker: Broker | undefined
+  const log = createLog({
+    level: config.logLevel,
+    replica: config.replicaName,
+    ...(config.traces === undefined ? {} : { traceIdOf: () => broker?.traceId() }),
+  })
   const point = CRASH_POINTS.find((name) => name === process.env['BROKER_TEST_CRASH_POINT'])
   if (point !== undefined) log.warn('crash_point_set', { setting: 'BROKER_TEST_CRASH_POINT' })
-  const broker = await startBroker(config, {
+  const started = await startBroker(config, {
     log,
     logLinesDropped: () => log.linesDropped(),
     wrapPorts: (ports) => (point === undefined ? ports : withCrashPoint(ports, point, die)),
   })
+  broker = started
   const delaySeconds =
     config.shutdownListenSeconds + config.refresh.deadlineSeconds + SHUTDOWN_MARGIN_SECONDS
   let isStopping = false
@@ -69,7 +75,7 @@ async function serve(): Promise<void> {
   const grace = closeWithGrace(
     { delay: delaySeconds * 1000, logger: false, skip: [...STOP_SIGNALS, ...ERRORS] },
     async () => {
-      await broker.stop()
+      await started.stop()
       await log.flush()
       if (errors > 0) process.exit(1)
     },

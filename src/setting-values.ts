@@ -114,6 +114,24 @@ export function endpointUrl(text: string): Reading<string> {
   return parseHttpUrl(text) === undefined ? mustBe(HTTP_URL) : value(text)
 }
 
+/** Reads where a collector is: by plain HTTP too, for it stands beside the broker and is sent no secret of a user. */
+export function collectorUrl(text: string): Reading<string> {
+  const fits =
+    VISIBLE.test(text) && AUTHORITY.test(text) && URL.canParse(text) && !/[?#]/.test(text)
+  return fits ? value(text) : mustBe('an http:// or https:// URL without user, query and fragment')
+}
+
+/** Names of fields (RFC 9110 section 5.1) with percent-encoded values, as OpenTelemetry writes them in a variable. */
+const FIELD_PAIR = /^[!#$%&'*+.^`|~\w-]+=[\x21\x23-\x2b\x2d-\x3a\x3c-\x5b\x5d-\x7e]*$/
+
+/** Reads header fields, of which any may hold a credential. */
+export function fieldPairs(text: string): Reading<Secret> {
+  const fits = text.split(',').every((pair) => FIELD_PAIR.test(pair.trim()))
+  return fits
+    ? value(new Secret(text))
+    : mustBe('name=value, name=value, … with percent-encoded values')
+}
+
 /** Reads a URL without query: an issuer. It stays byte for byte as it is. */
 export function plainUrl(text: string): Reading<string> {
   return parseHttpUrl(text) === undefined || text.includes('?')

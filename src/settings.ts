@@ -182,6 +182,29 @@ export const SETTINGS = [
   },
   { name: 'LOG_LEVEL', default: 'info', meaning: '`trace`, `debug`, `info`, `warn` or `error`.' },
   {
+    name: 'OTEL_EXPORTER_OTLP_ENDPOINT',
+    default: undefined,
+    meaning:
+      'Where traces go: an OpenTelemetry collector that takes OTLP over HTTP, such as `http://collector:4318`; `/v1/traces` is put behind it. Unset: no traces.',
+  },
+  {
+    name: 'OTEL_EXPORTER_OTLP_HEADERS',
+    default: undefined,
+    meaning:
+      'Fields that the collector wants with each request, such as `x-api-key=…`: pairs separated by commas, values percent-encoded.',
+  },
+  {
+    name: 'OTEL_SERVICE_NAME',
+    default: 'pagero-token-broker',
+    meaning: 'What traces call the broker.',
+  },
+  {
+    name: 'OTEL_TRACES_SAMPLER_ARG',
+    default: '1',
+    meaning:
+      'Of the requests that bring no decision along, the share that is traced, from 0 to 1. What a calling service has decided, by its `traceparent`, holds.',
+  },
+  {
     name: 'AUDIT_RETENTION_DAYS',
     default: '400',
     meaning: 'How long the audit record is kept: a year, and a month to look into it. 0: for good.',

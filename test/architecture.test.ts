@@ -56,6 +56,7 @@ const CONFINED: ReadonlyArray<{ package: RegExp; to: readonly string[] }> = [
     package: /^prom-client$/,
     to: ['metrics.ts', 'event-counts.ts', 'request-counts.ts', 'readings.ts'],
   },
+  { package: /^@opentelemetry\//, to: ['tracing.ts'] },
 ]
 
 const BANNED_WORDS =

@@ -62,67 +62,79 @@ t.test('the scanner finds a planted secret in every form, and nothing else', asy
   )
 })
 
-t.test('no secret leaves the broker for a log, a table, the spool or an answer', async (t) => {
-  const broker = await startCanaryBroker(t)
-  const alice = await broker.logIn('alice')
-  await readAndForward(t, broker, alice)
-  await refuseCallbacks(t, broker, alice)
-  await sendRubbish(t, broker, alice)
-  await failRefreshes(t, broker)
-  await importTokens(t, broker)
-  await broker.loseDatabaseConnections()
-  t.ok(await until(async () => broker.program.output().includes('"database_connection_lost"')))
-  t.ok(await until(async () => (await broker.ask('/readyz')).status === 200))
-  // Its verifier is sealed in the table now, and told to the authorization server later.
-  const unfinished = await broker.beginLogin('alice', alice.browser)
-  const midway = await broker.dumpTables('midway')
-  t.equal((await unfinished.finish()).status, 303)
-  await endAccess(t, broker, alice)
-  t.match(await broker.ask('/metrics'), { status: 200, body: /^pagero_broker_/m })
-  const end = await broker.dumpTables('at the end')
-  const spool = await readFolder(broker.spoolDir)
-  broker.program.signal('SIGTERM')
-  t.equal(await broker.program.exited, 0)
+t.test(
+  'no secret leaves the broker for a log, a trace, a table, the spool or an answer',
+  async (t) => {
+    const broker = await startCanaryBroker(t)
+    const alice = await broker.logIn('alice')
+    await readAndForward(t, broker, alice)
+    await refuseCallbacks(t, broker, alice)
+    await sendRubbish(t, broker, alice)
+    await failRefreshes(t, broker)
+    await importTokens(t, broker)
+    await broker.loseDatabaseConnections()
+    t.ok(await until(async () => broker.program.output().includes('"database_connection_lost"')))
+    t.ok(await until(async () => (await broker.ask('/readyz')).status === 200))
+    // Its verifier is sealed in the table now, and told to the authorization server later.
+    const unfinished = await broker.beginLogin('alice', alice.browser)
+    const midway = await broker.dumpTables('midway')
+    t.equal((await unfinished.finish()).status, 303)
+    await endAccess(t, broker, alice)
+    t.match(await broker.ask('/metrics'), { status: 200, body: /^pagero_broker_/m })
+    const end = await broker.dumpTables('at the end')
+    const spool = await readFolder(broker.spoolDir)
+    broker.program.signal('SIGTERM')
+    t.equal(await broker.program.exited, 0)
 
-  const events = readEvents(broker.program.output())
-  for (const event of EVENTS) t.ok(events.has(event), `the log has ${event}`)
-  const tables = [...midway, ...end]
-  for (const table of TABLES) {
-    t.ok(
-      tables.some(({ name, content }) => name.startsWith(`table ${table} `) && content.length > 0),
-      `rows of ${table} are searched`,
-    )
-  }
-  t.ok(spool.length > 0, 'files of the spool are searched')
+    const events = readEvents(broker.program.output())
+    for (const event of EVENTS) t.ok(events.has(event), `the log has ${event}`)
+    const tables = [...midway, ...end]
+    for (const table of TABLES) {
+      t.ok(
+        tables.some(
+          ({ name, content }) => name.startsWith(`table ${table} `) && content.length > 0,
+        ),
+        `rows of ${table} are searched`,
+      )
+    }
+    t.ok(spool.length > 0, 'files of the spool are searched')
+    const { spans, requests } = broker.collector
+    for (const name of ['POST /oauth/v2/oauth-token', 'GET /auth/callback', 'GET /api/*', 'GET'])
+      t.ok(
+        spans.some((span) => span.name === name),
+        `there is a span ${name}`,
+      )
 
-  const canaries = broker.canaries()
-  for (const kind of KINDS) {
-    t.ok(
-      canaries.some((canary) => canary.kind === kind),
-      `there was a ${kind}`,
+    const canaries = broker.canaries()
+    for (const kind of KINDS) {
+      t.ok(
+        canaries.some((canary) => canary.kind === kind),
+        `there was a ${kind}`,
+      )
+    }
+    const haystacks: Haystack[] = [
+      { name: 'log', content: broker.program.output() },
+      { name: 'traces', content: requests.map(({ body }) => body).join('\n') },
+      ...tables,
+      ...spool,
+      ...broker.browserTraffic(),
+      ...broker.serviceAnswers(),
+    ]
+    const found = findCanaries(canaries, haystacks)
+    t.strictSame(
+      found.filter(({ kind, haystack }) => RIGHTFUL_PLACES[kind] !== haystack),
+      [],
+      `${canaries.length} secrets are nowhere in ${haystacks.length} places`,
     )
-  }
-  const haystacks: Haystack[] = [
-    { name: 'log', content: broker.program.output() },
-    ...tables,
-    ...spool,
-    ...broker.browserTraffic(),
-    ...broker.serviceAnswers(),
-  ]
-  const found = findCanaries(canaries, haystacks)
-  t.strictSame(
-    found.filter(({ kind, haystack }) => RIGHTFUL_PLACES[kind] !== haystack),
-    [],
-    `${canaries.length} secrets are nowhere in ${haystacks.length} places`,
-  )
-  for (const [kind, haystack] of Object.entries(RIGHTFUL_PLACES)) {
-    t.match(
-      found.filter((finding) => finding.kind === kind && finding.form === 'raw'),
-      [{ haystack }],
-      `the ${kind} is found where it belongs`,
-    )
-  }
-})
+    for (const [kind, haystack] of Object.entries(RIGHTFUL_PLACES)) {
+      t.match(
+        found.filter((finding) => finding.kind === kind && finding.form === 'raw'),
+        [{ haystack }],
+        `the ${kind} is found where it belongs`,
+      )
+    }
+  },
+)
 
 /** What must have been there, or the search has proved nothing. */
 const KINDS = [

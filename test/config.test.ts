@@ -98,6 +98,7 @@ t.test('four settings are enough, and the others have the documented defaults', 
     staleLimitSeconds: 60,
     replicaName: hostname(),
     logLevel: 'info',
+    traces: undefined,
     auditRetentionDays: 400,
     shutdownListenSeconds: 5,
     overloadDelayMs: 200,
@@ -671,4 +672,36 @@ t.test('webhooks need a secret of their own kind, or two', (t) => {
   ])
   refuses(t, 'WEBHOOK_URL', ['http://app.example.com/hooks', 'ftp://localhost/', 'https://a:b@c/'])
   t.end()
+})
+
+t.test('traces go to a collector, over plain HTTP too; without one there are none', async (t) => {
+  t.equal(read({ OTEL_EXPORTER_OTLP_HEADERS: 'a=b', OTEL_SERVICE_NAME: 'x' }).traces, undefined)
+  const { traces } = read({ OTEL_EXPORTER_OTLP_ENDPOINT: 'http://collector:4318/base' })
+  t.strictSame(traces, {
+    endpoint: 'http://collector:4318/base',
+    fields: undefined,
+    serviceName: 'pagero-token-broker',
+    sampledShare: 1,
+  })
+  const fields = 'x-api-key=a%20secret, x-tenant=7'
+  const more = { OTEL_EXPORTER_OTLP_HEADERS: fields, OTEL_TRACES_SAMPLER_ARG: '0.05' }
+  const config = read({ OTEL_EXPORTER_OTLP_ENDPOINT: 'https://otlp.example.com', ...more })
+  t.match(config.traces, { sampledShare: 0.05 })
+  t.equal(config.traces?.fields?.reveal(), fields)
+  t.notMatch(inspect(config, { depth: 9 }) + JSON.stringify(config), /a%20secret/)
+  refuses(t, 'OTEL_EXPORTER_OTLP_ENDPOINT', [
+    ...['collector:4318', 'grpc://collector:4317', 'http://a:b@collector', 'http://collector?a=b'],
+    ...['http://collector#a', 'http://', 'http://a b'],
+  ])
+  refuses(t, 'OTEL_EXPORTER_OTLP_HEADERS', [
+    'x',
+    'x y=1',
+    'a=b,',
+    '=1',
+    'a=b c',
+    'a=b\r\nc=d',
+    'a="b"',
+  ])
+  refuses(t, 'OTEL_SERVICE_NAME', ['a b', 'x'.repeat(129)])
+  refuses(t, 'OTEL_TRACES_SAMPLER_ARG', ['2', '-1', 'all'])
 })

@@ -9,11 +9,13 @@ import { BrokerError } from '../errors.ts'
 import { hasBody } from '../forward-upload.ts'
 import type { Clock, Log } from '../ports.ts'
 import { type Answered, NO_ROUTE, type RequestCounts } from '../request-counts.ts'
+import type { Tracing } from '../tracing.ts'
 import { type Connections, watchConnections } from './connections.ts'
 import { wasShed } from './overload.ts'
 import { asBrokerError, type Listener, ProblemSchema } from './problem.ts'
 import { sendProblem } from './problem-answers.ts'
 import { METHODS, refuseBeforeRouting, refuseUnrouted, requestIdOf } from './refusals.ts'
+import { traceRequests } from './request-spans.ts'
 
 /** 16 KiB, Node's own default, said aloud: beyond it the answer is 431. */
 const HEADER_BYTES_MAX = 16_384
@@ -51,6 +53,8 @@ export interface AppSettings {
   tls: boolean
   /** Counts what is answered. */
   counts?: RequestCounts | undefined
+  /** Traces what is answered. */
+  tracing?: Tracing | undefined
   /** Is given each request before the router is, and answers it or returns false. It leaves no trace in the request log. */
   answersAtOnce?: (request: IncomingMessage, response: ServerResponse) => boolean
   /**
@@ -91,10 +95,10 @@ function createBareApp(ports: { clock: Clock; log: Log }, settings: AppSettings)
   const headers = securityHeaders(settings)
   /** One for each address of the listener. */
   const watched: Connections[] = []
-  const tracesRequests = ports.log.writes?.('debug') ?? true
-  // Where each request is to be traced, and while the listener closes, all go through the router.
+  const tellsOfEach = settings.tracing !== undefined || (ports.log.writes?.('debug') ?? true)
+  // Where there is to be word of each request, and while the listener closes, all go through the router.
   let { answersAtOnce, takesAtOnce } = settings
-  if (tracesRequests) answersAtOnce = takesAtOnce = undefined
+  if (tellsOfEach) answersAtOnce = takesAtOnce = undefined
   const app = fastify({
     logger: false,
     requestIdHeader: false,
@@ -147,6 +151,7 @@ function createBareApp(ports: { clock: Clock; log: Log }, settings: AppSettings)
     },
   }).withTypeProvider<TypeBoxTypeProvider>()
 
+  if (settings.tracing !== undefined) traceRequests(app, settings.tracing, listener)
   app.addSchema(ProblemSchema)
 
   app.addHook('preClose', async () => {

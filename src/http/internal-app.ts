@@ -13,6 +13,7 @@ import type { Ports } from '../ports.ts'
 import { createRateLimits, type RateLimitSettings } from '../rate-limit.ts'
 import type { QueueWorker } from '../queue.ts'
 import type { Revoker } from '../revocation.ts'
+import type { Tracing } from '../tracing.ts'
 import { type App, buildApp, noteAnswered, SECURITY_HEADERS } from './app.ts'
 import {
   authorizeProxiedCall,
@@ -72,6 +73,7 @@ export interface InternalParts {
   overload?: Omit<Overload, 'stop' | 'shed'>
   metrics?: Pick<Metrics, 'exposition' | 'contentType'> | undefined
   counts?: RequestCounts | undefined
+  tracing?: Tracing | undefined
   /** The other listener's app, whose operations are documented here. */
   publicApp: App
   settings: {
@@ -150,6 +152,7 @@ export function buildInternalApp(parts: InternalParts): Promise<App> {
     {
       listener: 'internal',
       counts: parts.counts,
+      tracing: parts.tracing,
       trustedProxies: settings.trustedProxies,
       requestTimeoutMs: settings.requestTimeoutMs,
       answerIdleTimeoutMs: settings.answerIdleTimeoutMs,

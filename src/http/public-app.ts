@@ -9,6 +9,7 @@ import type { Ports } from '../ports.ts'
 import type { Session } from '../login-stores.ts'
 import { createRateLimits, networkOf, type RateLimits } from '../rate-limit.ts'
 import type { Revoker } from '../revocation.ts'
+import type { Tracing } from '../tracing.ts'
 import { createSessionReader } from '../session.ts'
 import { type App, buildApp, noteAnswered, securityHeaders } from './app.ts'
 import { registerConnectRoutes } from './connect-routes.ts'
@@ -59,6 +60,7 @@ export interface PublicParts {
   revoker: Pick<Revoker, 'kick'>
   overload?: Omit<Overload, 'stop' | 'shed'>
   counts?: RequestCounts | undefined
+  tracing?: Tracing | undefined
   /** Further routes of this origin: the demonstration's page. */
   routes?: (app: App) => void | Promise<void>
 }
@@ -104,6 +106,7 @@ export async function buildPublicApp(parts: PublicParts): Promise<App> {
     {
       listener: 'public',
       counts: parts.counts,
+      tracing: parts.tracing,
       trustedProxies: config.trustedProxies,
       requestTimeoutMs: Math.max(config.proxy.totalTimeoutMs, REQUEST_TIMEOUT_MIN_MS),
       answerIdleTimeoutMs: config.proxy.idleTimeoutMs,

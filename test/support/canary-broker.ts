@@ -10,6 +10,7 @@ import { startAuthorizationServer } from '../../demo/look-alike/authorization-se
 import { resetSocket } from '../../src/reset-socket.ts'
 import { type Answer, type Browser, createBrowser } from './browser.ts'
 import { dumpsOf, faultsOf, recordOf, type Secrets } from './canary-record.ts'
+import { type Collector, startCollector } from './collector.ts'
 import { createTestDatabase } from './database.ts'
 import { freePorts } from './free-ports.ts'
 import { type Program, startProgram } from './program.ts'
@@ -34,6 +35,8 @@ type GrantType = 'authorization_code' | 'refresh_token'
 
 export interface CanaryBroker {
   program: Program
+  /** Where its traces went. */
+  collector: Collector
   spoolDir: string
   /** Port at which browsers reach the public listener. */
   browserPort: number
@@ -93,6 +96,7 @@ export async function startCanaryBroker(test: Test): Promise<CanaryBroker> {
   })
   test.teardown(() => lookAlike.stop())
   const apiUrl = await startTelltaleApi(test)
+  const collector = await startCollector(test)
   const directory = await mkdtemp(join(tmpdir(), 'broker-canary-'))
   test.teardown(() => rm(directory, { recursive: true, force: true }))
   const [publicPort = 0, internalPort = 0] = await freePorts(2)
@@ -102,6 +106,7 @@ export async function startCanaryBroker(test: Test): Promise<CanaryBroker> {
     ...SHORT_TIMES,
     LOG_LEVEL: 'trace',
     REPLICA_NAME: 'canary',
+    OTEL_EXPORTER_OTLP_ENDPOINT: collector.url,
     DATABASE_URL: url,
     ALLOW_UNSAFE_DATABASE: 'true',
     ENCRYPTION_KEYS: `k1:${secrets.encryptionKey.toString('base64')}`,
@@ -125,6 +130,7 @@ export async function startCanaryBroker(test: Test): Promise<CanaryBroker> {
   await program.said(/"broker_started"/, START_LIMIT_MS)
   return {
     program,
+    collector,
     spoolDir,
     browserPort: line.port,
     ...peopleOf(line),

@@ -1,0 +1,361 @@
+// Traces: what each request waited for, told to an OpenTelemetry collector. Loaded only where there is one.
+// The core knows nothing of it: its ports are wrapped, and what belongs together is known by the asynchronous context.
+// No span holds a path or a query as sent, a user, a message of an error, or a field of a request: they name routes,
+// statements, outcomes and codes alone. Nothing that goes wrong here can cost a request, and least of all a token.
+
+import type { IncomingMessage } from 'node:http'
+import {
+  type Attributes,
+  context,
+  isSpanContextValid,
+  ROOT_CONTEXT,
+  type Span,
+  SpanKind,
+  type SpanOptions,
+  SpanStatusCode,
+  trace,
+} from '@opentelemetry/api'
+import { AsyncLocalStorageContextManager } from '@opentelemetry/context-async-hooks'
+import {
+  ExportResultCode,
+  parseKeyPairsIntoRecord,
+  W3CTraceContextPropagator,
+} from '@opentelemetry/core'
+import { OTLPTraceExporter } from '@opentelemetry/exporter-trace-otlp-http'
+import { resourceFromAttributes } from '@opentelemetry/resources'
+import {
+  BatchSpanProcessor,
+  ParentBasedSampler,
+  type SpanExporter,
+  TraceIdRatioBasedSampler,
+  TracerProvider,
+} from '@opentelemetry/sdk-trace'
+import type { PageroSettings, TraceSettings } from './config.ts'
+import { BrokerError } from './errors.ts'
+import type { Forwarder } from './forward.ts'
+import type { TokenOutcome } from './grant.ts'
+import type { Clock, Log, Ports } from './ports.ts'
+import type { Refresher } from './refresh.ts'
+
+/** Spans that wait for the collector: half a megabyte or so. More are lost. */
+const WAITING_MAX = 2_048
+const BATCH_MAX = 512
+const BATCH_DELAY_MS = 1_000
+const EXPORT_TIMEOUT_MS = 10_000
+/** How long a stop waits for a collector that does not answer. */
+const STOP_WAIT_MS = 2_000
+/** How often the log says that a collector is still away. */
+const NOTE_INTERVAL_MS = 60_000
+/** No attribute here is longer; nor is any text of the caller's, of which there is only `tracestate`. */
+const ATTRIBUTE_CHARACTERS_MAX = 256
+
+/** One request on its way through the broker. */
+export interface RequestSpan {
+  /** Runs what answers the request, or a part of it: what it waits for becomes a part of the span. */
+  run(work: () => void): void
+  /** Ends it. `status` is undefined where no answer was begun; `isWhole` tells whether it was sent to its end. */
+  end(answered: { route: string; status: number | undefined; isWhole: boolean }): void
+}
+
+export interface Tracing {
+  /**
+   * Begins the span of a request. On the internal listener it goes on with the caller's trace (W3C Trace Context); a
+   * browser's is nobody's word, so there it begins one.
+   */
+  begin(
+    request: IncomingMessage,
+    about: { listener: 'public' | 'internal'; requestId: string },
+  ): RequestSpan
+  /** The id of the trace that the running code belongs to, if it is to be sent. */
+  traceId(): string | undefined
+  /** Returns ports whose calls to the database, the spool and Pagero are spans, where they belong to a request. */
+  ports(ports: Ports): Ports
+  /** Returns a refresher whose refreshes are spans, and begin a trace where nobody waits for them. */
+  refresher(refresher: Refresher): Refresher
+  /** Returns a forwarder whose calls are spans. */
+  forwarder(forwarder: Forwarder): Forwarder
+  /** Sends what waits, two seconds at most. Further spans are lost. */
+  stop(): Promise<void>
+}
+
+/** Begins to trace. Once in a process: the context of a trace is the process's. */
+export function startTracing(
+  settings: TraceSettings,
+  pagero: Pick<PageroSettings, 'tokenUrl' | 'revokeUrl' | 'apiUrl'>,
+  { clock, log, replica }: { clock: Clock; log: Log; replica: string },
+): Tracing {
+  const provider = new TracerProvider({
+    resource: resourceFromAttributes({
+      'service.name': settings.serviceName,
+      'service.instance.id': replica,
+    }),
+    sampler: new ParentBasedSampler({ root: new TraceIdRatioBasedSampler(settings.sampledShare) }),
+    spanLimits: { attributeValueLengthLimit: ATTRIBUTE_CHARACTERS_MAX },
+    spanProcessors: [
+      new BatchSpanProcessor({
+        exporter: watched(createExporter(settings), { clock, log }),
+        maxQueueSize: WAITING_MAX,
+        maxExportBatchSize: BATCH_MAX,
+        scheduledDelayMillis: BATCH_DELAY_MS,
+        exportTimeoutMillis: EXPORT_TIMEOUT_MS,
+      }),
+    ],
+  })
+  const tracer = provider.getTracer('pagero-token-broker')
+  const propagator = new W3CTraceContextPropagator()
+  context.setGlobalContextManager(new AsyncLocalStorageContextManager())
+
+  const isRecorded = (): boolean => trace.getActiveSpan()?.isRecording() === true
+
+  /** Does the work in a span of its own, within the one that is under way if there is one. */
+  async function inSpan<T>(
+    name: string,
+    options: SpanOptions,
+    work: () => Promise<T>,
+    note?: (span: Span, result: T) => void,
+  ): Promise<T> {
+    const span = quietly(() => tracer.startSpan(name, options))
+    if (span === undefined) return work()
+    try {
+      const result = await context.with(trace.setSpan(context.active(), span), work)
+      quietly(() => note?.(span, result))
+      return result
+    } catch (error) {
+      quietly(() => fail(span, codeOf(error)))
+      throw error
+    } finally {
+      quietly(() => span.end())
+    }
+  }
+
+  /** Each function of a store in a span; what runs by itself, such as the heartbeat, is no part of anything. */
+  function stored<T extends { [K in keyof T]: (...values: never[]) => Promise<unknown> }>(
+    name: string,
+    store: T,
+  ): T {
+    const options = { kind: SpanKind.CLIENT, attributes: { 'db.system.name': 'postgresql' } }
+    const traced = Object.entries(store).map(([operation, ask]) => {
+      const run = ask as (...values: unknown[]) => Promise<unknown>
+      return [
+        operation,
+        (...values: unknown[]) =>
+          isRecorded()
+            ? inSpan(`${name}.${operation}`, options, () => run(...values))
+            : run(...values),
+      ]
+    })
+    return Object.fromEntries(traced) as T
+  }
+
+  return {
+    begin(request, { listener, requestId }) {
+      const parent =
+        listener === 'internal' ? (quietly(() => parentOf(request)) ?? ROOT_CONTEXT) : ROOT_CONTEXT
+      const method = request.method ?? ''
+      const span = quietly(() =>
+        tracer.startSpan(
+          method,
+          {
+            kind: SpanKind.SERVER,
+            attributes: {
+              'http.request.method': method,
+              'url.scheme': 'http',
+              'pagero_broker.listener': listener,
+              'pagero_broker.request_id': requestId,
+            },
+          },
+          parent,
+        ),
+      )
+      const inside = span === undefined ? undefined : trace.setSpan(parent, span)
+      return {
+        run(work) {
+          if (inside === undefined) work()
+          else context.with(inside, work)
+        },
+        end({ route, status, isWhole }) {
+          quietly(() => {
+            span?.updateName(`${method} ${route}`).setAttribute('http.route', route)
+            if (status !== undefined) span?.setAttribute('http.response.status_code', status)
+            if (status !== undefined && status >= 500 && span) fail(span, String(status))
+            else if (!isWhole) span?.setAttribute('error.type', 'cut')
+            span?.end()
+          })
+        },
+      }
+    },
+
+    traceId() {
+      const about = trace.getActiveSpan()?.isRecording() && trace.getActiveSpan()?.spanContext()
+      return about && isSpanContextValid(about) ? about.traceId : undefined
+    },
+
+    ports(ports) {
+      const { authorizationServer: server, spool } = ports
+      const presented = (grantType: string) => ({
+        ...callTo(pagero.tokenUrl),
+        'pagero_broker.grant_type': grantType,
+      })
+      const tokenCall = nameOf('POST', pagero.tokenUrl)
+      return {
+        ...ports,
+        authorizationServer: {
+          ...server,
+          exchangeCode: (...given) =>
+            inSpan(
+              tokenCall,
+              { kind: SpanKind.CLIENT, attributes: presented('authorization_code') },
+              () => server.exchangeCode(...given),
+              noteOutcome,
+            ),
+          refresh: (...given) =>
+            inSpan(
+              tokenCall,
+              { kind: SpanKind.CLIENT, attributes: presented('refresh_token') },
+              () => server.refresh(...given),
+              noteOutcome,
+            ),
+          revoke: (...given) =>
+            inSpan(
+              nameOf('POST', pagero.revokeUrl),
+              { kind: SpanKind.CLIENT, attributes: callTo(pagero.revokeUrl) },
+              () => server.revoke(...given),
+              (span, isConfirmed) => {
+                if (!isConfirmed) fail(span, 'not_confirmed')
+              },
+            ),
+        },
+        spool: {
+          ...spool,
+          write: (successor) => inSpan('spool.write', {}, () => spool.write(successor)),
+        },
+        grants: stored('grants', ports.grants),
+        attempts: stored('attempts', ports.attempts),
+        imports: stored('imports', ports.imports),
+        revocations: stored('revocations', ports.revocations),
+        loginTransactions: stored('login_transactions', ports.loginTransactions),
+        connectLinks: stored('connect_links', ports.connectLinks),
+        pendingGrants: stored('pending_grants', ports.pendingGrants),
+        sessionTickets: stored('session_tickets', ports.sessionTickets),
+        sessions: stored('sessions', ports.sessions),
+      }
+    },
+
+    refresher: (refresher) => ({
+      ...refresher,
+      refresh: (grant, cause) =>
+        inSpan('refresh', { attributes: { 'pagero_broker.cause': cause } }, () =>
+          refresher.refresh(grant, cause),
+        ),
+    }),
+
+    forwarder: (forwarder) => ({
+      ...forwarder,
+      forward: (request, response, call) =>
+        inSpan(
+          call.method,
+          { kind: SpanKind.CLIENT, attributes: callTo(pagero.apiUrl, call.method) },
+          () => forwarder.forward(request, response, call),
+          (span, { status, source, complete }) => {
+            if (source === 'upstream') span.setAttribute('http.response.status_code', status)
+            if (!complete) fail(span, 'cut')
+            else if (status >= 400) fail(span, String(status))
+          },
+        ),
+    }),
+
+    async stop() {
+      const ended = provider.shutdown().catch(() => undefined)
+      await Promise.race([ended, clock.sleep(STOP_WAIT_MS)])
+      context.disable()
+    },
+  }
+
+  function parentOf({ headers }: IncomingMessage) {
+    return propagator.extract(ROOT_CONTEXT, headers, {
+      get: (fields, name) => fields[name],
+      keys: (fields) => Object.keys(fields),
+    })
+  }
+}
+
+/** Does what nobody's answer may depend on. */
+function quietly<T>(work: () => T): T | undefined {
+  try {
+    return work()
+  } catch {
+    return undefined
+  }
+}
+
+function createExporter({ endpoint, fields }: TraceSettings): SpanExporter {
+  return new OTLPTraceExporter({
+    url: `${endpoint.replace(/\/+$/, '')}/v1/traces`,
+    headers: fields === undefined ? {} : parseKeyPairsIntoRecord(fields.reveal()),
+    timeoutMillis: EXPORT_TIMEOUT_MS,
+    concurrencyLimit: 2,
+    keepAlive: true,
+  })
+}
+
+/** Tells the log of a collector that takes nothing, and when it does again. */
+function watched(
+  exporter: SpanExporter,
+  { clock, log }: { clock: Pick<Clock, 'monotonicMs'>; log: Log },
+): SpanExporter {
+  let lost = 0
+  let notedAtMs = -Infinity
+  return {
+    export(spans, done) {
+      exporter.export(spans, (result) => {
+        if (result.code === ExportResultCode.SUCCESS) {
+          if (lost > 0) log.info('traces_exported_again', { count: lost })
+          lost = 0
+          notedAtMs = -Infinity
+        } else {
+          lost += spans.length
+          if (clock.monotonicMs() - notedAtMs >= NOTE_INTERVAL_MS) {
+            notedAtMs = clock.monotonicMs()
+            log.warn('traces_not_exported', { count: lost, error: result.error })
+          }
+        }
+        done(result)
+      })
+    },
+    forceFlush: () => exporter.forceFlush?.() ?? Promise.resolve(),
+    shutdown: () => exporter.shutdown(),
+  }
+}
+
+/** As OpenTelemetry names HTTP calls; the paths of these are settings, and no user's. */
+function nameOf(method: string, url: string): string {
+  return `${method} ${new URL(url).pathname}`
+}
+
+function callTo(url: string, method = 'POST'): Attributes {
+  const { hostname, port, protocol } = new URL(url)
+  return {
+    'http.request.method': method,
+    'server.address': hostname,
+    'server.port': Number(port) || (protocol === 'https:' ? 443 : 80),
+  }
+}
+
+function noteOutcome(span: Span, outcome: TokenOutcome): void {
+  span.setAttribute('pagero_broker.outcome', outcome.kind)
+  if (outcome.httpStatus !== undefined) {
+    span.setAttribute('http.response.status_code', outcome.httpStatus)
+  }
+  if (outcome.kind !== 'granted') fail(span, outcome.kind)
+}
+
+function fail(span: Span, errorType: string): void {
+  span.setAttribute('error.type', errorType).setStatus({ code: SpanStatusCode.ERROR })
+}
+
+/** Codes are of closed lists; messages may quote anything. */
+function codeOf(error: unknown): string {
+  if (error instanceof BrokerError) return error.code
+  if (!(error instanceof Error)) return 'unknown'
+  return 'code' in error && typeof error.code === 'string' ? error.code : error.name
+}
