@@ -36,6 +36,7 @@ import type { Forwarder } from './forward.ts'
 import type { TokenOutcome } from './grant.ts'
 import type { Clock, Log, Ports } from './ports.ts'
 import type { Refresher } from './refresh.ts'
+import { NO_ROUTE } from './request-counts.ts'
 
 /** Spans that wait for the collector: half a megabyte or so. More are lost. */
 const WAITING_MAX = 2_048
@@ -51,10 +52,14 @@ const ATTRIBUTE_CHARACTERS_MAX = 256
 
 /** One request on its way through the broker. */
 export interface RequestSpan {
+  /** Whether the collector will be told of it. */
+  readonly isRecorded: boolean
   /** Runs what answers the request, or a part of it: what it waits for becomes a part of the span. */
-  run(work: () => void): void
+  run<T>(work: () => T): T
+  /** Says what is asked for: the pattern of a route, never a path as it was sent. */
+  describe(about: { route: string; requestId: string }): void
   /** Ends it. `status` is undefined where no answer was begun; `isWhole` tells whether it was sent to its end. */
-  end(answered: { route: string; status: number | undefined; isWhole: boolean }): void
+  end(answered: { status: number | undefined; isWhole: boolean }): void
 }
 
 export interface Tracing {
@@ -62,10 +67,7 @@ export interface Tracing {
    * Begins the span of a request. On the internal listener it goes on with the caller's trace (W3C Trace Context); a
    * browser's is nobody's word, so there it begins one.
    */
-  begin(
-    request: IncomingMessage,
-    about: { listener: 'public' | 'internal'; requestId: string },
-  ): RequestSpan
+  begin(request: IncomingMessage, listener: 'public' | 'internal'): RequestSpan
   /** The id of the trace that the running code belongs to, if it is to be sent. */
   traceId(): string | undefined
   /** Returns ports whose calls to the database, the spool and Pagero are spans, where they belong to a request. */
@@ -148,34 +150,30 @@ export function startTracing(
   }
 
   return {
-    begin(request, { listener, requestId }) {
+    begin(request, listener) {
       const parent =
         listener === 'internal' ? (quietly(() => parentOf(request)) ?? ROOT_CONTEXT) : ROOT_CONTEXT
       const method = request.method ?? ''
+      const attributes = {
+        'http.request.method': method,
+        'url.scheme': 'http',
+        'pagero_broker.listener': listener,
+      }
       const span = quietly(() =>
-        tracer.startSpan(
-          method,
-          {
-            kind: SpanKind.SERVER,
-            attributes: {
-              'http.request.method': method,
-              'url.scheme': 'http',
-              'pagero_broker.listener': listener,
-              'pagero_broker.request_id': requestId,
-            },
-          },
-          parent,
-        ),
+        tracer.startSpan(`${method} ${NO_ROUTE}`, { kind: SpanKind.SERVER, attributes }, parent),
       )
       const inside = span === undefined ? undefined : trace.setSpan(parent, span)
       return {
-        run(work) {
-          if (inside === undefined) work()
-          else context.with(inside, work)
-        },
-        end({ route, status, isWhole }) {
+        isRecorded: span?.isRecording() === true,
+        run: (work) => (inside === undefined ? work() : context.with(inside, work)),
+        describe({ route, requestId }) {
           quietly(() => {
-            span?.updateName(`${method} ${route}`).setAttribute('http.route', route)
+            span?.updateName(`${method} ${route}`)
+            span?.setAttributes({ 'http.route': route, 'pagero_broker.request_id': requestId })
+          })
+        },
+        end({ status, isWhole }) {
+          quietly(() => {
             if (status !== undefined) span?.setAttribute('http.response.status_code', status)
             if (status !== undefined && status >= 500 && span) fail(span, String(status))
             else if (!isWhole) span?.setAttribute('error.type', 'cut')

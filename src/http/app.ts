@@ -15,7 +15,7 @@ import { wasShed } from './overload.ts'
 import { asBrokerError, type Listener, ProblemSchema } from './problem.ts'
 import { sendProblem } from './problem-answers.ts'
 import { METHODS, refuseBeforeRouting, refuseUnrouted, requestIdOf } from './refusals.ts'
-import { traceRequests } from './request-spans.ts'
+import { createRequestSpans } from './request-spans.ts'
 
 /** 16 KiB, Node's own default, said aloud: beyond it the answer is 431. */
 const HEADER_BYTES_MAX = 16_384
@@ -95,10 +95,12 @@ function createBareApp(ports: { clock: Clock; log: Log }, settings: AppSettings)
   const headers = securityHeaders(settings)
   /** One for each address of the listener. */
   const watched: Connections[] = []
-  const tellsOfEach = settings.tracing !== undefined || (ports.log.writes?.('debug') ?? true)
-  // Where there is to be word of each request, and while the listener closes, all go through the router.
+  const spans = settings.tracing && createRequestSpans(settings.tracing, listener)
+  // Where the log tells of each request, and while the listener closes, all go through the router; so do those that are
+  // traced, to be told of in one way.
   let { answersAtOnce, takesAtOnce } = settings
-  if (tellsOfEach) answersAtOnce = takesAtOnce = undefined
+  if (ports.log.writes?.('debug') ?? true) answersAtOnce = takesAtOnce = undefined
+  const mayBeQuick = (request: IncomingMessage): boolean => spans?.isRecorded(request) !== true
   const app = fastify({
     logger: false,
     requestIdHeader: false,
@@ -142,16 +144,25 @@ function createBareApp(ports: { clock: Clock; log: Log }, settings: AppSettings)
       watched.push(connections)
       const parts = { listener, headers, connections, counts: settings.counts }
       const refuseOrRoute = refuseBeforeRouting(parts, handler, {
-        answersAtOnce: (request, response) => answersAtOnce?.(request, response) === true,
-        takesAtOnce: (request, response, route) => takesAtOnce?.(request, response, route) === true,
+        answersAtOnce: (request, response) =>
+          mayBeQuick(request) && answersAtOnce?.(request, response) === true,
+        takesAtOnce(request, response, route) {
+          const take = () => takesAtOnce?.(request, response, route) === true
+          return spans === undefined ? take() : mayBeQuick(request) && spans.goOn(request, take)
+        },
       })
-      server.on('request', refuseOrRoute)
+      if (spans === undefined) server.on('request', refuseOrRoute)
+      else {
+        server.on('request', (request, response) =>
+          spans.begin(request, response, () => refuseOrRoute(request, response)),
+        )
+      }
       refuseUnrouted(server, parts)
       return server
     },
   }).withTypeProvider<TypeBoxTypeProvider>()
 
-  if (settings.tracing !== undefined) traceRequests(app, settings.tracing, listener)
+  spans?.watch(app)
   app.addSchema(ProblemSchema)
 
   app.addHook('preClose', async () => {

@@ -96,5 +96,6 @@ Answers of Pagero to a proxied call pass through as they are. The header \`Proxy
 ## Conventions
 
 Times are RFC 3339 in UTC. Unknown members of a body and unknown query parameters are refused with 400. Lists answer
-\`{items, next}\`; give \`next\` as \`after\` to read on. Send \`X-Request-Id\` with a UUID to find your request in the log.
+\`{items, next}\`; give \`next\` as \`after\` to read on. Send \`X-Request-Id\` with a UUID to find your request in the log,
+and on the internal listener \`traceparent\` to find it in your trace, where the operator has them collected.
 `.trim()

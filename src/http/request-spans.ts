@@ -1,7 +1,7 @@
-// Each request of a listener as a span of a trace. It begins before the first hook, so that all that the request waits for
-// is a part of it, and ends when nothing more of its answer is to come, whoever has written that.
+// Each request of a listener as a span of a trace. It begins before anything is decided about the request, so that all that
+// it waits for is a part of it, and ends when nothing more of its answer is to come, whoever has written that.
 
-import type { IncomingMessage } from 'node:http'
+import type { IncomingMessage, ServerResponse } from 'node:http'
 import { NO_ROUTE } from '../request-counts.ts'
 import type { RequestSpan, Tracing } from '../tracing.ts'
 import type { App } from './app.ts'
@@ -10,30 +10,53 @@ import type { Listener } from './problem.ts'
 /** Asked for every few seconds by machines: traces of these would hide all others. */
 const NOT_TRACED: ReadonlySet<string> = new Set(['/livez', '/readyz', '/metrics'])
 
-/** Traces the requests of an app that has no hooks yet. */
-export function traceRequests(app: App, tracing: Tracing, listener: Listener): void {
+export interface RequestSpans {
+  /** Begins the span of a request and runs what answers it. */
+  begin(request: IncomingMessage, response: ServerResponse, work: () => void): void
+  /** Runs what goes on with a request that was begun, maybe in the middle of something else. */
+  goOn<T>(request: IncomingMessage, work: () => T): T
+  /** Tells whether a request that was begun is to be sent to the collector. */
+  isRecorded(request: IncomingMessage): boolean
+  /** Lets the app say what its requests are. It must have no hooks yet: what they wait for belongs to the spans. */
+  watch(app: App): void
+}
+
+/** Makes the spans of a listener. */
+export function createRequestSpans(tracing: Tracing, listener: Listener): RequestSpans {
   const spans = new WeakMap<IncomingMessage, RequestSpan>()
 
-  app.addHook('onRequest', (request, reply, done) => {
-    const route = request.routeOptions.url ?? NO_ROUTE
-    if (NOT_TRACED.has(route)) {
-      done()
-      return
-    }
-    const span = tracing.begin(request.raw, { listener, requestId: request.id })
-    spans.set(request.raw, span)
-    const { raw } = reply
-    raw.once('close', () => {
-      const status = raw.headersSent ? raw.statusCode : undefined
-      span.end({ route, status, isWhole: raw.writableFinished })
-    })
-    span.run(done)
-  })
+  function goOn<T>(request: IncomingMessage, work: () => T): T {
+    const span = spans.get(request)
+    return span === undefined ? work() : span.run(work)
+  }
 
-  // With the last byte of a body the rest begins, and that byte belongs to the connection.
-  app.addHook('preValidation', (request, _reply, done) => {
-    const span = spans.get(request.raw)
-    if (span === undefined) done()
-    else span.run(done)
-  })
+  return {
+    begin(request, response, work) {
+      const [path = ''] = (request.url ?? '').split('?', 1)
+      if (NOT_TRACED.has(path)) {
+        work()
+        return
+      }
+      const span = tracing.begin(request, listener)
+      spans.set(request, span)
+      if (span.isRecorded) {
+        response.once('close', () => {
+          const status = response.headersSent ? response.statusCode : undefined
+          span.end({ status, isWhole: response.writableFinished })
+        })
+      }
+      span.run(work)
+    },
+    goOn,
+    isRecorded: (request) => spans.get(request)?.isRecorded === true,
+    watch(app) {
+      app.addHook('onRequest', (request, _reply, done) => {
+        const route = request.routeOptions.url ?? NO_ROUTE
+        spans.get(request.raw)?.describe({ route, requestId: request.id })
+        goOn(request.raw, done)
+      })
+      // With the last byte of a body the rest begins, and that byte belongs to the connection.
+      app.addHook('preValidation', (request, _reply, done) => goOn(request.raw, done))
+    },
+  }
 }
