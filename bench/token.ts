@@ -21,6 +21,7 @@ import {
   addFiller,
   addUsers,
   createDatabase,
+  encryptionKey,
   postmasterOf,
   TOKEN_CHARACTERS,
   using,
@@ -165,7 +166,7 @@ async function startMeasured(
 
 async function measureReads(setting: Setting): Promise<Row[]> {
   const broker = await startMeasured(setting, 'reads', setting.urls.many)
-  const [minimalPort = 0, selectPort = 0] = await freePorts(2)
+  const [minimalPort = 0, selectPort = 0, barePort = 0] = await freePorts(3)
   const sample = await fetch(`http://127.0.0.1:${broker.port}/v1/users/user-0000000/access-token`, {
     headers: { authorization: broker.authorization },
   })
@@ -182,6 +183,14 @@ async function measureReads(setting: Setting): Promise<Row[]> {
       DATABASE_URL: setting.urls.many,
       POOL_MAX: String(POOL_MAX),
       CONNECTIONS: String(CONNECTIONS),
+    },
+  })
+  const bare = await start(setting.stops, setting.directory, 'bare-cold', {
+    place: 'measured',
+    port: barePort,
+    env: {
+      DATABASE_URL: setting.urls.many,
+      KEY: `${encryptionKey.keyId}:${encryptionKey.key.toString('base64')}`,
     },
   })
   const constant = { port: minimalPort, path: '/constant/{number}', first: 0, count: 1 }
@@ -209,6 +218,13 @@ async function measureReads(setting: Setting): Promise<Row[]> {
 
   let coldFirst = 0
   let selectFirst = 0
+  let bareFirst = 0
+  const readBarely = async () => {
+    const target = { ...tokenLoad(broker, bareFirst, COLD_USERS), port: barePort }
+    const { taken, result } = await take(bare, target)
+    bareFirst += result.answered
+    return taken
+  }
   const readCold = async () => {
     const { taken, result } = await take(broker, tokenLoad(broker, coldFirst, COLD_USERS))
     coldFirst += result.answered
@@ -223,9 +239,10 @@ async function measureReads(setting: Setting): Promise<Row[]> {
   }
   for (let warming = 0; warming < WARMING_ROUNDS; warming += 1) {
     await select()
+    await readBarely()
     await readCold()
   }
-  const cold = await interleave(ROUNDS, { select, broker: readCold })
+  const cold = await interleave(ROUNDS, { select, bare: readBarely, broker: readCold })
   say('cold: measured')
 
   while (coldFirst < COLD_USERS) await readCold()
@@ -252,6 +269,11 @@ async function measureReads(setting: Setting): Promise<Row[]> {
       ratio: { ...ratioOfRounds(state.grant, state.constant), to: 'Fastify' },
     },
     { what: 'bare named select, no HTTP', figure: rateText(cold.select) },
+    {
+      what: 'HTTP, one select for many and unsealing alone',
+      figure: rateText(cold.bare),
+      ratio: { ...ratioOfRounds(cold.bare, cold.select), to: 'the bare select' },
+    },
     {
       what: 'token read cold',
       figure: rateText(cold.broker),

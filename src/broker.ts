@@ -159,8 +159,12 @@ export async function startBroker(config: Config, options: BrokerOptions): Promi
     const callers = await createCallers(config.callersFile, ports)
     closing.push(async () => callers.close())
     const antiEntropy = createAntiEntropy(ports, config.refresh, identity)
-    const untracedRefresher = createRefresher(ports, config.refresh, { ...identity, held })
-    const refresher = tracing?.refresher(untracedRefresher) ?? untracedRefresher
+    const refresher = createRefresher(
+      ports,
+      config.refresh,
+      { ...identity, held },
+      tracing?.aroundRefresh,
+    )
     const recovery = createRecovery(ports, refresher, identity)
     // With a held one nothing is brought back: its spool may belong to the original. Nor does it say that it lives: those
     // that are not held would wait for it.

@@ -1,6 +1,7 @@
 // Reads of many grants that come together are answered by one query. While queries run, further reads gather for the
 // next one, so that the database sees batches under load and single reads otherwise.
 
+import { AsyncLocalStorage } from 'node:async_hooks'
 import type { ServableGrant, UserKey } from './grant.ts'
 import type { Clock } from './ports.ts'
 import type { GrantStore } from './grant-stores.ts'
@@ -21,6 +22,12 @@ interface Waiter {
   reject: (error: unknown) => void
 }
 
+interface Batch {
+  waiters: Map<UserKey, Waiter[]>
+  /** Runs its query as a part of what the first of them is a part of, whoever has it read. */
+  asFirst: <T>(work: () => T) => T
+}
+
 /** Makes the reader of a process. The function it returns may be called any number of times at once. */
 export function createGrantReader(ports: {
   clock: Pick<Clock, 'monotonicMs'>
@@ -30,7 +37,7 @@ export function createGrantReader(ports: {
    * The batches to come, the next one first, each a map of its own: in one that is filled and emptied all the time each table
    * that V8 lets go of points to its successor, so that all that ever waited grows old with the first of them.
    */
-  const batches: Array<Map<UserKey, Waiter[]>> = []
+  const batches: Batch[] = []
   let running = 0
   let scheduled = false
 
@@ -39,22 +46,24 @@ export function createGrantReader(ports: {
     scheduled = true
     setImmediate(() => {
       scheduled = false
-      void readBatch()
+      const batch = batches.shift()
+      if (batch !== undefined) void batch.asFirst(() => read(batch.waiters))
       schedule()
     })
   }
 
   function enqueue(user: UserKey, waiter: Waiter): void {
-    const last = batches.at(-1)
+    const last = batches.at(-1)?.waiters
     const others = last?.get(user)
     if (others !== undefined) others.push(waiter)
     else if (last !== undefined && last.size < BATCH_MAX) last.set(user, [waiter])
-    else batches.push(new Map([[user, [waiter]]]))
+    else {
+      const waiters = new Map([[user, [waiter]]])
+      batches.push({ waiters, asFirst: AsyncLocalStorage.snapshot() })
+    }
   }
 
-  async function readBatch(): Promise<void> {
-    const batch = batches.shift()
-    if (batch === undefined) return
+  async function read(batch: Batch['waiters']): Promise<void> {
     running += 1
     const readAtMs = ports.clock.monotonicMs()
     try {

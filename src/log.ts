@@ -1,5 +1,6 @@
-// The log: one event a line, JSON, on standard output. Only the fields of `LogFields` come out, whatever is handed in,
-// and of an error only what cannot hold a value: class, code, stack frames. No message but the broker's own.
+// The log: one event a line, JSON, on standard output. Only the fields of `LogFields` come out, whatever is handed in, with
+// the id of the trace that the line belongs to; and of an error only what cannot hold a value: class, code, stack frames. No
+// message but the broker's own.
 // What is worth an event is for the code that logs to decide.
 
 import { destination as openDestination, pino, stdTimeFunctions } from 'pino'

@@ -82,6 +82,12 @@ interface Answer {
   fail(error: unknown): void
 }
 
+/** Stands around each refresh that is asked for, joined or begun, and returns what it returns. */
+export type AroundRefresh = (
+  cause: RefreshCause,
+  work: () => Promise<LiveToken>,
+) => Promise<LiveToken>
+
 /**
  * Makes the one refresher of a process. `identity.boot` is new at each start of it. With `held` nothing is ever armed:
  * the database is a copy, and its tokens may be in use elsewhere.
@@ -90,6 +96,7 @@ export function createRefresher(
   ports: RefreshPorts,
   settings: RefreshSettings,
   identity: { replica: string; boot: string; held?: boolean },
+  around: AroundRefresh = (_cause, work) => work(),
 ): Refresher {
   const { clock, log, sealer, grants, authorizationServer, spool } = ports
   const inFlight = new Map<UserKey, { answer: Promise<LiveToken>; ended: Promise<void> }>()
@@ -113,7 +120,10 @@ export function createRefresher(
     { ...identity, leaseSeconds: settings.leaseSeconds, stopping: stopping.signal },
   )
 
-  function refresh(grant: Grant, cause: RefreshCause): Promise<LiveToken> {
+  const refresh = (grant: Grant, cause: RefreshCause): Promise<LiveToken> =>
+    around(cause, () => joinOrBegin(grant, cause))
+
+  function joinOrBegin(grant: Grant, cause: RefreshCause): Promise<LiveToken> {
     const running = inFlight.get(grant.user)
     if (running !== undefined) return running.answer
     if (stopping.signal.aborted) return Promise.reject(unavailable('The broker is stopping.', 1))

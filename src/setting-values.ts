@@ -121,12 +121,21 @@ export function collectorUrl(text: string): Reading<string> {
   return fits ? value(text) : mustBe('an http:// or https:// URL without user, query and fragment')
 }
 
-/** Names of fields (RFC 9110 section 5.1) with percent-encoded values, as OpenTelemetry writes them in a variable. */
-const FIELD_PAIR = /^[!#$%&'*+.^`|~\w-]+=[\x21\x23-\x2b\x2d-\x3a\x3c-\x5b\x5d-\x7e]*$/
+/** A field's name (RFC 9110 section 5.1) and its value, percent-encoded, as OpenTelemetry writes them in a variable. */
+const FIELD_PAIR = /^[!#$%&'*+.^`|~\w-]+=([\x21\x23-\x2b\x2d-\x3a\x3c-\x5b\x5d-\x7e]+)$/
+/** What a field's value may be of. */
+const FIELD_VALUE = /^[\x20-\x7e]+$/
 
 /** Reads header fields, of which any may hold a credential. */
 export function fieldPairs(text: string): Reading<Secret> {
-  const fits = text.split(',').every((pair) => FIELD_PAIR.test(pair.trim()))
+  const fits = text.split(',').every((pair) => {
+    const [, encoded = ''] = FIELD_PAIR.exec(pair.trim()) ?? []
+    try {
+      return FIELD_VALUE.test(decodeURIComponent(encoded))
+    } catch {
+      return false
+    }
+  })
   return fits
     ? value(new Secret(text))
     : mustBe('name=value, name=value, … with percent-encoded values')

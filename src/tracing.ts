@@ -27,6 +27,7 @@ import {
   BatchSpanProcessor,
   ParentBasedSampler,
   type SpanExporter,
+  type SpanProcessor,
   TraceIdRatioBasedSampler,
   TracerProvider,
 } from '@opentelemetry/sdk-trace'
@@ -34,20 +35,21 @@ import type { PageroSettings, TraceSettings } from './config.ts'
 import { BrokerError } from './errors.ts'
 import type { Forwarder } from './forward.ts'
 import type { TokenOutcome } from './grant.ts'
+import { reduceError } from './log.ts'
 import type { Clock, Log, Ports } from './ports.ts'
-import type { Refresher } from './refresh.ts'
+import type { AroundRefresh } from './refresh.ts'
 import { NO_ROUTE } from './request-counts.ts'
 
-/** Spans that wait for the collector: half a megabyte or so. More are lost. */
+/** Spans that wait for the collector: about 2 MiB. More are lost. */
 const WAITING_MAX = 2_048
 const BATCH_MAX = 512
 const BATCH_DELAY_MS = 1_000
-const EXPORT_TIMEOUT_MS = 10_000
+const EXPORT_TIMEOUT_MS = 5_000
 /** How long a stop waits for a collector that does not answer. */
 const STOP_WAIT_MS = 2_000
 /** How often the log says that a collector is still away. */
 const NOTE_INTERVAL_MS = 60_000
-/** No attribute here is longer; nor is any text of the caller's, of which there is only `tracestate`. */
+/** No attribute here is as long. */
 const ATTRIBUTE_CHARACTERS_MAX = 256
 
 /** One request on its way through the broker. */
@@ -72,8 +74,8 @@ export interface Tracing {
   traceId(): string | undefined
   /** Returns ports whose calls to the database, the spool and Pagero are spans, where they belong to a request. */
   ports(ports: Ports): Ports
-  /** Returns a refresher whose refreshes are spans, and begin a trace where nobody waits for them. */
-  refresher(refresher: Refresher): Refresher
+  /** Makes a span of each refresh; one that comes back to a token in doubt belongs to nobody, and begins a trace. */
+  aroundRefresh: AroundRefresh
   /** Returns a forwarder whose calls are spans. */
   forwarder(forwarder: Forwarder): Forwarder
   /** Sends what waits, two seconds at most. Further spans are lost. */
@@ -93,15 +95,7 @@ export function startTracing(
     }),
     sampler: new ParentBasedSampler({ root: new TraceIdRatioBasedSampler(settings.sampledShare) }),
     spanLimits: { attributeValueLengthLimit: ATTRIBUTE_CHARACTERS_MAX },
-    spanProcessors: [
-      new BatchSpanProcessor({
-        exporter: watched(createExporter(settings), { clock, log }),
-        maxQueueSize: WAITING_MAX,
-        maxExportBatchSize: BATCH_MAX,
-        scheduledDelayMillis: BATCH_DELAY_MS,
-        exportTimeoutMillis: EXPORT_TIMEOUT_MS,
-      }),
-    ],
+    spanProcessors: [createSender(createExporter(settings), { clock, log })],
   })
   const tracer = provider.getTracer('pagero-token-broker')
   const propagator = new W3CTraceContextPropagator()
@@ -123,7 +117,7 @@ export function startTracing(
       quietly(() => note?.(span, result))
       return result
     } catch (error) {
-      quietly(() => fail(span, codeOf(error)))
+      quietly(() => fail(span, typeOf(error)))
       throw error
     } finally {
       quietly(() => span.end())
@@ -169,7 +163,8 @@ export function startTracing(
         describe({ route, requestId }) {
           quietly(() => {
             span?.updateName(`${method} ${route}`)
-            span?.setAttributes({ 'http.route': route, 'pagero_broker.request_id': requestId })
+            span?.setAttribute('pagero_broker.request_id', requestId)
+            if (route !== NO_ROUTE) span?.setAttribute('http.route', route)
           })
         },
         end({ status, isWhole }) {
@@ -236,16 +231,20 @@ export function startTracing(
         pendingGrants: stored('pending_grants', ports.pendingGrants),
         sessionTickets: stored('session_tickets', ports.sessionTickets),
         sessions: stored('sessions', ports.sessions),
+        outbox: stored('outbox', ports.outbox),
+        auditEvents: {
+          ...ports.auditEvents,
+          ...stored('audit_events', { list: ports.auditEvents.list }),
+        },
       }
     },
 
-    refresher: (refresher) => ({
-      ...refresher,
-      refresh: (grant, cause) =>
-        inSpan('refresh', { attributes: { 'pagero_broker.cause': cause } }, () =>
-          refresher.refresh(grant, cause),
-        ),
-    }),
+    aroundRefresh: (cause, work) =>
+      inSpan(
+        'refresh',
+        { attributes: { 'pagero_broker.cause': cause }, root: cause === 'recovery' },
+        work,
+      ),
 
     forwarder: (forwarder) => ({
       ...forwarder,
@@ -271,7 +270,8 @@ export function startTracing(
 
   function parentOf({ headers }: IncomingMessage) {
     return propagator.extract(ROOT_CONTEXT, headers, {
-      get: (fields, name) => fields[name],
+      // Of `tracestate`, which may hold anything, nothing is passed on: so nothing of it is taken.
+      get: (fields, name) => (name === 'traceparent' ? fields[name] : undefined),
       keys: (fields) => Object.keys(fields),
     })
   }
@@ -291,37 +291,66 @@ function createExporter({ endpoint, fields }: TraceSettings): SpanExporter {
     url: `${endpoint.replace(/\/+$/, '')}/v1/traces`,
     headers: fields === undefined ? {} : parseKeyPairsIntoRecord(fields.reveal()),
     timeoutMillis: EXPORT_TIMEOUT_MS,
-    concurrencyLimit: 2,
+    // A stop sends all batches at once, beside the one that is on its way; beyond this it would send none.
+    concurrencyLimit: WAITING_MAX / BATCH_MAX + 2,
     keepAlive: true,
   })
 }
 
-/** Tells the log of a collector that takes nothing, and when it does again. */
-function watched(
+/**
+ * Makes what sends spans, in batches, and tells the log of those that are lost: because the collector takes none, or not as
+ * many as there are.
+ */
+function createSender(
   exporter: SpanExporter,
   { clock, log }: { clock: Pick<Clock, 'monotonicMs'>; log: Log },
-): SpanExporter {
+): SpanProcessor {
+  let waiting = 0
   let lost = 0
   let notedAtMs = -Infinity
-  return {
-    export(spans, done) {
-      exporter.export(spans, (result) => {
-        if (result.code === ExportResultCode.SUCCESS) {
-          if (lost > 0) log.info('traces_exported_again', { count: lost })
-          lost = 0
-          notedAtMs = -Infinity
-        } else {
-          lost += spans.length
-          if (clock.monotonicMs() - notedAtMs >= NOTE_INTERVAL_MS) {
-            notedAtMs = clock.monotonicMs()
-            log.warn('traces_not_exported', { count: lost, error: result.error })
+  let isAway = false
+
+  function lose(count: number, error?: Error): void {
+    lost += count
+    if (clock.monotonicMs() - notedAtMs < NOTE_INTERVAL_MS) return
+    notedAtMs = clock.monotonicMs()
+    log.warn('traces_not_exported', { count: lost, ...(error === undefined ? {} : { error }) })
+    lost = 0
+  }
+
+  const batches = new BatchSpanProcessor({
+    exporter: {
+      export(spans, done) {
+        waiting -= spans.length
+        exporter.export(spans, (result) => {
+          const failed = result.code !== ExportResultCode.SUCCESS
+          if (failed) lose(spans.length, result.error)
+          else if (isAway) {
+            log.info('traces_exported_again', { count: lost })
+            lost = 0
+            notedAtMs = -Infinity
           }
-        }
-        done(result)
-      })
+          isAway = failed
+          done(result)
+        })
+      },
+      shutdown: () => exporter.shutdown(),
     },
-    forceFlush: () => exporter.forceFlush?.() ?? Promise.resolve(),
-    shutdown: () => exporter.shutdown(),
+    maxQueueSize: WAITING_MAX,
+    maxExportBatchSize: BATCH_MAX,
+    scheduledDelayMillis: BATCH_DELAY_MS,
+    exportTimeoutMillis: EXPORT_TIMEOUT_MS,
+  })
+  return {
+    onStart: () => undefined,
+    onEnd(span) {
+      // As the batches decide it, which tell nobody.
+      if (waiting >= WAITING_MAX) lose(1)
+      else waiting += 1
+      batches.onEnd(span)
+    },
+    forceFlush: () => batches.forceFlush(),
+    shutdown: () => batches.shutdown(),
   }
 }
 
@@ -351,9 +380,8 @@ function fail(span: Span, errorType: string): void {
   span.setAttribute('error.type', errorType).setStatus({ code: SpanStatusCode.ERROR })
 }
 
-/** Codes are of closed lists; messages may quote anything. */
-function codeOf(error: unknown): string {
-  if (error instanceof BrokerError) return error.code
-  if (!(error instanceof Error)) return 'unknown'
-  return 'code' in error && typeof error.code === 'string' ? error.code : error.name
+/** As the log tells of errors: by code or class. Messages may quote anything. */
+function typeOf(error: unknown): string {
+  const { class: name, code } = reduceError(error)
+  return error instanceof BrokerError ? error.code : (code ?? name)
 }

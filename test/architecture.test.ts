@@ -100,6 +100,17 @@ t.test(
   },
 )
 
+t.test('what traces is loaded by the broker alone, and only where it is wanted', (t) => {
+  const loads = sources.filter(({ text }) => /^import (?!type ).*'[./]+tracing\.ts'/m.test(text))
+  t.same(loads, [])
+  const importers = sources.filter(({ text }) => /\bimport\('[./]+tracing\.ts'\)/.test(text))
+  t.same(
+    importers.map(({ name }) => name),
+    ['broker.ts'],
+  )
+  t.end()
+})
+
 t.test('http/ and postgres/ do not know each other, and nobody imports main.ts', (t) => {
   for (const file of sources) {
     const forbidden = file.imports.filter(

@@ -1,5 +1,6 @@
 // Reads that come together are one query: how many, how large, and what becomes of an error.
 
+import { AsyncLocalStorage } from 'node:async_hooks'
 import { setTimeout as delay } from 'node:timers/promises'
 import t from 'tap'
 import type { ServableGrant, UserKey } from '../src/grant.ts'
@@ -119,3 +120,31 @@ t.test('a reading is dated from before its query', async (t) => {
   })
   t.equal((await read(userOf(1))).readAtMs, 0)
 })
+
+t.test(
+  'a query belongs to the first of those that it is made for, however busy it is',
+  async (t) => {
+    const asking = new AsyncLocalStorage<UserKey>()
+    const askers: Array<[first: UserKey | undefined, asker: UserKey | undefined]> = []
+    const read = createGrantReader({
+      clock: standingClock(),
+      grants: {
+        async findMany(users) {
+          askers.push([users[0], asking.getStore()])
+          await delay(2)
+          return []
+        },
+      },
+    })
+    const ask = async (lane: number) => {
+      for (let turn = 0; turn < 20; turn += 1) {
+        const user = userOf(lane * 100 + turn)
+        await asking.run(user, () => read(user))
+        if (lane % 3 === 0) await delay(1)
+      }
+    }
+    await Promise.all(Array.from({ length: 12 }, (_, lane) => ask(lane)))
+    t.ok(askers.length > 20, `${askers.length} queries`)
+    for (const [first, asker] of askers) t.equal(asker, first)
+  },
+)

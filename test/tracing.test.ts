@@ -1,5 +1,8 @@
 // Traces: what a collector is told by a real replica, and what it is not told.
 
+import { randomBytes, randomUUID } from 'node:crypto'
+import type { IncomingMessage } from 'node:http'
+import { connect } from 'node:net'
 import { setTimeout as delay } from 'node:timers/promises'
 import t, { type Test } from 'tap'
 import { systemClock } from '../src/clock.ts'
@@ -28,6 +31,7 @@ const PAGERO = {
 const NO_STORES = {
   ...{ grants: {}, attempts: {}, imports: {}, revocations: {}, loginTransactions: {} },
   ...{ connectLinks: {}, pendingGrants: {}, sessionTickets: {}, sessions: {} },
+  ...{ outbox: {}, auditEvents: { list: async () => [] } },
 }
 
 interface Setting {
@@ -69,7 +73,9 @@ function ask(
 }
 
 const tokenPath = `/v1/users/${USER}/access-token`
-const traceparent = (flags: '00' | '01') => `00-${TRACE_ID}-${PARENT_ID}-${flags}`
+const traceparent = (flags: '00' | '01', traceId = TRACE_ID) =>
+  `00-${traceId}-${PARENT_ID}-${flags}`
+const newTraceId = () => randomBytes(16).toString('hex')
 
 /** Waits for the span of a request, which ends last. */
 async function collected({ collector }: Setting, name: string): Promise<CollectedSpan> {
@@ -142,7 +148,13 @@ t.test('nothing in a trace tells of a user, a path or a secret', async (t) => {
   const setting = await setReplica(t, { LOG_LEVEL: 'debug' })
   const { collector, api, fleet } = setting
   const path = `/v1/users/${USER}/pagero/document/v1/documents/INVOICE-4711?secret=S3CRET`
-  t.equal((await ask(setting, path, { 'x-secret': 'F1ELD', baggage: 'user=B4GGAGE' })).status, 200)
+  const fields = {
+    'x-secret': 'F1ELD',
+    baggage: 'user=B4GGAGE',
+    traceparent: traceparent('01'),
+    tracestate: 'app=ST4TE',
+  }
+  t.equal((await ask(setting, path, fields)).status, 200)
   const request = await collected(setting, 'GET /v1/users/:user/pagero/*')
   const call = collector.spans.find(({ name }) => name === 'GET')
   t.match(call, {
@@ -157,7 +169,16 @@ t.test('nothing in a trace tells of a user, a path or a secret', async (t) => {
   await collected(setting, 'GET (none)')
   const text = collector.requests.map(({ body }) => body).join('\n')
   t.match(text, /"POST \/oauth\/v2\/oauth-token"/)
-  for (const secret of ['alice', 'example.com', 'INVOICE', 'S3CRET', 'F1ELD', 'B4GGAGE', 'UNKN0WN'])
+  for (const secret of [
+    'alice',
+    'example.com',
+    'INVOICE',
+    'S3CRET',
+    'F1ELD',
+    'B4GGAGE',
+    'ST4TE',
+    'UNKN0WN',
+  ])
     t.notMatch(text, secret)
   const given = fleet.lookAlike.record.flatMap(({ form }) => Object.values(form))
   t.ok(given.length > 1)
@@ -204,34 +225,6 @@ t.test('an answer that its client did not wait for is told as cut', async (t) =>
   t.notOk('http.response.status_code' in request.attributes, 'there was none')
   t.match(await collected(setting, 'GET'), { isError: true, attributes: { 'error.type': 'cut' } })
   t.equal(api.calls.length, 1)
-})
-
-t.test('what cannot be told costs no token', async (t) => {
-  const log = keepingLog()
-  const tracing = startTracing(
-    {
-      endpoint: 'http://127.0.0.1:1',
-      fields: undefined,
-      serviceName: 'test',
-      sampledShare: 1,
-    },
-    PAGERO,
-    { clock: systemClock, log, replica: 'test' },
-  )
-  t.teardown(() => tracing.stop())
-  const outcome: TokenOutcome = {
-    kind: 'refused',
-    get httpStatus(): number {
-      throw new Error('not to be told')
-    },
-  }
-  const present = { refresh: async () => outcome } as unknown as Ports['authorizationServer']
-  const written = new Error('disk full')
-  const spool = { write: () => Promise.reject(written) } as unknown as Ports['spool']
-  const ports = tracing.ports({ authorizationServer: present, spool, ...NO_STORES } as Ports)
-  const limits = { sendBeforeMs: 1, deadlineMs: 1 }
-  t.equal(await ports.authorizationServer.refresh('token', limits), outcome)
-  await t.rejects(ports.spool.write({} as Successor), written, 'and errors are passed on')
 })
 
 t.test('what a request brings with its body is a part of its trace as well', async (t) => {
@@ -338,4 +331,170 @@ t.test('the collector is given the fields that it wants', async (t) => {
   })
   t.equal(collector.resources[0]?.['service.name'], 'billing.broker')
   t.notMatch(JSON.stringify(replica.log), 'with a comma')
+})
+
+// ── Which trace something belongs to ─────────────────────────────────────────────────────────────
+
+const USERS = ['a', 'b', 'c', 'd', 'e', 'f'].map((name) => `${name}@example.com`)
+
+t.test('requests that come in one piece each keep to their own trace', async (t) => {
+  const setting = await setReplica(t)
+  const { collector, replica, fleet } = setting
+  await fleet.connect(USERS)
+  const traceIds = USERS.map(newTraceId)
+  const requests = USERS.map((user, index) => {
+    const body = index % 2 === 0 ? '' : JSON.stringify({ rejected: 'x'.repeat(43) })
+    const head = [
+      `${body === '' ? 'GET' : 'POST'} /v1/users/${user}/access-token HTTP/1.1`,
+      ...['host: a', `authorization: ${replica.authorization}`],
+      `traceparent: ${traceparent('01', traceIds[index])}`,
+      ...(body === '' ? [] : ['content-type: application/json', `content-length: ${body.length}`]),
+    ]
+    return `${head.join('\r\n')}\r\n\r\n${body}`
+  })
+  const { hostname, port } = new URL(replica.origin)
+  const socket = connect(Number(port), hostname)
+  t.teardown(() => socket.destroy())
+  let received = ''
+  socket.setEncoding('utf8').on('data', (text) => (received += String(text)))
+  socket.write(requests.join(''))
+  const answered = () => received.split('HTTP/1.1 200').length - 1
+  await until(() => answered() === USERS.length, LIMIT_MS, 'all answers')
+  const servers = () => collector.spans.filter(({ kind }) => kind === 2)
+  await until(() => servers().length === USERS.length, LIMIT_MS, 'all spans')
+  for (const [index, traceId] of traceIds.entries()) {
+    const own = collector.spans.filter((span) => span.traceId === traceId)
+    const [server] = own.filter(({ kind }) => kind === 2)
+    t.match(server?.name, index % 2 === 0 ? /^GET/ : /^POST/)
+    t.ok(own.length > 1, 'what it waited for is there')
+    t.ok(own.every(({ kind, parentSpanId }) => kind === 2 || parentSpanId === server?.spanId))
+  }
+})
+
+t.test('answers that go out together are logged each with its own trace', async (t) => {
+  const setting = await setReplica(t, { LOG_LEVEL: 'debug' })
+  const { replica, fleet, api } = setting
+  await fleet.connect(USERS)
+  setting.answering = () => undefined
+  const traceOf = new Map<string, string>()
+  for (let round = 0; round < 8; round += 1) {
+    await Promise.all(
+      USERS.map(async (user) => {
+        const [requestId, traceId] = [randomUUID(), newTraceId()]
+        traceOf.set(requestId, traceId)
+        const fields = { 'x-request-id': requestId, traceparent: traceparent('01', traceId) }
+        const response = await ask(setting, `/v1/users/${user}/pagero/document/v1/a`, fields)
+        await response.arrayBuffer()
+      }),
+    )
+  }
+  t.equal(api.calls.length, traceOf.size)
+  const lines = () =>
+    replica.log.filter(
+      ({ event, requestId }) => event === 'request_answered' && traceOf.has(requestId as string),
+    )
+  await until(() => lines().length === traceOf.size, LIMIT_MS, 'all lines')
+  for (const line of lines()) t.equal(line['traceId'], traceOf.get(line['requestId'] as string))
+})
+
+t.test('coming back to a token in doubt begins a trace of its own', async (t) => {
+  const setting = await setReplica(t)
+  const { collector, fleet, replica } = setting
+  fleet.lookAlike.faults.push({ endpoint: 'token', kind: 'status', status: 500, times: 2 })
+  const asked = await ask(setting, tokenPath, { traceparent: traceparent('01') })
+  t.equal(asked.status, 503)
+  const find = () =>
+    collector.spans.find(
+      ({ name, isError, attributes }) =>
+        name === 'refresh' && attributes['pagero_broker.cause'] === 'recovery' && !isError,
+    )
+  await until(() => find() !== undefined, LIMIT_MS, 'the recovery')
+  const recovery = find() as CollectedSpan
+  t.equal(recovery.parentSpanId, undefined)
+  t.not(recovery.traceId, TRACE_ID)
+  t.same(namesWithin(collector.spans, recovery), [
+    ...['grants.arm', TOKEN_CALL, 'spool.write', 'grants.store'],
+  ])
+  const lines = replica.log.filter(({ event }) => event === 'refresh_attempt_finished')
+  t.equal(lines.at(-1)?.['traceId'], recovery.traceId)
+})
+
+t.test('reads for operators are told of as well', async (t) => {
+  const setting = await setReplica(t)
+  t.equal((await ask(setting, '/v1/audit-events')).status, 200)
+  const request = await collected(setting, 'GET /v1/audit-events')
+  t.same(namesWithin(setting.collector.spans, request), ['audit_events.list'])
+})
+
+// ── What is sent, and what is lost ───────────────────────────────────────────────────────────────
+
+/** Traces in this process, with a clock whose hands stand but for `pass`. */
+function traceHere(t: Test, endpoint: string) {
+  const log = keepingLog()
+  let nowMs = 0
+  const clock = { ...systemClock, monotonicMs: () => nowMs }
+  const settings = { endpoint, fields: undefined, serviceName: 'test', sampledShare: 1 }
+  const tracing = startTracing(settings, PAGERO, { clock, log, replica: 'test' })
+  t.teardown(() => tracing.stop())
+  const request = { method: 'GET', headers: {} } as IncomingMessage
+  return {
+    tracing,
+    log,
+    pass: (ms: number) => void (nowMs += ms),
+    trace(count: number) {
+      for (let i = 0; i < count; i += 1) {
+        tracing.begin(request, 'internal').end({ status: 200, isWhole: true })
+      }
+    },
+  }
+}
+
+t.test('what cannot be told costs no token', async (t) => {
+  const { tracing } = traceHere(t, 'http://127.0.0.1:1')
+  const outcome: TokenOutcome = {
+    kind: 'refused',
+    get httpStatus(): number {
+      throw new Error('not to be told')
+    },
+  }
+  const present = { refresh: async () => outcome } as unknown as Ports['authorizationServer']
+  const full = new Error('disk full')
+  const spool = { write: () => Promise.reject(full) } as unknown as Ports['spool']
+  const fewPorts = { authorizationServer: present, spool, ...NO_STORES } as unknown as Ports
+  const ports = tracing.ports(fewPorts)
+  const limits = { sendBeforeMs: 1, deadlineMs: 1 }
+  t.equal(await ports.authorizationServer.refresh('token', limits), outcome)
+  await t.rejects(ports.spool.write({} as Successor), full, 'and errors are passed on')
+})
+
+t.test('a stop sends as many as may wait, a slow collector or not', async (t) => {
+  const collector = await startCollector(t)
+  collector.delayMs = 300
+  const { tracing, trace } = traceHere(t, collector.url)
+  trace(2_000)
+  await tracing.stop()
+  t.equal(collector.spans.length, 2_000)
+})
+
+t.test('what there is no room for is lost, and that is told once a minute', async (t) => {
+  const collector = await startCollector(t)
+  collector.delayMs = 200
+  const { tracing, log, trace, pass } = traceHere(t, collector.url)
+  trace(5_000)
+  const told = () => log.events.filter(({ event }) => event === 'traces_not_exported')
+  t.match(told(), [{ count: 1 }])
+  pass(60_000)
+  trace(1)
+  await tracing.stop()
+  const counts = told().map(({ count }) => Number(count))
+  t.equal(counts.length, 2)
+  t.equal(collector.spans.length + counts.reduce((sum, count) => sum + count, 0), 5_001)
+})
+
+t.test('a collector that nobody can reach is told of with its code', async (t) => {
+  const { tracing, log, trace } = traceHere(t, 'http://127.0.0.1:1')
+  trace(3)
+  await tracing.stop()
+  await until(() => log.events.length > 0, LIMIT_MS, 'word of it')
+  t.match(log.events, [{ event: 'traces_not_exported', count: 3, error: { code: 'ECONNREFUSED' } }])
 })

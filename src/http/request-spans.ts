@@ -55,8 +55,8 @@ export function createRequestSpans(tracing: Tracing, listener: Listener): Reques
         spans.get(request.raw)?.describe({ route, requestId: request.id })
         goOn(request.raw, done)
       })
-      // With the last byte of a body the rest begins, and that byte belongs to the connection.
-      app.addHook('preValidation', (request, _reply, done) => goOn(request.raw, done))
+      // The last byte of an answer may go out together with those of others.
+      app.addHook('onResponse', (request, _reply, done) => goOn(request.raw, done))
     },
   }
 }

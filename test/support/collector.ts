@@ -26,6 +26,8 @@ export interface Collector {
   requests: Array<{ target: string; headers: IncomingHttpHeaders; body: string }>
   /** The status of its answers; 0 gives none. */
   status: number
+  /** How long it takes over each. */
+  delayMs: number
 }
 
 interface Value {
@@ -94,7 +96,9 @@ export async function startCollector(test: Test): Promise<Collector> {
           collector.spans.push(...scopeSpans.flatMap(({ spans }) => spans.map(spanOf)))
         }
       }
-      response.writeHead(collector.status, { 'content-type': 'application/json' }).end('{}')
+      setTimeout(() => {
+        response.writeHead(collector.status, { 'content-type': 'application/json' }).end('{}')
+      }, collector.delayMs)
     })
   })
   await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve))
@@ -109,6 +113,7 @@ export async function startCollector(test: Test): Promise<Collector> {
     resources: [],
     requests: [],
     status: 200,
+    delayMs: 0,
   }
   return collector
 }
