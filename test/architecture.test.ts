@@ -56,7 +56,7 @@ const CONFINED: ReadonlyArray<{ package: RegExp; to: readonly string[] }> = [
     package: /^prom-client$/,
     to: ['metrics.ts', 'event-counts.ts', 'request-counts.ts', 'readings.ts'],
   },
-  { package: /^@opentelemetry\//, to: ['tracing.ts'] },
+  { package: /^@opentelemetry\//, to: ['tracing.ts', 'span-sender.ts'] },
 ]
 
 const BANNED_WORDS =
