@@ -1,7 +1,6 @@
 // Reads of many grants that come together are answered by one query. While queries run, further reads gather for the
 // next one, so that the database sees batches under load and single reads otherwise.
 
-import { AsyncLocalStorage } from 'node:async_hooks'
 import type { ServableGrant, UserKey } from './grant.ts'
 import type { Clock } from './ports.ts'
 import type { GrantStore } from './grant-stores.ts'
@@ -24,8 +23,7 @@ interface Waiter {
 
 interface Batch {
   waiters: Map<UserKey, Waiter[]>
-  /** Runs its query as a part of what the first of them is a part of, whoever has it read. */
-  asFirst: <T>(work: () => T) => T
+  begin: () => void
 }
 
 /** Makes the reader of a process. The function it returns may be called any number of times at once. */
@@ -47,7 +45,9 @@ export function createGrantReader(ports: {
     setImmediate(() => {
       scheduled = false
       const batch = batches.shift()
-      if (batch !== undefined) void batch.asFirst(() => read(batch.waiters))
+      if (batch === undefined) return
+      running += 1
+      batch.begin()
       schedule()
     })
   }
@@ -57,14 +57,17 @@ export function createGrantReader(ports: {
     const others = last?.get(user)
     if (others !== undefined) others.push(waiter)
     else if (last !== undefined && last.size < BATCH_MAX) last.set(user, [waiter])
-    else {
-      const waiters = new Map([[user, [waiter]]])
-      batches.push({ waiters, asFirst: AsyncLocalStorage.snapshot() })
-    }
+    else open(new Map([[user, [waiter]]]))
+  }
+
+  /** Its query belongs to what the first of them belongs to, whoever has it read: a promise goes on where it was waited for. */
+  function open(waiters: Batch['waiters']): void {
+    const { promise, resolve: begin } = Promise.withResolvers<void>()
+    batches.push({ waiters, begin })
+    void promise.then(() => read(waiters))
   }
 
   async function read(batch: Batch['waiters']): Promise<void> {
-    running += 1
     const readAtMs = ports.clock.monotonicMs()
     try {
       for (const grant of await ports.grants.findMany([...batch.keys()])) {

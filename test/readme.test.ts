@@ -179,7 +179,7 @@ t.test(
         'src/settings.ts',
       ].flatMap((name) => readFileSync(join(ROOT, name), 'utf8').split(/[^A-Za-z0-9_]+/)),
       ...logEvents(),
-      // Of CALLERS_FILE, of PostgreSQL and PgBouncer, of the log, of Proxy-Status.
+      // Of CALLERS_FILE, of PostgreSQL and PgBouncer, of the log, of Proxy-Status, of Node.
       ...[
         'proxy_allow',
         'ca_file',
@@ -191,6 +191,7 @@ t.test(
         'max_prepared_statements',
         'max_connections',
         'connection_limit_reached',
+        'NODE_EXTRA_CA_CERTS',
       ],
     ]
     const words = named.filter((text) => /^[A-Za-z]*_\w+$/.test(text))
