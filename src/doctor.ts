@@ -58,6 +58,7 @@ export async function examine(
   await examineDatabase(ports, config, sayThis)
   await examineSpool(config, sayThis)
   await examineHosts(config, sayThis)
+  await examineCollector(config, sayThis)
   examineChoices(config, sayThis)
 }
 
@@ -272,6 +273,21 @@ async function examineHosts(config: Config, say: Say): Promise<void> {
       else say('wrong', 'pagero', `${origin} does not answer (${failure}). See ${setting}.`)
     }),
   )
+}
+
+/** The broker works without it, so it is never wrong. */
+async function examineCollector({ traces }: Config, say: Say): Promise<void> {
+  if (traces === undefined) return
+  const { origin } = new URL(traces.endpoint)
+  const failure = await failureOf(new URL(origin), createUpstreamLookup({ allowPrivate: true }))
+  if (failure === undefined) say('ok', 'traces', `${origin} answers`)
+  else {
+    say(
+      'note',
+      'traces',
+      `${origin} does not answer (${failure}): traces are lost meanwhile. See OTEL_EXPORTER_OTLP_ENDPOINT.`,
+    )
+  }
 }
 
 /** Shakes hands with the host as the broker would, and says nothing to it. Returns what went wrong, in a code. */

@@ -97,6 +97,25 @@ t.test('where all is well it says so of each thing, and changes nothing', async 
   t.strictSame(await readdir(join(directory, 'spool')), [])
 })
 
+t.test(
+  'the collector of traces, where there is one, and without it the broker works',
+  async (t) => {
+    const { findings, port } = await setUp(t)
+    const of = async (endpoint: string) =>
+      about(await findings({ OTEL_EXPORTER_OTLP_ENDPOINT: endpoint }), 'traces')
+    t.strictSame(await of(`http://127.0.0.1:${port}/base`), [
+      ['ok', `http://127.0.0.1:${port} answers`],
+    ])
+    t.strictSame(await of('http://127.0.0.1:9'), [
+      [
+        'note',
+        'http://127.0.0.1:9 does not answer (ECONNREFUSED): traces are lost meanwhile. See OTEL_EXPORTER_OTLP_ENDPOINT.',
+      ],
+    ])
+    t.match(await of(`https://127.0.0.1:${port}`), [['note', /does not answer/]])
+  },
+)
+
 t.test('the database: away, empty, newer, read-only, a copy, or of other keys', async (t) => {
   const { findings, database } = await setUp(t)
   const query = (text: string, values: unknown[] = []) => database.pool.query(text, values)
