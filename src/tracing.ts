@@ -171,29 +171,23 @@ export function startTracing(
 
     ports(ports) {
       const { authorizationServer: server, spool } = ports
-      const presented = (grantType: string) => ({
-        ...callTo(pagero.tokenUrl),
-        'pagero_broker.grant_type': grantType,
-      })
-      const tokenCall = nameOf('POST', pagero.tokenUrl)
+      const tokenCall = (grantType: string, present: () => Promise<TokenOutcome>) =>
+        inSpan(
+          nameOf('POST', pagero.tokenUrl),
+          {
+            kind: SpanKind.CLIENT,
+            attributes: { ...callTo(pagero.tokenUrl), 'pagero_broker.grant_type': grantType },
+          },
+          present,
+          noteOutcome,
+        )
       return {
         ...ports,
         authorizationServer: {
           ...server,
           exchangeCode: (...given) =>
-            inSpan(
-              tokenCall,
-              { kind: SpanKind.CLIENT, attributes: presented('authorization_code') },
-              () => server.exchangeCode(...given),
-              noteOutcome,
-            ),
-          refresh: (...given) =>
-            inSpan(
-              tokenCall,
-              { kind: SpanKind.CLIENT, attributes: presented('refresh_token') },
-              () => server.refresh(...given),
-              noteOutcome,
-            ),
+            tokenCall('authorization_code', () => server.exchangeCode(...given)),
+          refresh: (...given) => tokenCall('refresh_token', () => server.refresh(...given)),
           revoke: (...given) =>
             inSpan(
               nameOf('POST', pagero.revokeUrl),

@@ -283,7 +283,7 @@ t.test('malformed and doubled contexts begin a trace of their own', async (t) =>
 
 t.test('a collector that is away costs traces, and nothing else', async (t) => {
   const setting = await setReplica(t)
-  const { collector, replica } = setting
+  const { collector, replica, fleet } = setting
   collector.status = 400
   t.equal((await ask(setting, tokenPath)).status, 200)
   const said = (event: string) => replica.log.filter((line) => line.event === event)
@@ -296,6 +296,8 @@ t.test('a collector that is away costs traces, and nothing else', async (t) => {
   collector.status = 200
   t.equal((await ask(setting, tokenPath)).status, 200)
   await until(() => said('traces_exported_again').length > 0, LIMIT_MS, 'word that it is back')
+  t.match(await fleet.row(USER), { state: 'active', generation: 2, phase: 'idle' })
+  t.same(await fleet.lost(), [], 'the grant has the token that works')
   t.match(said('traces_exported_again'), [{ count: Number }])
 })
 
